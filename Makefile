@@ -1,0 +1,88 @@
+# Everything a checkout needs, from nothing but Python 3.11 or newer and make.
+#
+# The file stays within GNU make 3.81, the one a Mac has: no .ONESHELL, `!=`, `&:` or $(file).
+# What takes more than a line is a script in tools/setup/.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+# The steps of `make test` run in the order they are named, also under -j.
+.NOTPARALLEL:
+
+BIN := .venv/bin
+# A stamp is written when its step succeeded, so a second run does nothing and an interrupted one
+# starts that step again.
+STAMPS := .venv/.stamps
+# Stamps mean nothing when the environment lost its Python or the checkout was moved.
+_ := $(shell [ -x $(BIN)/python ] && [ "$$(cat $(STAMPS)/venv 2>/dev/null)" = "$$(pwd -P)" ] || rm -rf $(STAMPS))
+PACKAGES := tools/setup/system-packages.sh
+
+# Passed on to the command behind `serve`, `unit`, `bench` and `starter`.
+ARGS ?=
+
+.PHONY: help setup setup-dev serve test lint format types contracts unit bench starter lock clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+setup: $(STAMPS)/runtime ## create .venv and install what serving needs
+	@:
+
+setup-dev: $(STAMPS)/dev ## add what tests and checks need
+	@:
+
+serve: setup ## start MLX Manager (ARGS="--port 8000" is passed on)
+	@exec $(BIN)/mlx-manager serve $(ARGS)
+
+test: lint types contracts unit ## run every check: what CI runs
+	@echo "==> All checks passed"
+
+lint: setup-dev ## ruff: rules and formatting
+	@echo "==> ruff check"
+	@$(BIN)/ruff check .
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check .
+
+format: setup-dev ## let ruff repair and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: setup-dev ## mypy, strict
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+contracts: setup-dev ## import-linter: which layer may import which
+	@echo "==> lint-imports"
+	@$(BIN)/lint-imports --no-logo
+
+unit: setup-dev ## pytest (ARGS="-k words" is passed on)
+	@echo "==> pytest"
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: setup-dev ## compare throughput and latency with the bare engine loop and with mlx_lm.server
+	@sh tools/setup/with-openblas.sh $(BIN)/python -m benchmarks $(ARGS)
+
+starter: setup-dev ## train the built-in demonstration model anew (up to two hours)
+	@sh tools/setup/with-openblas.sh $(BIN)/python -m tools.starter build $(ARGS)
+
+lock: setup-dev ## write the lock files anew (UPGRADE=yes takes the newest versions)
+	@sh tools/setup/lock.sh
+
+clean: ## remove caches and build outputs (.venv stays)
+	@rm -rf build dist .cache .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find mlx_manager tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(STAMPS)/venv:
+	@sh tools/setup/create-environment.sh
+	@mkdir -p $(STAMPS)
+	@pwd -P >$@
+
+$(STAMPS)/runtime: requirements.lock pyproject.toml $(STAMPS)/venv
+	@sh $(PACKAGES) serve
+	@sh tools/setup/install.sh requirements.lock
+	@touch $@
+
+# It holds the runtime lock's packages at the same versions, so the stamp counts for both.
+$(STAMPS)/dev: requirements-dev.lock requirements.lock pyproject.toml $(STAMPS)/venv
+	@sh $(PACKAGES) test
+	@sh tools/setup/install.sh requirements-dev.lock
+	@touch $(STAMPS)/runtime $@
