@@ -1,0 +1,107 @@
+"""What comes back while an answer is made: one `Started`, any number of `TextDelta`, one `Finished`.
+
+A failure is an exception out of the stream, never an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """From `start_ns` to `end_ns`, in nanoseconds since the Unix epoch."""
+
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(slots=True)
+class Timeline:
+    """When each phase of one request happened, and how much work it was.
+
+    Filled in by whoever does the work while it runs, so it says what is known even when the stream ends early.
+    Times are nanoseconds since the Unix epoch; None means that the phase wasn't reached.
+    """
+
+    model_load: Interval | None = None
+    tokenize: Interval | None = None
+    queued_ns: int | None = None
+    admitted_ns: int | None = None
+    first_token_ns: int | None = None
+    finished_ns: int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefill_chunks: int = 0
+    output_tokens: int = 0
+    batch_width_sum: int = 0
+    batch_width_max: int = 0
+    longest_gap_ns: int = 0
+
+    @property
+    def batch_width_mean(self) -> float | None:
+        """Mean number of rows that decoded together with this one, itself included."""
+        return self.batch_width_sum / self.output_tokens if self.output_tokens else None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as the engine made them; `cached_tokens` are part of `input_tokens`."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The engine has taken the request. `model` is the id that answers; `timeline` goes on filling."""
+
+    model: str
+    timeline: Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Some more text of the answer; always whole characters."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete."""
+
+    reason: FinishReason
+    usage: Usage
+
+
+ChatEvent = Started | TextDelta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: what a client that doesn't stream gets."""
+
+    model: str
+    text: str
+    reason: FinishReason
+    usage: Usage
+
+
+async def collect(events: AsyncIterator[ChatEvent]) -> Answer:
+    """Gather a stream into the whole answer. There is no second way to generate."""
+    model, parts = "", list[str]()
+    async for event in events:
+        match event:
+            case TextDelta(text):
+                parts.append(text)
+            case Started(model=name):
+                model = name
+            case Finished(reason, usage):
+                return Answer(model, "".join(parts), reason, usage)
+    raise EOFError("the stream ended without a Finished event")

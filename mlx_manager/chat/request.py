@@ -1,0 +1,89 @@
+"""What a client asked for, in words that belong to no API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+Operation = Literal["chat", "text_completion"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the assistant made in an earlier turn; `arguments` is the decoded JSON object."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages for the model's chat template; `template_arguments` are extra variables for it."""
+
+    messages: tuple[Message, ...]
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """A prompt that no template touches: text, or token ids as the client encoded them."""
+
+    prompt: str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. None means: as the model's own generation settings have it."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request came from. `request_id` is the one id that headers, audit, errors and traces share."""
+
+    request_id: str
+    endpoint: str
+    client_address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One answer asked for. `max_tokens` None means: as many as the context has room for."""
+
+    model: str
+    input: Conversation | RawPrompt
+    origin: Origin
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+
+    @property
+    def operation(self) -> Operation:
+        """The operation in the words of the OpenTelemetry GenAI conventions."""
+        return "chat" if isinstance(self.input, Conversation) else "text_completion"
+
+    @property
+    def response_id(self) -> str:
+        """The answer's id in OpenAI's form, made from the request id so that one leads to the other."""
+        prefix = "chatcmpl" if self.operation == "chat" else "cmpl"
+        return f"{prefix}-{self.origin.request_id}"

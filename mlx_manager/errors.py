@@ -1,0 +1,104 @@
+"""The errors that a user can meet: code, HTTP status, message. Imports nothing.
+
+An error is raised where the most is known, travels unchanged, and is rendered once, at the edge, in the shape of
+the API that was called. Messages say what happened and what to do next; they may quote the request, so they go to
+the client and never to a span or a log (those carry `code`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MlxManagerError(Exception):
+    """Base of every drawn error."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(MlxManagerError):
+    """The request can't be understood as it stands."""
+
+    code = "invalid_request"
+    status = 400
+    title = "Invalid request"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A parameter that would change the answer and that this version can't honour."""
+
+    code = "unsupported_parameter"
+    title = "Unsupported parameter"
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt leaves no room for an answer in the model's context."""
+
+    code = "context_length_exceeded"
+    title = "Prompt too long"
+
+
+class ModelNotFound(MlxManagerError):
+    """No such model on this machine; the message lists those that exist."""
+
+    code = "model_not_found"
+    status = 404
+    title = "Model not found"
+
+
+class ModelLoadFailed(MlxManagerError):
+    """The model's files are there, but the engine couldn't load them."""
+
+    code = "model_load_failed"
+    status = 503
+    title = "Model could not be loaded"
+
+
+class EngineFailed(MlxManagerError):
+    """The engine process ended or stalled while it worked on this request."""
+
+    code = "engine_failed"
+    status = 503
+    title = "Engine failed"
+
+
+class GenerationFailed(MlxManagerError):
+    """The engine is well, but couldn't compute this one request."""
+
+    code = "generation_failed"
+    status = 500
+    title = "Generation failed"
+
+
+class Overloaded(MlxManagerError):
+    """No room for the request now; it may be sent again after `retry_after_s`."""
+
+    code = "overloaded"
+    status = 503
+    title = "Overloaded"
+
+
+class ShuttingDown(MlxManagerError):
+    """The server has been asked to stop and takes no new work."""
+
+    code = "shutting_down"
+    status = 503
+    title = "Shutting down"
+
+
+class RequestTimeout(MlxManagerError):
+    """The request took longer than the limit that the administrator set."""
+
+    code = "request_timeout"
+    status = 504
+    title = "Request timed out"

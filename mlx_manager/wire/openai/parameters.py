@@ -1,0 +1,120 @@
+"""Which parameters of OpenAI's API are honoured, which can't change a local answer, and which are refused.
+
+`docs/api.md` shows these tables; a test compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_manager.errors import UnsupportedParameter
+
+# Accepted whatever they say: they label, route, bill or cache a request, and no local answer depends on them.
+HARMLESS = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        "moderation",
+    }
+)
+
+# Accepted only with the value that means "not used": real clients send them so.
+NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+# The same for the fields of a message; clients send back the assistant messages that they were given.
+MESSAGE_NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "refusal": (),
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "tool_calls": ([],),
+}
+
+# Variables of the chat template that are ours to set.
+RESERVED_TEMPLATE_ARGUMENTS = frozenset(
+    {
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "chat_template",
+        "return_dict",
+        "return_tensors",
+        "padding",
+        "truncation",
+        "max_length",
+        "tokenizer_kwargs",
+    }
+)
+
+
+def check_unsupported(extra: Mapping[str, Any]) -> None:
+    """Raise UnsupportedParameter for the first field that would change the answer and isn't honoured."""
+    for name, value in extra.items():
+        if name not in HARMLESS:
+            _check_neutral(name, value, NEUTRAL_VALUES.get(name), name)
+
+
+def check_unsupported_in_message(extra: Mapping[str, Any], index: int) -> None:
+    """Do the same for the fields of `messages[index]`."""
+    for name, value in extra.items():
+        _check_neutral(name, value, MESSAGE_NEUTRAL_VALUES.get(name), f"messages[{index}].{name}")
+
+
+def _check_neutral(name: str, value: Any, neutral: tuple[Any, ...] | None, param: str) -> None:
+    if value is None or any(_is_same(value, allowed) for allowed in neutral or ()):
+        return
+    if neutral is None:
+        raise UnsupportedParameter(f"Unknown parameter {param!r}. Leave it out.", param=param)
+    hint = f" or send {' or '.join(map(repr, neutral))}" if neutral else ""
+    raise UnsupportedParameter(
+        f"This version does not support {name!r}. Leave it out{hint}.", param=param
+    )
+
+
+def _is_same(value: Any, neutral: Any) -> bool:
+    # `False == 0`, but as a number 0 asks the older completions for the chosen token's log-probability.
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def check_template_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise UnsupportedParameter when a template variable is one that the server sets itself."""
+    for name in arguments:
+        if name in RESERVED_TEMPLATE_ARGUMENTS:
+            raise UnsupportedParameter(
+                f"'chat_template_kwargs' can't set {name!r}: the server does. Leave it out.",
+                param="chat_template_kwargs",
+            )

@@ -1,0 +1,102 @@
+"""The bodies of OpenAI's API that this version takes and gives, as the `openai` SDK 3.54 sends and reads them.
+
+A body keeps every field that was sent. Which of those that change an answer are honoured is decided in
+`parameters`; nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+MAX_STOP_STRINGS = 16
+
+
+class ContentPart(BaseModel):
+    """A piece of a message's content. This version understands those of type `text`."""
+
+    type: str
+    text: str | None = None
+
+
+class FunctionCall(BaseModel):
+    """A function that the assistant called in an earlier turn; `arguments` is JSON as a string."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallMessage(BaseModel):
+    """A tool call that the assistant made in an earlier turn."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(BaseModel):
+    """One message; `content` may be null only beside tool calls."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCallMessage] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(BaseModel):
+    """`include_usage` adds a last chunk with the token counts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool | None = False
+    include_obfuscation: bool | None = False
+
+
+class GenerationBody(BaseModel):
+    """What both completions endpoints share."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Probability | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS)]
+        | None
+    ) = None
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether the stream ends with a chunk of token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatCompletionBody(GenerationBody):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionBody(GenerationBody):
+    """Body of `POST /v1/completions`; `prompt` is one text or one list of token ids.
+
+    `max_tokens` left out means 16, as in OpenAI's API.
+    """
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -1,0 +1,10 @@
+"""Server-sent events, as bytes."""
+
+from __future__ import annotations
+
+DONE = b"data: [DONE]\n\n"
+
+
+def data(payload: bytes) -> bytes:
+    """Return one event that carries `payload`, which must be a single line."""
+    return b"data: " + payload + b"\n\n"
