@@ -1,0 +1,46 @@
+"""The audit log's columns: what is kept of a request, which is never what it said."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import String
+from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
+
+from mlx_manager.database import Base, UtcDateTime
+
+Outcome = Literal["completed", "failed", "cancelled"]
+
+
+class AuditRow(MappedAsDataclass, Base, kw_only=True):
+    """One request to a model, as it ended.
+
+    `status` is the HTTP status that the client was sent: 200 for a stream that fails later, None
+    when the client left before there was one. Tokens and times are None where it never got so far.
+    """
+
+    __tablename__ = "audit_log"
+
+    id: Mapped[int] = mapped_column(primary_key=True, init=False)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    request_id: Mapped[str] = mapped_column(String(255), index=True)
+    trace_id: Mapped[str | None] = mapped_column(String(32), default=None)
+    endpoint: Mapped[str] = mapped_column(String(255))
+    operation: Mapped[str] = mapped_column(String(32))
+    model: Mapped[str] = mapped_column(String(255))
+    response_model: Mapped[str | None] = mapped_column(String(255), default=None)
+    backend: Mapped[str] = mapped_column(String(32))
+    stream: Mapped[bool]
+    status: Mapped[int | None] = mapped_column(default=None)
+    outcome: Mapped[Outcome] = mapped_column(String(16))
+    error_code: Mapped[str | None] = mapped_column(String(64), default=None)
+    duration_s: Mapped[float]
+    queue_s: Mapped[float | None] = mapped_column(default=None)
+    time_to_first_token_s: Mapped[float | None] = mapped_column(default=None)
+    input_tokens: Mapped[int | None] = mapped_column(default=None)
+    cached_tokens: Mapped[int | None] = mapped_column(default=None)
+    output_tokens: Mapped[int | None] = mapped_column(default=None)
+    finish_reason: Mapped[str | None] = mapped_column(String(32), default=None)
+    client_address: Mapped[str | None] = mapped_column(String(64), default=None)
+    key_id: Mapped[str | None] = mapped_column(String(64), default=None)
