@@ -1,0 +1,26 @@
+"""Telemetry of the inference server: what `main` calls before anything instrumented is imported or used."""
+
+from __future__ import annotations
+
+from mlx_manager.mlx_server.observability.llm_clients import instrument_llm_clients
+from mlx_manager.observability.instrumentation import (
+    instrument_fastapi,
+    instrument_httpx,
+    instrument_sqlalchemy,
+)
+from mlx_manager.observability.setup import Environment, TelemetryOptions, configure
+
+__all__ = [
+    "configure_logfire",
+    "instrument_fastapi",
+    "instrument_httpx",
+    "instrument_llm_clients",
+    "instrument_sqlalchemy",
+]
+
+SERVICE_NAME = "mlx-server"
+
+
+def configure_logfire(environment: Environment = "development", console: bool = False) -> None:
+    """Configure the process's telemetry as the server's; harmless and silent when it is configured already."""
+    configure(TelemetryOptions(SERVICE_NAME, environment, console))

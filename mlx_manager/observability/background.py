@@ -1,0 +1,43 @@
+"""One daemon thread for telemetry's slow moments, so that nobody waits for a network longer than they said."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+
+
+class Background:
+    """Does one thing after the other on a thread of its own.
+
+    The thread is there before it is needed: Python 3.12 and later start none while the interpreter shuts down. It
+    is a daemon, and threads that are started from it are too, so none of them holds the process up at exit.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._waiting: SimpleQueue[tuple[Callable[[], object], Future[None]]] = SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def do(self, work: Callable[[], object], timeout_s: float | None = None) -> bool:
+        """Do `work` and wait for it; False when that took longer than `timeout_s`, and then it goes on unwatched.
+
+        Raises what `work` raises, unless that is too late.
+        """
+        done: Future[None] = Future()
+        self._waiting.put((work, done))
+        try:
+            done.result(timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def _run(self) -> None:
+        while True:
+            work, done = self._waiting.get()
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 -- it belongs to whoever waits for `done`
+                done.set_exception(error)
+            else:
+                done.set_result(None)

@@ -1,0 +1,28 @@
+"""What a person reads for a request: its method and where it went, instead of a bare `GET`."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+
+from mlx_manager.observability import attributes as names
+
+
+class Captions(SpanProcessor):
+    """Captions HTTP spans as they start. Stands behind the `Redactor`, whose cleaned URLs it reads."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Set the message that the console and Logfire show."""
+        attributes = span.attributes or {}
+        method, path = attributes.get(names.HTTP_METHOD), attributes.get(names.URL_PATH)
+        url = attributes.get(names.URL_FULL)
+        if isinstance(method, str) and isinstance(path, str):
+            span.set_attribute(names.MESSAGE, f"{method} {path}")
+        elif isinstance(method, str) and isinstance(url, str):
+            parts = urlsplit(url)
+            span.set_attribute(names.MESSAGE, f"{method} {parts.netloc}{parts.path}")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """The caption stays."""

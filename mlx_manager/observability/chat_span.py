@@ -1,0 +1,271 @@
+"""The span of one chat, from the request's words to the phases in its `Timeline`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, StatusCode, Tracer
+from opentelemetry.util.types import AttributeValue
+
+from mlx_manager.chat.events import ChatEvent, Finished, Interval, Started, Timeline
+from mlx_manager.chat.request import ChatRequest
+from mlx_manager.errors import MlxManagerError
+from mlx_manager.observability import attributes as names
+from mlx_manager.observability.metrics import ChatMetrics, Measured
+
+Attributes = dict[str, AttributeValue]
+
+
+class ChatSpan:
+    """Gathers what happened while the chat runs and writes it down once, in `end`."""
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        request: ChatRequest,
+        provider: str,
+        backend: str,
+        parent: Context,
+        arrived_ns: int,
+    ) -> None:
+        self._tracer = tracer
+        self._request = request
+        self._provider = provider
+        self._arrived_ns = arrived_ns
+        self._first_text_ns: int | None = None
+        self._started: Started | None = None
+        self._finished: Finished | None = None
+        self._error_type: str | None = None
+        self._is_cancelled = False
+        self._is_ended = False
+        self.span = tracer.start_span(
+            names.chat_span_name(request.operation, request.model),
+            context=parent,
+            kind=SpanKind.INTERNAL,
+            attributes=_asked(request, provider, backend),
+            start_time=arrived_ns,
+            record_exception=False,
+            set_status_on_exception=False,
+        )
+
+    def note(self, event: ChatEvent) -> None:
+        """Remember the first and the last event."""
+        match event:
+            case Started():
+                self._started = event
+            case Finished():
+                self._finished = event
+            case _:
+                pass
+
+    def first_text(self) -> None:
+        """The first piece of the answer is about to leave."""
+        self._first_text_ns = time.time_ns()
+
+    def cancel(self) -> None:
+        """The reader went away."""
+        self._is_cancelled = True
+
+    def fail(self, error: BaseException) -> None:
+        """Keep what kind of failure it was; its text may quote the request and stays out."""
+        if isinstance(error, MlxManagerError):
+            self._error_type = error.code
+        else:
+            self._error_type = type(error).__qualname__
+
+    def end(self, metrics: ChatMetrics) -> None:
+        """Write attributes, phases and metrics, and end the span; once."""
+        if self._is_ended:
+            return
+        self._is_ended = True
+        ended_ns = time.time_ns()
+        timeline = self._started.timeline if self._started else Timeline()
+        if self.span.is_recording():
+            self._write(timeline, ended_ns)
+        self._measure(metrics, timeline, ended_ns)
+        self.span.end(ended_ns)
+
+    def _write(self, timeline: Timeline, ended_ns: int) -> None:
+        self.span.set_attributes(self._outcome() | _work(timeline, self._arrived_ns))
+        if self._error_type:
+            self.span.set_status(StatusCode.ERROR)
+        context = trace.set_span_in_context(self.span)
+        for phase in phases(timeline, ended_ns):
+            child = self._tracer.start_span(
+                phase.name, context, attributes=phase.attributes, start_time=phase.start_ns
+            )
+            child.end(phase.end_ns)
+
+    def _outcome(self) -> Attributes:
+        found: Attributes = {}
+        if self._started:
+            found[names.RESPONSE_ID] = self._request.response_id
+            found[names.RESPONSE_MODEL] = self._started.model
+        if self._finished:
+            found |= _usage(self._finished)
+        if self._first_text_ns and self._request.stream:
+            found[names.TIME_TO_FIRST_CHUNK] = _seconds(self._arrived_ns, self._first_text_ns)
+        if self._error_type:
+            found[names.ERROR_TYPE] = self._error_type
+        if self._is_cancelled:
+            found[names.CANCELLED] = True
+        return found
+
+    def _measure(self, metrics: ChatMetrics, timeline: Timeline, ended_ns: int) -> None:
+        context = trace.set_span_in_context(self.span)
+        if self._is_cancelled:
+            metrics.cancelled(self._dimensions(), context)
+            return
+        is_whole = self._error_type is None
+        measured = Measured(
+            duration_s=_seconds(self._arrived_ns, ended_ns),
+            time_to_first_token_s=_first_token_s(timeline, self._arrived_ns) if is_whole else None,
+            time_per_output_token_s=_per_token_s(timeline) if is_whole else None,
+        )
+        metrics.completed(measured, self._dimensions(), context)
+
+    def _dimensions(self) -> Attributes:
+        """What the numbers can be split by: a model only once it is known to exist, never an id."""
+        found: Attributes = {
+            names.OPERATION_NAME: self._request.operation,
+            names.PROVIDER_NAME: self._provider,
+            names.HTTP_ROUTE: self._request.origin.endpoint,
+        }
+        if self._started:
+            found[names.REQUEST_MODEL] = self._request.model
+            found[names.RESPONSE_MODEL] = self._started.model
+        if self._error_type:
+            found[names.ERROR_TYPE] = self._error_type
+        return found
+
+
+class Phase(NamedTuple):
+    """A stretch of a chat that becomes a child span."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    attributes: Attributes
+
+
+def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
+    """The phases that were reached; one that a failure or a leaving client cut short ends with the chat."""
+    yield from _interval(names.SPAN_MODEL_LOAD, timeline.model_load)
+    yield from _interval(names.SPAN_TOKENIZE, timeline.tokenize)
+    yield from _phase(names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {})
+    yield from _phase(
+        names.SPAN_PREFILL,
+        timeline.admitted_ns,
+        timeline.first_token_ns,
+        ended_ns,
+        {
+            names.PREFILL_TOKENS: timeline.prompt_tokens - timeline.cached_tokens,
+            names.CACHE_MATCHED_TOKENS: timeline.cached_tokens,
+            names.CACHE_OUTCOME: _cache_outcome(timeline),
+            names.PREFILL_CHUNKS: timeline.prefill_chunks,
+        },
+    )
+    yield from _phase(
+        names.SPAN_DECODE,
+        timeline.first_token_ns,
+        timeline.finished_ns,
+        ended_ns,
+        _decoded(timeline),
+    )
+
+
+def _interval(name: str, interval: Interval | None) -> Iterator[Phase]:
+    if interval is not None:
+        yield Phase(name, interval.start_ns, interval.end_ns, {})
+
+
+def _phase(
+    name: str, start_ns: int | None, end_ns: int | None, ended_ns: int, attributes: Attributes
+) -> Iterator[Phase]:
+    if start_ns is not None:
+        end_ns = ended_ns if end_ns is None else end_ns
+        yield Phase(name, start_ns, max(start_ns, end_ns), attributes)
+
+
+def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
+    sampling = request.sampling
+    asked: dict[str, AttributeValue | None] = {
+        names.OPERATION_NAME: request.operation,
+        names.PROVIDER_NAME: provider,
+        names.BACKEND: backend,
+        names.OUTPUT_TYPE: "text",
+        names.REQUEST_ID: request.origin.request_id,
+        names.REQUEST_MODEL: request.model,
+        names.REQUEST_STREAM: request.stream,
+        names.REQUEST_MAX_TOKENS: request.max_tokens,
+        names.REQUEST_TEMPERATURE: sampling.temperature,
+        names.REQUEST_TOP_P: sampling.top_p,
+        names.REQUEST_TOP_K: sampling.top_k,
+        names.REQUEST_MIN_P: sampling.min_p,
+        names.REQUEST_SEED: sampling.seed,
+        names.REQUEST_STOP_SEQUENCES: request.stop or None,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _usage(finished: Finished) -> Attributes:
+    return {
+        names.RESPONSE_FINISH_REASONS: (finished.reason,),
+        names.INPUT_TOKENS: finished.usage.input_tokens,
+        names.OUTPUT_TOKENS: finished.usage.output_tokens,
+        names.CACHE_READ_TOKENS: finished.usage.cached_tokens,
+    }
+
+
+def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
+    """The figures one looks for first, so that reading one trace takes no arithmetic."""
+    work: dict[str, AttributeValue | None] = {
+        names.TIME_TO_FIRST_TOKEN_S: _first_token_s(timeline, arrived_ns),
+        names.TIME_PER_OUTPUT_TOKEN_S: _per_token_s(timeline),
+        names.QUEUE_S: _between_s(timeline.queued_ns, timeline.admitted_ns),
+        names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
+        names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
+    }
+    return {name: value for name, value in work.items() if value is not None}
+
+
+def _decoded(timeline: Timeline) -> Attributes:
+    per_token_s = _per_token_s(timeline)
+    decoded: dict[str, AttributeValue | None] = {
+        names.DECODE_TOKENS: timeline.output_tokens,
+        names.DECODE_TOKENS_PER_S: 1 / per_token_s if per_token_s else None,
+        names.DECODE_LONGEST_GAP_S: timeline.longest_gap_ns / 1e9,
+        names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
+        names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
+    }
+    return {name: value for name, value in decoded.items() if value is not None}
+
+
+def _cache_outcome(timeline: Timeline) -> str:
+    """`hit` when all but the last prompt token, which is always computed, came from the cache."""
+    if timeline.cached_tokens == 0:
+        return "miss"
+    return "hit" if timeline.cached_tokens >= timeline.prompt_tokens - 1 else "partial"
+
+
+def _first_token_s(timeline: Timeline, arrived_ns: int) -> float | None:
+    return _between_s(arrived_ns, timeline.first_token_ns)
+
+
+def _per_token_s(timeline: Timeline) -> float | None:
+    decode_s = _between_s(timeline.first_token_ns, timeline.finished_ns)
+    if decode_s is None or timeline.output_tokens < 2:
+        return None
+    return decode_s / (timeline.output_tokens - 1)
+
+
+def _between_s(start_ns: int | None, end_ns: int | None) -> float | None:
+    return None if start_ns is None or end_ns is None else _seconds(start_ns, end_ns)
+
+
+def _seconds(start_ns: int, end_ns: int) -> float:
+    return (end_ns - start_ns) / 1e9

@@ -1,0 +1,24 @@
+"""The trace that the running request belongs to, for response headers, errors and logs."""
+
+from __future__ import annotations
+
+from opentelemetry import trace
+
+from mlx_manager.observability.attributes import REQUEST_ID
+
+
+def current_trace_id() -> str | None:
+    """The 32 hex digits of the current trace, or None outside of one.
+
+    Valid anywhere inside the application: middleware added with `add_middleware`, exception handlers (the one for
+    `Exception` too), routes and the `send` of any of them, so also at `http.response.start`. FastAPI opens the server
+    span around the whole middleware stack; only an ASGI wrapper *around* the application object is outside of it.
+    None for excluded paths. An unsampled trace (`traceparent` with flag 00) still has its id.
+    """
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else None
+
+
+def tag_request(request_id: str) -> None:
+    """Put the request's id on the current server span, so that it and the header lead to each other."""
+    trace.get_current_span().set_attribute(REQUEST_ID, request_id)

@@ -1,0 +1,215 @@
+"""Take secrets and quoted input out of spans and logs, in front of every sink.
+
+Logfire's own scrubbing misses query strings, exception texts and status descriptions, and removes harmless names
+(`session_id`, `auth_provider`), so it is off and this stands in its place. `Redactor` must be the first processor:
+Logfire hands every processor the same finished copy of a span, and those behind see what the first has left of it.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit, urlunsplit
+
+from logfire.types import ExceptionCallbackHelper
+from opentelemetry.context import Context
+from opentelemetry.sdk._logs import LogRecordProcessor, ReadWriteLogRecord
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import Status
+from opentelemetry.util.types import AnyValue, AttributeValue
+
+from mlx_manager.observability import attributes as names
+
+Attributes = dict[str, AttributeValue]
+
+REDACTED = "[redacted]"
+
+_URLS = frozenset({"url.full", "url.original", "http.url", "http.target", "url.path"})
+_DROPPED = frozenset({"url.query", "url.fragment", "exception.logfire.data"})
+# What was said; nothing here records it, but an SDK can be told to by an environment variable.
+_CONTENT = frozenset(
+    {
+        "gen_ai.system_instructions",
+        "gen_ai.input.messages",
+        "gen_ai.output.messages",
+        "gen_ai.tool.definitions",
+        "gen_ai.tool.call.arguments",
+        "gen_ai.tool.call.result",
+    }
+)
+_DROPPED_PREFIXES = (
+    "http.request.header.",
+    "http.response.header.",
+    "db.query.parameter.",
+    "db.statement.parameters",
+)
+_EXCEPTION_TEXTS = ("exception.message", "exception.stacktrace")
+
+_SECRET_WORDS = (
+    r"authorization|cookie|set[-_]cookie|api[-_]?key|apikey|access[-_]?key|secret(?:[-_]?key)?|client[-_]?secret"
+    r"|password|passwd|passphrase|(?:access|refresh|id|auth|bearer|session|csrf|api)?[-_]?token|signature|sig"
+    r"|credential|credentials|private[-_]?key"
+)
+_SECRET_NAME = re.compile(rf"(?:^|[._-])(?:{_SECRET_WORDS})$", re.IGNORECASE)
+# A cheap look first: most values hold none of these and are not searched any further.
+_SUSPECT = re.compile(r"[=?]|://|sk-|bearer|basic ", re.IGNORECASE)
+_SECRET_TEXT = re.compile(
+    rf"(?P<pair>\b(?:{_SECRET_WORDS}|key)=)[^\s&'\"<>]+"
+    r"|(?P<url>\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@"
+    r"|(?P<scheme>\b(?:bearer|basic)\s+)[^\s'\",]+"
+    r"|(?P<key>\bsk-)[A-Za-z0-9_-]{6,}"
+    r"|(?P<query>(?<=[\w/])\?)[^\s'\"=]+=[^\s'\"]*",
+    re.IGNORECASE,
+)
+
+
+class Redactor(SpanProcessor):
+    """Cleans a span as it starts, for sinks that show running spans, and again when it has ended."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Blank what a running span must not show; an attribute can't be removed from it, only replaced."""
+        for name, value in (span.attributes or {}).items():
+            clean = clean_value(name, value)
+            if clean is not value:
+                span.set_attribute(name, REDACTED if clean is None else clean)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Rewrite the copy that all later processors are given."""
+        # There is no public way to change a span that has ended. This object is no live span: Logfire made it
+        # for its processors, of which this is the first.
+        attributes = span.attributes or {}
+        span._attributes = _without_refused_path(clean_attributes(attributes), span.name)
+        if span.events:
+            span._events = [_clean_event(event) for event in span.events]
+        if span.status.description is not None:
+            span._status = Status(span.status.status_code)
+
+    def shutdown(self) -> None:
+        """Nothing is held back."""
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Nothing is held back."""
+        return True
+
+
+class LogRedactor(LogRecordProcessor):
+    """The same for log records that libraries send through OpenTelemetry."""
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        """Clean attributes and body in place."""
+        record = log_record.log_record
+        if record.attributes:
+            record.attributes = {
+                name: clean
+                for name, value in record.attributes.items()
+                if name not in _EXCEPTION_TEXTS and (clean := clean_any(name, value)) is not None
+            }
+        if isinstance(record.body, str):
+            record.body = clean_text(record.body)
+
+    def shutdown(self) -> None:
+        """Nothing is held back."""
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Nothing is held back."""
+        return True
+
+
+def keep_only_frames(recorded: ExceptionCallbackHelper) -> None:
+    """Record which exception it was and where it came from, but nothing that it says.
+
+    Logfire calls this for each exception that any span records. The frames are read from the traceback object: in
+    the formatted text, a message that quotes a pasted traceback could not be told from the real one.
+    """
+    recorded.no_record_exception()
+    error = recorded.exception
+    recorded.span.add_event(
+        "exception",
+        {
+            "exception.type": type(error).__qualname__,
+            "exception.message": REDACTED,
+            "exception.stacktrace": _frames(error),
+        },
+    )
+
+
+def clean_attributes(attributes: Mapping[str, AttributeValue]) -> Attributes:
+    """All attributes that may leave, with their values made safe."""
+    return {
+        name: clean
+        for name, value in attributes.items()
+        if (clean := clean_value(name, value)) is not None
+    }
+
+
+def clean_value(name: str, value: AttributeValue) -> AttributeValue | None:
+    """`value` itself when it is harmless, another one when it isn't, None when the attribute has to go."""
+    if name in _DROPPED or name in _CONTENT or name.startswith(_DROPPED_PREFIXES):
+        return None
+    if isinstance(value, str):
+        return _clean_string(name, value)
+    if isinstance(value, Sequence) and any(isinstance(item, str) for item in value):
+        return tuple(_clean_string(name, str(item)) for item in value)
+    return value
+
+
+def clean_any(name: str, value: AnyValue) -> AnyValue | None:
+    """The same for a log record's attribute, which may be nested."""
+    if isinstance(value, Mapping):
+        return {key: clean_any(key, item) for key, item in value.items()}
+    if isinstance(value, str):
+        cleaned = clean_value(name, value)
+        return cleaned if isinstance(cleaned, str) else None
+    return None if clean_value(name, "") is None else value
+
+
+def clean_text(text: str) -> str:
+    """Free text without what looks like a key, a password, a token or a query string."""
+    return _SECRET_TEXT.sub(_keep_label, text) if _SUSPECT.search(text) else text
+
+
+def clean_url(url: str) -> str:
+    """The URL without user, password, query and fragment."""
+    if "?" not in url and "@" not in url and "#" not in url:
+        return url
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return REDACTED
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _clean_string(name: str, value: str) -> str:
+    if _SECRET_NAME.search(name):
+        return REDACTED
+    return clean_text(clean_url(value) if name in _URLS else value)
+
+
+def _keep_label(match: re.Match[str]) -> str:
+    return next((group for group in match.groups() if group), "") + REDACTED
+
+
+def _without_refused_path(attributes: Attributes, name: str) -> Attributes:
+    """A path that was refused may hold anything: the route says enough about it."""
+    status = attributes.get(names.HTTP_STATUS)
+    if isinstance(status, int) and status >= 400 and names.HTTP_ROUTE in attributes:
+        attributes[names.URL_PATH] = attributes[names.HTTP_ROUTE]
+        attributes[names.MESSAGE] = name
+    return attributes
+
+
+def _clean_event(event: Event) -> Event:
+    attributes = clean_attributes(event.attributes or {})
+    if attributes.get("exception.message", REDACTED) != REDACTED:
+        for name in _EXCEPTION_TEXTS:
+            attributes.pop(name, None)
+    return Event(event.name, attributes, event.timestamp)
+
+
+def _frames(error: BaseException) -> str:
+    frames = traceback.walk_tb(error.__traceback__)
+    return "\n".join(
+        f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_qualname}'
+        for frame, line in frames
+    )

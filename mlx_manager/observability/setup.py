@@ -1,0 +1,172 @@
+"""Configure telemetry, once per process and before anything that is instrumented is used."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import logfire
+from logfire import AdvancedOptions, ConsoleOptions, MetricsOptions
+from opentelemetry import metrics, trace
+from opentelemetry._logs import get_logger_provider
+from opentelemetry.sdk.metrics.export import MetricReader
+from opentelemetry.sdk.metrics.view import DropAggregation, View
+from opentelemetry.sdk.trace import SpanProcessor
+
+from mlx_manager import __version__
+from mlx_manager.observability.background import Background
+from mlx_manager.observability.captions import Captions
+from mlx_manager.observability.redaction import LogRedactor, Redactor, keep_only_frames
+from mlx_manager.observability.sinks import Sinks
+
+Environment = Literal["development", "production"]
+
+# What nobody has flushed when the process ends has this long to leave.
+EXIT_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryOptions:
+    """Who is speaking, and whether people read along on the terminal."""
+
+    service_name: str
+    environment: Environment = "development"
+    console: bool = False
+    service_version: str = __version__
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """What the process knows about its telemetry once that is set up."""
+
+    options: TelemetryOptions
+    background: Background
+    sinks: Sinks
+
+
+# OpenTelemetry's providers belong to the process, and so does the knowledge that they are set.
+_lock = threading.Lock()
+_process: _Process | None = None
+
+
+def configure(
+    options: TelemetryOptions,
+    *,
+    span_processors: Sequence[SpanProcessor] = (),
+    metric_readers: Sequence[MetricReader] = (),
+) -> bool:
+    """Set up the telemetry of the process and return True; do nothing and return False when it is set up already.
+
+    The first call wins: with both applications in one process, the one imported first names the service. What
+    `span_processors` are given is redacted. No network is touched unless `LOGFIRE_TOKEN` is set (or a standard
+    `OTEL_EXPORTER_OTLP_ENDPOINT`). When the process ends, what is waiting is sent, for `EXIT_TIMEOUT_S` at most.
+    """
+    global _process
+    with _lock:
+        if _process is not None:
+            return False
+        _prefer_current_conventions()
+        background, sinks = Background("telemetry"), Sinks()
+        # From a daemon thread, or Logfire's check of the token (10 s when nobody answers) would hold the exit up.
+        background.do(
+            lambda: _configure_logfire(options, (sinks, *span_processors), metric_readers)
+        )
+        # Registered after the SDK's own handlers, so it runs before them.
+        atexit.register(shutdown, EXIT_TIMEOUT_S)
+        _process = _Process(options, background, sinks)
+        return True
+
+
+@contextmanager
+def span_sink(processor: SpanProcessor) -> Iterator[None]:
+    """Give every span that ends to `processor`, redacted, until the block ends. Telemetry must be configured."""
+    if _process is None:
+        raise RuntimeError("Telemetry is not configured yet: call configure() first.")
+    with _process.sinks.attached(processor):
+        yield
+
+
+def flush(timeout_s: float) -> bool:
+    """Send what is waiting; False when that took longer than `timeout_s`, and then it goes on in the background.
+
+    For the end of an application's lifespan: the process may run another one. At once when nothing is sent anywhere.
+    The SDK's own time limits don't hold: with a server that accepts and never answers, `force_flush(3000)` took 9 to
+    46 s, and `shutdown` raised.
+    """
+    return _within(timeout_s, lambda: logfire.force_flush(_milliseconds(timeout_s)))
+
+
+def shutdown(timeout_s: float) -> bool:
+    """Send what is waiting and stop for good; False when `timeout_s` passed first, and what is left is lost.
+
+    Happens by itself when the process ends.
+    """
+    is_done = _within(timeout_s, lambda: logfire.shutdown(_milliseconds(timeout_s)))
+    _forget_exit_handlers()
+    return is_done
+
+
+def _configure_logfire(
+    options: TelemetryOptions,
+    span_processors: Sequence[SpanProcessor],
+    metric_readers: Sequence[MetricReader],
+) -> None:
+    logfire.configure(
+        send_to_logfire="if-token-present",
+        service_name=options.service_name,
+        service_version=options.service_version,
+        environment=options.environment,
+        console=_console(options),
+        additional_span_processors=[Redactor(), Captions(), *span_processors],
+        metrics=MetricsOptions(additional_readers=metric_readers, views=_VIEWS),
+        # `redaction` stands in its place and says why.
+        scrubbing=False,
+        inspect_arguments=False,
+        # Baggage is whatever the caller writes into a header.
+        add_baggage_to_attributes=False,
+        # A client's `traceparent` is continued on purpose; unset, Logfire warns about each.
+        distributed_tracing=True,
+        advanced=AdvancedOptions(
+            exception_callback=keep_only_frames, log_record_processors=[LogRedactor()]
+        ),
+    )
+
+
+# Logfire's own views turn histograms into exponential ones, which have no buckets of ours and fail a Prometheus scrape.
+_VIEWS = (View(instrument_name="otel.sdk.*", aggregation=DropAggregation()),)
+
+
+def _console(options: TelemetryOptions) -> ConsoleOptions | Literal[False]:
+    if not options.console:
+        return False
+    return ConsoleOptions(span_style="show-parents", show_project_link=False, min_log_level="info")
+
+
+def _prefer_current_conventions() -> None:
+    """Let the instrumentations that still default to the old names (`http.url`, `db.statement`) use today's.
+
+    They read this variable when they first run, and there is no other way to tell them.
+    """
+    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database")
+
+
+def _within(timeout_s: float, work: Callable[[], object]) -> bool:
+    return _process is None or _process.background.do(work, timeout_s)
+
+
+def _forget_exit_handlers() -> None:
+    """Keep the SDK from starting over at exit, and without a time limit, what is done or given up."""
+    atexit.unregister(shutdown)
+    for proxy in (trace.get_tracer_provider(), metrics.get_meter_provider(), get_logger_provider()):
+        provider = getattr(proxy, "provider", None)  # the SDK's own, behind Logfire's
+        if provider is not None:
+            atexit.unregister(provider.shutdown)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
