@@ -1,0 +1,66 @@
+"""`POST /v1/chat/completions` and `POST /v1/completions`: decode, call the backend, encode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import JSONResponse
+
+from mlx_manager.chat.backend import ChatBackend
+from mlx_manager.chat.events import Answer, ChatEvent, collect
+from mlx_manager.chat.request import ChatRequest
+from mlx_manager.mlx_server.api.dependencies import CurrentBackend, CurrentOrigin
+from mlx_manager.mlx_server.api.streaming import (
+    CLIENT_LEFT,
+    ClientLeft,
+    EventStream,
+    first_of,
+    until_disconnect,
+)
+from mlx_manager.wire.openai.errors import error_event
+from mlx_manager.wire.openai.requests import chat_request, completion_request
+from mlx_manager.wire.openai.schema import ChatCompletionBody, CompletionBody
+from mlx_manager.wire.openai.streams import to_chunks, to_response
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+
+@router.post("/chat/completions", response_model=None)
+async def create_chat_completion(
+    body: ChatCompletionBody, backend: CurrentBackend, origin: CurrentOrigin, http: Request
+) -> Response:
+    """Answer a conversation, streamed when `stream` is true."""
+    return await _answer(backend, chat_request(body, origin), http, body.includes_usage)
+
+
+@router.post("/completions", response_model=None)
+async def create_completion(
+    body: CompletionBody, backend: CurrentBackend, origin: CurrentOrigin, http: Request
+) -> Response:
+    """Continue a text that no chat template touches."""
+    return await _answer(backend, completion_request(body, origin), http, body.includes_usage)
+
+
+async def _answer(
+    backend: ChatBackend, request: ChatRequest, http: Request, includes_usage: bool
+) -> Response:
+    created_s = int(time.time())
+    events = backend.stream(request)
+    try:
+        if not request.stream:
+            answer = await until_disconnect(http.receive, _collected(events))
+            return JSONResponse(to_response(answer, request, created_s))
+        chunks = to_chunks(events, request, created_s, includes_usage)
+        first = await until_disconnect(http.receive, first_of(chunks))
+    except ClientLeft:
+        return Response(status_code=CLIENT_LEFT)
+    return EventStream(first, chunks, partial(error_event, request_id=request.origin.request_id))
+
+
+async def _collected(events: AsyncGenerator[ChatEvent, None]) -> Answer:
+    async with aclosing(events):
+        return await collect(events)

@@ -1,0 +1,33 @@
+"""What routes ask for: the backend, the catalog, and where a request came from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from mlx_manager.chat.backend import ChatBackend
+from mlx_manager.chat.request import Origin
+from mlx_manager.mlx_server.state import ServerState
+
+
+def _state(request: Request) -> ServerState:
+    state: ServerState = request.app.state.server
+    return state
+
+
+def _backend(state: CurrentState) -> ChatBackend:
+    return state.backend
+
+
+def _origin(request: Request) -> Origin:
+    return Origin(
+        request_id=request.state.request_id,
+        endpoint=request.url.path,
+        client_address=request.client.host if request.client else None,
+    )
+
+
+CurrentState = Annotated[ServerState, Depends(_state)]
+CurrentBackend = Annotated[ChatBackend, Depends(_backend)]
+CurrentOrigin = Annotated[Origin, Depends(_origin)]

@@ -1,0 +1,107 @@
+"""Render errors once, at the edge: OpenAI's shape below `/v1`, problem details (RFC 9457) everywhere else."""
+
+from __future__ import annotations
+
+import http
+import logging
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from mlx_manager.errors import InvalidRequest, MlxManagerError
+from mlx_manager.mlx_server.middleware.request_id import REQUEST_ID_HEADER
+from mlx_manager.wire.openai.errors import error_body
+
+logger = logging.getLogger(__name__)
+
+OPENAI_PREFIX = "/v1/"
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every failure of `app` an answer in the caller's dialect, with the request id."""
+    app.add_exception_handler(MlxManagerError, _drawn)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _drawn(request: Request, exception: Exception) -> Response:
+    error = cast(MlxManagerError, exception)
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return _rendered(
+        request, error.status, error.code, error.title, error.message, error.param, headers
+    )
+
+
+async def _invalid(request: Request, exception: Exception) -> Response:
+    """A body that isn't what the endpoint takes: 400 as OpenAI has it, 422 elsewhere."""
+    problems = cast(RequestValidationError, exception).errors()
+    first = problems[0]
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    message = f"{param}: {first['msg']}" if param else str(first["msg"])
+    status = 400 if _is_openai(request) else 422
+    return _rendered(request, status, InvalidRequest.code, InvalidRequest.title, message, param, {})
+
+
+async def _http(request: Request, exception: Exception) -> Response:
+    """What the framework refuses: unknown paths, wrong methods."""
+    error = cast(HTTPException, exception)
+    title = http.HTTPStatus(error.status_code).phrase
+    message = error.detail
+    if error.status_code == 404:
+        message = f"There is nothing at {request.method} {request.url.path}."
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "other methods")
+        message = f"{request.url.path} does not take {request.method}. It takes {allowed}."
+    code = title.lower().replace(" ", "_")
+    headers = dict(error.headers or {})
+    return _rendered(request, error.status_code, code, title, message, None, headers)
+
+
+async def _unexpected(request: Request, exception: Exception) -> Response:
+    request_id = request.state.request_id
+    logger.error("request %s failed: %s", request_id, type(exception).__name__)
+    message = (
+        f"The server failed on this request. Its log has the details under request id {request_id}."
+    )
+    # This handler's answer is written outside the request-id middleware, so it sets the header itself.
+    headers = {REQUEST_ID_HEADER: request_id}
+    return _rendered(
+        request, 500, MlxManagerError.code, MlxManagerError.title, message, None, headers
+    )
+
+
+def _rendered(
+    request: Request,
+    status: int,
+    code: str,
+    title: str,
+    message: str,
+    param: str | None,
+    headers: dict[str, str],
+) -> Response:
+    request_id: str = request.state.request_id
+    if _is_openai(request):
+        body = error_body(message, status=status, code=code, param=param, request_id=request_id)
+        return JSONResponse(body, status_code=status, headers=headers)
+    problem: dict[str, Any] = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": message,
+        "instance": request.url.path,
+        "code": code,
+        "request_id": request_id,
+    }
+    if param is not None:
+        problem["param"] = param
+    return JSONResponse(problem, status_code=status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def _is_openai(request: Request) -> bool:
+    return request.url.path.startswith(OPENAI_PREFIX)

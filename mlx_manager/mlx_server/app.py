@@ -1,0 +1,55 @@
+"""Compose the inference server from settings. The manager includes the same routes and state in its own app."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from mlx_manager import __version__
+from mlx_manager.mlx_server.api import completions, health, models
+from mlx_manager.mlx_server.api.errors import install_error_handlers
+from mlx_manager.mlx_server.config import Settings
+from mlx_manager.mlx_server.middleware.access_log import (
+    AccessLogMiddleware,
+    strip_queries_from_uvicorn,
+)
+from mlx_manager.mlx_server.middleware.request_id import RequestIdMiddleware
+from mlx_manager.mlx_server.observability.logfire_config import instrument_fastapi
+from mlx_manager.mlx_server.state import open_state
+from mlx_manager.observability.context import current_trace_id
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the inference server as an application of its own."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_state(settings) as state:
+            app.state.server = state
+            yield
+
+    app = FastAPI(
+        title="MLX Server",
+        version=__version__,
+        lifespan=lifespan,
+        # Their pages load scripts from a content delivery network; the description itself stays.
+        docs_url=None,
+        redoc_url=None,
+    )
+    install_server(app)
+    instrument_fastapi(app)
+    return app
+
+
+def install_server(app: FastAPI) -> None:
+    """Add the server's routes, error answers, access log and request ids to `app`."""
+    app.include_router(health.router)
+    app.include_router(completions.router)
+    app.include_router(models.router)
+    install_error_handlers(app)
+    strip_queries_from_uvicorn()
+    # The last one added is the outermost: the access line knows the request id.
+    app.add_middleware(AccessLogMiddleware)
+    app.add_middleware(RequestIdMiddleware, trace_id=current_trace_id)

@@ -1,0 +1,107 @@
+"""Settings of the inference server, read once in `main` and passed down."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+HOME = Path("~/.mlx-manager").expanduser()
+
+
+class Settings(BaseSettings):
+    """Every field is the environment variable `MLX_SERVER_` + its name in capitals; `docs/settings.md` lists them."""
+
+    model_config = SettingsConfigDict(env_prefix="MLX_SERVER_", frozen=True, extra="ignore")
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. Others than the local machine can reach 0.0.0.0.",
+    )
+    port: int = Field(10242, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    environment: Literal["development", "production"] = Field(
+        "development", description="Where this runs; goes into the telemetry resource."
+    )
+    console: bool = Field(False, description="Print spans to the terminal, readable, as they end.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is printed."
+    )
+    database_url: str = Field(
+        f"sqlite+aiosqlite:///{HOME / 'mlx-manager.db'}",
+        description="SQLAlchemy URL of the database that holds the audit log.",
+    )
+    model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Folders to look for models in, besides the Hugging Face cache and the built-in one; "
+        "separated like PATH.",
+    )
+    hub_cache: Path | None = Field(
+        None,
+        description="The Hugging Face cache folder; by default where the Hugging Face libraries keep it "
+        "(`HF_HUB_CACHE`, `HF_HOME`).",
+    )
+    preload: str | None = Field(
+        None, description="Id of a model to load at start; the start fails when it does not exist."
+    )
+    max_loaded_models: int = Field(
+        2,
+        ge=1,
+        description="Models in memory at once; the one idle longest makes room for another.",
+    )
+    max_batch: int = Field(
+        32,
+        ge=1,
+        le=512,
+        description="Requests that one model decodes together; more wait their turn.",
+    )
+    max_waiting: int = Field(
+        512, ge=0, description="Requests per model that may wait; beyond it the answer is 503."
+    )
+    prefill_chunk_tokens: int = Field(
+        512,
+        ge=16,
+        description="Prompt tokens computed between two looks at the inbox while other requests decode or wait.",
+    )
+    idle_prefill_chunk_tokens: int = Field(
+        2048, ge=16, description="The same while one request has the engine for itself."
+    )
+    load_timeout_s: float = Field(600.0, gt=0, description="Seconds that loading a model may take.")
+    stall_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds without a sign of life after which an engine process counts as stalled: health turns "
+        "503 and the process is ended.",
+    )
+    chat_timeout_s: float = Field(
+        900.0,
+        gt=0,
+        description="Seconds that a chat completion may take from arrival to last byte.",
+    )
+    completion_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds that a text completion may take from arrival to last byte.",
+    )
+    shutdown_timeout_s: float = Field(
+        10.0,
+        ge=0,
+        description="Seconds that running requests get to finish after SIGTERM before they are ended.",
+    )
+    audit_retention_days: float = Field(
+        30.0, gt=0, description="Days that a row of the audit log is kept."
+    )
+    blas_library: Path | None = Field(
+        None,
+        description="Linux on a CPU: BLAS library to preload into engine processes, instead of the OpenBLAS that is "
+        "found by itself.",
+    )
+
+    @field_validator("model_dirs", mode="before")
+    @classmethod
+    def _split_like_path(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(Path(part).expanduser() for part in value.split(os.pathsep) if part)
+        return value

@@ -1,0 +1,72 @@
+"""The engine process's end of the channel. Never waits for a reader: what doesn't fit is kept and sent later."""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+
+from mlx_manager.mlx_server.engine.framing import commands_reader, encode
+from mlx_manager.mlx_server.engine.messages import FromEngine, ToEngine
+
+READ_BYTES = 1 << 18
+
+
+class Channel:
+    """Framed messages over a connected stream socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._reader = commands_reader()
+        self._unsent = bytearray()
+        self.is_closed = False
+
+    def send(self, message: FromEngine) -> None:
+        """Send, or keep for the next `send` or `receive` when the reader is behind."""
+        self._unsent += encode(message)
+        self._flush()
+
+    def receive(self, wait_s: float) -> list[ToEngine]:
+        """Return what has arrived, waiting up to `wait_s` for the first; `is_closed` says when the peer has gone."""
+        wanted = select.POLLIN | (select.POLLOUT if self._unsent else 0)
+        events = self._wait(wanted, wait_s)
+        if events & select.POLLOUT:
+            self._flush()
+        return self._read() if events & ~select.POLLOUT else []
+
+    def drain(self, wait_s: float) -> None:
+        """Try for `wait_s` to get the last messages out before the process ends."""
+        if self._unsent and not self.is_closed:
+            self._wait(select.POLLOUT, wait_s)
+            self._flush()
+
+    def _wait(self, wanted: int, wait_s: float) -> int:
+        """Wait for one of the events; return those that are there, the peer's end among them."""
+        # Not `select.select`: it takes no descriptor above 1,023, and the number is the one it had in a busy server.
+        poll = select.poll()
+        poll.register(self._sock, wanted)
+        return sum(events for _descriptor, events in poll.poll(math.ceil(wait_s * 1000)))
+
+    def _read(self) -> list[ToEngine]:
+        messages: list[ToEngine] = []
+        while True:
+            try:
+                data = self._sock.recv(READ_BYTES)
+            except BlockingIOError:
+                return messages
+            except ConnectionError:
+                data = b""
+            if not data:
+                self.is_closed = True
+                return messages
+            messages.extend(self._reader.feed(data))
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: self._sock.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            self.is_closed = True

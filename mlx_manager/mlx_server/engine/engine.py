@@ -1,0 +1,95 @@
+"""The engine: sequences in, one report per step out. One step is schedule, run, settle, report.
+
+It knows no socket and no clock but the one it is given, and no exception of one sequence ends it.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+
+from mlx_manager.mlx_server.engine.messages import Cancel, Ended, EndReason, Step, Submit, ToEngine
+from mlx_manager.mlx_server.engine.runner import Runner, RunnerOutput, TokenOutput
+from mlx_manager.mlx_server.engine.scheduler import Scheduler
+from mlx_manager.mlx_server.engine.sequence import Sequence
+
+
+class Engine:
+    """Runs every sequence of one model."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._clock_ns = clock_ns
+        self._ended: list[Ended] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do or to report."""
+        return self._scheduler.has_work or bool(self._ended)
+
+    def handle(self, message: ToEngine) -> None:
+        """Take one message from the inbox; its effect shows in the next step."""
+        match message:
+            case Submit():
+                self._scheduler.add(Sequence.received(message, self._clock_ns()))
+            case Cancel(sequence_id):
+                self._runner.remove(sequence_id)
+                if sequence := self._scheduler.remove(sequence_id):
+                    self._end(sequence, "cancelled")
+
+    def step(self) -> Step:
+        """Advance everything by one step and say what happened."""
+        admitted = [sequence.id for sequence in self._scheduler.admit() if self._start(sequence)]
+        output = self._run()
+        now_ns = self._clock_ns()
+        self._settle(output, now_ns)
+        ended, self._ended = self._ended, []
+        pairs = [n for token in output.tokens for n in (token.sequence_id, token.token_id)]
+        return Step(now_ns, pairs, admitted, ended)
+
+    def _start(self, sequence: Sequence) -> bool:
+        sequence.stamps.admitted_ns = self._clock_ns()
+        try:
+            self._runner.insert(sequence.submit)
+        except Exception as error:  # noqa: BLE001 - reported with the sequence; the engine goes on
+            self._fail(sequence, error)
+            return False
+        return True
+
+    def _run(self) -> RunnerOutput:
+        try:
+            return self._runner.step(self._scheduler.chunk_tokens())
+        except Exception as error:  # noqa: BLE001 - reported with the sequence; the engine goes on
+            # The batch's tensors may be half updated: every row of it is lost, the queue and the engine are not.
+            for sequence in list(self._scheduler.running.values()):
+                self._fail(sequence, error)
+            self._runner.reset()
+            return RunnerOutput([], [])
+
+    def _settle(self, output: RunnerOutput, now_ns: int) -> None:
+        for sequence_id in output.prefilled:
+            self._scheduler.running[sequence_id].stamps.prefill_chunks += 1
+        for token in output.tokens:
+            self._settle_token(token, now_ns, len(output.tokens))
+
+    def _settle_token(self, token: TokenOutput, now_ns: int, batch_width: int) -> None:
+        sequence = self._scheduler.running[token.sequence_id]
+        sequence.add_token(now_ns, batch_width)
+        if token.end is not None:
+            self._scheduler.remove(sequence.id)
+            self._end(sequence, "stop" if token.end == "stop" else "length")
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        traceback.print_exception(error)
+        self._scheduler.remove(sequence.id)
+        self._end(sequence, "failed", type(error).__name__)
+
+    def _end(self, sequence: Sequence, reason: EndReason, detail: str | None = None) -> None:
+        self._ended.append(Ended(sequence.id, reason, sequence.stamps, detail))

@@ -1,0 +1,99 @@
+"""What the API process and an engine process say to each other: one message per engine step, never one per token.
+
+Times are `time.monotonic_ns()`, which every process of one machine shares.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+EndReason = Literal["stop", "length", "cancelled", "failed"]
+
+
+class SamplingParameters(msgspec.Struct, frozen=True, array_like=True):
+    """Every choice made: `temperature` 0 is greedy; `top_p` 1, `top_k` 0 and `min_p` 0 are off."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Generate after `token_ids` (at least one) until one of `end_token_ids` or `max_tokens` (at least one)."""
+
+    sequence_id: int
+    token_ids: list[int]
+    max_tokens: int
+    end_token_ids: list[int]
+    sampling: SamplingParameters
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Give up a sequence, whatever it is doing; unknown ids are ignored (it may just have ended)."""
+
+    sequence_id: int
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The model is in memory."""
+
+    weights_bytes: int
+    dtype: str
+    device: str
+    has_fast_blas: bool
+
+
+class LoadFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The model can't be loaded; the process ends after this."""
+
+    message: str
+
+
+class Stamps(msgspec.Struct, array_like=True):
+    """The engine's record of one sequence; None where it wasn't reached."""
+
+    received_ns: int
+    admitted_ns: int | None = None
+    first_token_ns: int | None = None
+    last_token_ns: int | None = None
+    prompt_tokens: int = 0
+    prefill_chunks: int = 0
+    output_tokens: int = 0
+    batch_width_sum: int = 0
+    batch_width_max: int = 0
+    longest_gap_ns: int = 0
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence is over and has left the batch; `detail` is an exception's class name when it failed."""
+
+    sequence_id: int
+    reason: EndReason
+    stamps: Stamps
+    detail: str | None = None
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """One step of the whole batch.
+
+    `tokens` alternates sequence id and token id, one pair a decoded row. An end token is part of `tokens`.
+    """
+
+    at_ns: int
+    tokens: list[int] = []
+    admitted: list[int] = []
+    ended: list[Ended] = []
+
+
+class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Nothing to do, all is well."""
+
+    at_ns: int
+
+
+ToEngine = Submit | Cancel
+FromEngine = Ready | LoadFailed | Step | Heartbeat

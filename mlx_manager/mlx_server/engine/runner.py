@@ -1,0 +1,114 @@
+"""The only file that knows mlx-lm's `BatchGenerator`. Its interface has changed in every second release, so what
+is used of it is checked when a runner is made: a drifted mlx-lm refuses to load a model instead of misbehaving.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from mlx_lm.generate import BatchGenerator, StopSequences
+
+from mlx_manager.mlx_server.engine.messages import Submit
+from mlx_manager.mlx_server.engine.sampling import greedy, sampler_for
+
+INSERT_ARGUMENTS = frozenset({"prompts", "max_tokens", "samplers", "stop_sequences"})
+
+
+class BatchApiDrifted(RuntimeError):
+    """The installed mlx-lm no longer has the batching interface that this file was written for."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One token of one sequence; `end` says that it was the last one, and why."""
+
+    sequence_id: int
+    token_id: int
+    end: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOutput:
+    """What one step did: a chunk of prompt for each id in `prefilled`, and a token for each row that decodes."""
+
+    prefilled: list[int]
+    tokens: list[TokenOutput]
+
+
+class Runner:
+    """Runs sequences through one model, together. Belongs to the thread that loaded the model."""
+
+    def __init__(self, model: Any, max_batch: int) -> None:
+        check_batch_api(BatchGenerator)
+        self._model = model
+        self._max_batch = max_batch
+        self._stop_sequences: dict[tuple[int, ...], StopSequences] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Drop every row and start with an empty batch."""
+        self._uid_of: dict[int, int] = {}
+        self._sequence_of: dict[int, int] = {}
+        self._generator = BatchGenerator(
+            self._model, sampler=greedy, completion_batch_size=self._max_batch
+        )
+
+    def insert(self, submit: Submit) -> None:
+        """Let a sequence join with the next step. Raises ValueError when mlx-lm refuses it."""
+        [uid] = self._generator.insert(
+            [submit.token_ids],
+            max_tokens=[submit.max_tokens],
+            samplers=[sampler_for(submit.sampling)],
+            stop_sequences=[self._stop_sequences_for(submit.end_token_ids)],
+        )
+        self._uid_of[submit.sequence_id] = uid
+        self._sequence_of[uid] = submit.sequence_id
+
+    def remove(self, sequence_id: int) -> None:
+        """Take a row out at whatever stage it is; its memory is free after this."""
+        uid = self._forget(sequence_id)
+        if uid is not None:
+            self._generator.remove([uid])
+
+    def step(self, chunk_tokens: int) -> RunnerOutput:
+        """Decode one token of every row that can, then compute up to `chunk_tokens` of each prompt that waits."""
+        self._generator.prefill_step_size = chunk_tokens
+        prompts, rows = self._generator.next()
+        prefilled = [self._sequence_of[row.uid] for row in prompts if not row.end_of_prompt]
+        tokens = [
+            TokenOutput(self._sequence_of[row.uid], row.token, row.finish_reason) for row in rows
+        ]
+        self._forget_all(token.sequence_id for token in tokens if token.end)
+        return RunnerOutput(prefilled, tokens)
+
+    def _forget_all(self, sequence_ids: Iterable[int]) -> None:
+        for sequence_id in sequence_ids:
+            self._forget(sequence_id)
+
+    def _forget(self, sequence_id: int) -> int | None:
+        uid = self._uid_of.pop(sequence_id, None)
+        if uid is not None:
+            del self._sequence_of[uid]
+        return uid
+
+    def _stop_sequences_for(self, end_token_ids: list[int]) -> StopSequences:
+        key = tuple(end_token_ids)
+        if key not in self._stop_sequences:
+            self._stop_sequences[key] = StopSequences([[token_id] for token_id in key])
+        return self._stop_sequences[key]
+
+
+def check_batch_api(generator: type) -> None:
+    """Raise BatchApiDrifted when mlx-lm's batching interface isn't the one known here."""
+    absent = [name for name in ("insert", "next", "remove") if not hasattr(generator, name)]
+    insert = getattr(generator, "insert", None)
+    missing = INSERT_ARGUMENTS - set(inspect.signature(insert).parameters if insert else ())
+    if missing or absent:
+        raise BatchApiDrifted(
+            f"mlx-lm {version('mlx-lm')} has changed its batching interface "
+            f"(missing: {', '.join(sorted(missing) + absent)}). Install the version in requirements.lock."
+        )

@@ -1,0 +1,67 @@
+"""The engine process: `python -m mlx_manager.mlx_server.engine.worker`, started by `workers.process`.
+
+One thread does everything, loading included, because MLX's streams belong to a thread. The end of the channel is the
+end of the process: it can't outlive the API process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from mlx_manager.mlx_server.engine.channel import Channel
+from mlx_manager.mlx_server.engine.engine import Engine
+from mlx_manager.mlx_server.engine.loading import load
+from mlx_manager.mlx_server.engine.messages import Heartbeat, LoadFailed
+from mlx_manager.mlx_server.engine.runner import Runner
+from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
+
+IDLE_S = 1.0
+LAST_WORDS_S = 2.0
+
+
+def main() -> int:
+    """Load the model named on the command line and serve it until the channel ends."""
+    arguments = _parse_arguments()
+    # A Ctrl-C in the terminal goes to the whole process group; when to end is the API process's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = Channel(socket.socket(fileno=arguments.channel))
+    limits = Limits(arguments.max_batch, arguments.chunk, arguments.idle_chunk)
+    try:
+        loaded = load(arguments.model)
+        engine = Engine(Runner(loaded.model, limits.max_batch), Scheduler(limits))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the API process is told
+        channel.send(LoadFailed(f"{type(error).__name__}: {error}"))
+        channel.drain(LAST_WORDS_S)
+        return 1
+    channel.send(loaded.ready)
+    serve(channel, engine)
+    return 0
+
+
+def serve(channel: Channel, engine: Engine) -> None:
+    """Step while there is work, looking at the inbox before each step; beat once a second while there is none."""
+    while True:
+        for message in channel.receive(0.0 if engine.has_work else IDLE_S):
+            engine.handle(message)
+        if channel.is_closed:
+            return
+        channel.send(engine.step() if engine.has_work else Heartbeat(time.monotonic_ns()))
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--channel", type=int, required=True, help="file descriptor of the socket")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--max-batch", type=int, required=True)
+    parser.add_argument("--chunk", type=int, required=True)
+    parser.add_argument("--idle-chunk", type=int, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

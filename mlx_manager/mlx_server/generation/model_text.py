@@ -1,0 +1,159 @@
+"""A model's text side: its tokenizer, chat template, end tokens, context length and default sampling.
+
+Everything here is plain Python and slow by the event loop's measure: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from mlx_manager.chat.request import Conversation, Message, RawPrompt, Sampling
+from mlx_manager.errors import InvalidRequest, ModelLoadFailed
+from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.pool.catalog import ModelFiles
+
+FALLBACK_CONTEXT_TOKENS = 32_768
+# Sampling that OpenAI's API documents for a request that says nothing.
+API_DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelText:
+    """What turns requests into token ids and back for one model."""
+
+    model_id: str
+    tokenizer: Any
+    context_tokens: int
+    vocabulary_size: int
+    end_token_ids: tuple[int, ...]
+    sampling_defaults: dict[str, Any]
+
+    def encode(self, prompt: Conversation | RawPrompt) -> list[int]:
+        """Return the prompt's token ids. Raises InvalidRequest when the model can't take it."""
+        if isinstance(prompt, Conversation):
+            return list(self.tokenizer.encode(self.render(prompt), add_special_tokens=False))
+        if isinstance(prompt.prompt, str):
+            return list(self.tokenizer.encode(prompt.prompt))
+        return self._checked(prompt.prompt)
+
+    def render(self, conversation: Conversation) -> str:
+        """Return the conversation as text in the model's own format, ready for the assistant's turn."""
+        if not self.tokenizer.chat_template:
+            raise InvalidRequest(
+                f"{self.model_id} has no chat template, so it can't chat. Use /v1/completions with it.",
+                param="model",
+            )
+        messages = [_template_message(message) for message in conversation.messages]
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=True,
+                tokenize=False,
+                **conversation.template_arguments,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InvalidRequest(
+                f"The chat template of {self.model_id} refuses these messages: {error}",
+                param="messages",
+            ) from error
+        return text
+
+    def sampling_parameters(self, asked: Sampling) -> SamplingParameters:
+        """Return every choice made: what was asked for, else the model's own default, else the API's."""
+        own = self.sampling_defaults
+        return SamplingParameters(
+            temperature=own["temperature"] if asked.temperature is None else asked.temperature,
+            top_p=own["top_p"] if asked.top_p is None else asked.top_p,
+            top_k=own["top_k"] if asked.top_k is None else asked.top_k,
+            min_p=own["min_p"] if asked.min_p is None else asked.min_p,
+            seed=asked.seed,
+        )
+
+    def _checked(self, token_ids: tuple[int, ...]) -> list[int]:
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocabulary_size:
+                raise InvalidRequest(
+                    f"Token id {token_id} is outside the vocabulary of {self.model_id}, "
+                    f"which has {self.vocabulary_size} tokens.",
+                    param="prompt",
+                )
+        return list(token_ids)
+
+
+def load_model_text(files: ModelFiles) -> ModelText:
+    """Read the tokenizer and settings of a model. Raises ModelLoadFailed when they can't be read."""
+    # Importing transformers takes a second, which a server that has no model loaded yet need not wait for.
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(files.path, local_files_only=True)
+        config = files.read_json("config.json")
+        generation = files.read_json("generation_config.json")
+    except (
+        Exception
+    ) as error:  # the tokenizer libraries raise whatever a broken file makes them raise
+        raise ModelLoadFailed(
+            f"The tokenizer of {files.id} could not be loaded ({type(error).__name__}: {error}). "
+            "Download the model again."
+        ) from error
+    # The limit is checked where it is known with the answer; the tokenizer would only warn in the log.
+    tokenizer.model_max_length = sys.maxsize
+    return ModelText(
+        model_id=files.id,
+        tokenizer=tokenizer,
+        context_tokens=_text_setting(config, "max_position_embeddings") or FALLBACK_CONTEXT_TOKENS,
+        vocabulary_size=_text_setting(config, "vocab_size") or len(tokenizer),
+        end_token_ids=_end_token_ids(tokenizer.eos_token_id, config, generation),
+        sampling_defaults=_sampling_defaults(generation),
+    )
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": dict(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+def _text_setting(config: dict[str, Any], name: str) -> int | None:
+    """Return a number from the config, or from its text part in models that also see."""
+    value = config.get(name) or config.get("text_config", {}).get(name)
+    return int(value) if value else None
+
+
+def _end_token_ids(own: int | None, *configs: dict[str, Any]) -> tuple[int, ...]:
+    found = [
+        own,
+        *(token_id for config in configs for token_id in _as_list(config.get("eos_token_id"))),
+    ]
+    return tuple(dict.fromkeys(token_id for token_id in found if token_id is not None))
+
+
+def _as_list(value: int | Iterable[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _sampling_defaults(generation: dict[str, Any]) -> dict[str, Any]:
+    """Return the model maker's recommended sampling over the API's; `do_sample: false` means greedy."""
+    given = {name: generation[name] for name in API_DEFAULTS if generation.get(name) is not None}
+    if generation.get("do_sample") is False:
+        given["temperature"] = 0.0
+    return API_DEFAULTS | given

@@ -1,0 +1,66 @@
+"""One log line per request, without query strings: they may hold keys."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("mlx_manager.access")
+
+QUIET_PATHS = frozenset({"/health", "/api/health"})
+QUIET_PREFIX = "/static/"
+
+
+class AccessLogMiddleware:
+    """Logs method, path, status, seconds and request id when the last byte is out, or the client has left."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _is_quiet(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        start_s, status = time.perf_counter(), 500
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        finally:
+            logger.info(
+                "%s %s %d %.3f s request_id=%s",
+                scope["method"],
+                scope["path"],
+                status,
+                time.perf_counter() - start_s,
+                scope["state"]["request_id"],
+            )
+
+
+class WithoutQuery(logging.Filter):
+    """Cuts query strings out of uvicorn's own access lines, for those who start uvicorn themselves."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the record, its path shortened."""
+        if isinstance(record.args, tuple) and len(record.args) == 5:
+            client, method, path, *rest = record.args
+            record.args = (client, method, str(path).split("?")[0], *rest)
+        return True
+
+
+def strip_queries_from_uvicorn() -> None:
+    """Keep query strings out of uvicorn's access log in this process."""
+    access = logging.getLogger("uvicorn.access")
+    if not any(isinstance(known, WithoutQuery) for known in access.filters):
+        access.addFilter(WithoutQuery())
+
+
+def _is_quiet(path: str) -> bool:
+    return path in QUIET_PATHS or path.startswith(QUIET_PREFIX)

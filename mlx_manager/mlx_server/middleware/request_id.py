@@ -1,0 +1,52 @@
+"""Give every request one id, and tell it to the client together with the trace id."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+ACCEPTED = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+REQUEST_ID_HEADER = "X-Request-ID"
+TRACE_ID_HEADER = "X-Trace-ID"
+
+
+class RequestIdMiddleware:
+    """Takes a well-formed `X-Request-ID` from the client or mints one; `request.state.request_id` has it.
+
+    `trace_id` is asked when the response starts, inside the request's server span.
+    """
+
+    def __init__(self, app: ASGIApp, trace_id: Callable[[], str | None]) -> None:
+        self._app = app
+        self._trace_id = trace_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = accepted_or_new(Headers(scope=scope).get(REQUEST_ID_HEADER))
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_ids(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._add_ids(MutableHeaders(scope=message), request_id)
+            await send(message)
+
+        await self._app(scope, receive, send_with_ids)
+
+    def _add_ids(self, headers: MutableHeaders, request_id: str) -> None:
+        headers[REQUEST_ID_HEADER] = request_id
+        trace_id = self._trace_id()
+        if trace_id is not None:
+            headers[TRACE_ID_HEADER] = trace_id
+
+
+def accepted_or_new(offered: str | None) -> str:
+    """Return the client's id when it is short and plain enough to stand in headers, logs and rows; else a new one."""
+    if offered is not None and ACCEPTED.fullmatch(offered):
+        return offered
+    return uuid.uuid4().hex

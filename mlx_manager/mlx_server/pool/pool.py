@@ -1,0 +1,181 @@
+"""Which models are in memory. A model is loaded when it is first asked for, and stays while it is leased."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlx_manager.errors import MlxManagerError, Overloaded, ShuttingDown
+from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
+from mlx_manager.mlx_server.workers.process import EngineProcess
+
+logger = logging.getLogger(__name__)
+
+SHORT_LIFE_S = 10.0
+MAX_BACKOFF_S = 60.0
+
+StartEngine = Callable[[ModelFiles], Awaitable[EngineProcess]]
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """A model that is in memory, being brought there, or whose engine has died and is being replaced."""
+
+    files: ModelFiles
+    engine: EngineProcess | None = None
+    leases: int = 0
+    restarts: int = 0
+    failure: MlxManagerError | None = None
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> Literal["loading", "ready", "stalled", "dead"]:
+        """What its engine is doing; one that died stays `dead` until a fresh one is ready."""
+        if self.engine is None:
+            return "loading" if self.restarts == 0 else "dead"
+        if not self.engine.is_alive:
+            return "dead"
+        return "stalled" if self.engine.is_stalled else "ready"
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether its engine speaks, or is on its first way in."""
+        return self.state in ("loading", "ready")
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A model that stays in memory as long as this is held."""
+
+    files: ModelFiles
+    engine: EngineProcess
+    was_loaded: bool
+
+
+class ModelPool:
+    """Keeps up to `max_loaded` models, each in an engine process; the one idle longest makes room for another."""
+
+    def __init__(self, catalog: Catalog, start_engine: StartEngine, max_loaded: int) -> None:
+        self.catalog = catalog
+        self._start_engine = start_engine
+        self._max_loaded = max_loaded
+        # In the order of last use, the longest unused first.
+        self._residents: dict[str, Resident] = {}
+        self._changing = asyncio.Lock()
+        self._is_closed = False
+
+    @property
+    def residents(self) -> list[Resident]:
+        """The models in memory, the longest unused first."""
+        return list(self._residents.values())
+
+    async def find(self, model_id: str) -> ModelFiles:
+        """Return a model by its id, at once when it is in memory. Raises ModelNotFound."""
+        if model_id in self._residents:
+            return self._residents[model_id].files
+        return await asyncio.to_thread(self.catalog.find, model_id)
+
+    @asynccontextmanager
+    async def lease(self, files: ModelFiles) -> AsyncIterator[Lease]:
+        """Hold a model in memory, loading it when it isn't there.
+
+        Raises ModelLoadFailed, and Overloaded when every model in memory is in use and there is room for no other.
+        """
+        resident = await self._resident(files)
+        resident.leases += 1
+        try:
+            engine, was_loaded = await self._ready_engine(resident)
+            yield Lease(resident.files, engine, was_loaded)
+        finally:
+            resident.leases -= 1
+
+    async def close(self) -> None:
+        """End every engine process."""
+        self._is_closed = True
+        residents, self._residents = self._residents, {}
+        await asyncio.gather(*(self._unload(resident) for resident in residents.values()))
+
+    async def _resident(self, files: ModelFiles) -> Resident:
+        if self._is_closed:
+            raise ShuttingDown("The server is shutting down and takes no new requests.")
+        if files.id not in self._residents:
+            async with self._changing:
+                await self._add(files)
+        resident = self._residents[files.id] = self._residents.pop(files.id)
+        return resident
+
+    async def _add(self, files: ModelFiles) -> None:
+        if files.id in self._residents:
+            return
+        if len(self._residents) >= self._max_loaded:
+            await self._make_room_for(files.id)
+        self._residents[files.id] = Resident(files)
+
+    async def _make_room_for(self, model_id: str) -> None:
+        for name, resident in self._residents.items():
+            if resident.leases == 0:
+                del self._residents[name]
+                logger.info("unloading %s to make room for %s", name, model_id)
+                await self._unload(resident)
+                return
+        raise Overloaded(
+            f"{model_id} can't be loaded: {', '.join(self._residents)} are in memory and in use, and "
+            f"MLX_SERVER_MAX_LOADED_MODELS is {self._max_loaded}. Send the request again later, or raise it.",
+            retry_after_s=5,
+        )
+
+    async def _ready_engine(self, resident: Resident) -> tuple[EngineProcess, bool]:
+        """Return the model's living engine, and whether it had to be loaded for this."""
+        async with resident.loading:
+            if resident.engine is not None and resident.engine.is_alive:
+                return resident.engine, False
+            if self._residents.get(resident.files.id) is not resident:
+                # Whoever held the lock before failed to load it, or the pool was closed meanwhile.
+                raise resident.failure or ShuttingDown("The server is shutting down.")
+            await self._load(resident)
+            assert resident.engine is not None
+            return resident.engine, True
+
+    async def _load(self, resident: Resident) -> None:
+        resident.engine = None
+        resident.failure = None
+        try:
+            engine = await self._start_engine(resident.files)
+        except MlxManagerError as error:
+            resident.failure = error
+            if resident.restarts == 0:
+                self._residents.pop(resident.files.id, None)
+            raise
+        resident.engine = engine
+        if resident.supervisor is None:
+            resident.supervisor = asyncio.create_task(self._supervise(resident))
+
+    async def _supervise(self, resident: Resident) -> None:
+        """Replace the model's engine whenever it dies; a request may get there first."""
+        while resident.engine is not None:
+            started_s = time.monotonic()
+            how = await resident.engine.gone()
+            resident.restarts += 1
+            logger.error("engine of %s %s; starting a fresh one", resident.files.id, how)
+            try:
+                if time.monotonic() - started_s < SHORT_LIFE_S:
+                    await asyncio.sleep(min(2**resident.restarts / 4, MAX_BACKOFF_S))
+                await self._ready_engine(resident)
+            except MlxManagerError as error:
+                logger.error(
+                    "engine of %s could not be replaced: %s", resident.files.id, error.code
+                )
+        resident.supervisor = None
+
+    async def _unload(self, resident: Resident) -> None:
+        if resident.supervisor is not None:
+            resident.supervisor.cancel()
+            await asyncio.gather(resident.supervisor, return_exceptions=True)
+        if resident.engine is not None:
+            await resident.engine.stop()

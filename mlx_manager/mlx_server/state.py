@@ -1,0 +1,84 @@
+"""What lives as long as the server: built in the lifespan, reached by routes through `Depends`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants as hub
+
+from mlx_manager import starter
+from mlx_manager.chat.backend import ChatBackend
+from mlx_manager.database import Database, open_database, upgrade
+from mlx_manager.mlx_server.audit.audited import AuditedBackend
+from mlx_manager.mlx_server.audit.writer import AuditWriter
+from mlx_manager.mlx_server.config import Settings
+from mlx_manager.mlx_server.generation.local import LocalBackend
+from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlalchemy
+from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
+from mlx_manager.mlx_server.pool.pool import ModelPool
+from mlx_manager.mlx_server.workers.blas import find_openblas
+from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
+from mlx_manager.observability.context import current_trace_id
+from mlx_manager.observability.instrumented import InstrumentedBackend
+
+STARTER_ID = "mlx-manager/starter"
+STARTER_PATH = Path(starter.__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """The parts that routes call."""
+
+    settings: Settings
+    database: Database
+    pool: ModelPool
+    backend: ChatBackend
+
+
+@asynccontextmanager
+async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
+    """Open the database, the audit log and the pool, and close them again in the opposite order."""
+    async with AsyncExitStack() as stack:
+        database = await open_database(settings.database_url)
+        stack.push_async_callback(database.close)
+        instrument_sqlalchemy(database.engine)
+        await upgrade(database)
+        writer = AuditWriter(database, retention_days=settings.audit_retention_days)
+        await stack.enter_async_context(writer)
+        pool = make_pool(settings)
+        stack.push_async_callback(pool.close)
+        local = LocalBackend(
+            pool,
+            {"chat": settings.chat_timeout_s, "text_completion": settings.completion_timeout_s},
+        )
+        if settings.preload is not None:
+            await local.load(settings.preload)
+        audited = AuditedBackend(local, writer, name="mlx", trace_id=current_trace_id)
+        yield ServerState(settings, database, pool, InstrumentedBackend(audited))
+
+
+def make_pool(settings: Settings) -> ModelPool:
+    """Return an empty pool over the models that the settings name."""
+    options = EngineOptions(
+        max_batch=settings.max_batch,
+        max_waiting=settings.max_waiting,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        idle_prefill_chunk_tokens=settings.idle_prefill_chunk_tokens,
+        load_timeout_s=settings.load_timeout_s,
+        stall_timeout_s=settings.stall_timeout_s,
+        blas_library=settings.blas_library or find_openblas(),
+    )
+
+    async def start_engine(files: ModelFiles) -> EngineProcess:
+        return await EngineProcess.start(files.id, files.path, options)
+
+    return ModelPool(make_catalog(settings), start_engine, settings.max_loaded_models)
+
+
+def make_catalog(settings: Settings) -> Catalog:
+    """Return the catalog of the built-in model, the configured folders and the Hugging Face cache."""
+    hub_cache = settings.hub_cache or Path(hub.HF_HUB_CACHE)
+    return Catalog({STARTER_ID: STARTER_PATH}, settings.model_dirs, hub_cache)

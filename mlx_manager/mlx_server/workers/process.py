@@ -1,0 +1,296 @@
+"""Start, watch and end one engine process, and talk to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_manager.errors import MlxManagerError, ModelLoadFailed, Overloaded
+from mlx_manager.mlx_server.engine.framing import encode, reports_reader
+from mlx_manager.mlx_server.engine.messages import (
+    Cancel,
+    FromEngine,
+    Heartbeat,
+    LoadFailed,
+    Ready,
+    SamplingParameters,
+    Step,
+    Submit,
+)
+from mlx_manager.mlx_server.workers.blas import engine_environment
+from mlx_manager.mlx_server.workers.stream import TokenStream, engine_ended
+
+logger = logging.getLogger(__name__)
+
+WORKER_MODULE = "mlx_manager.mlx_server.engine.worker"
+OUTPUT_LINES_KEPT = 40
+EXIT_GRACE_S = 2.0
+WATCH_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How engine processes are run; see the settings of the same names."""
+
+    max_batch: int = 32
+    max_waiting: int = 512
+    prefill_chunk_tokens: int = 512
+    idle_prefill_chunk_tokens: int = 2048
+    load_timeout_s: float = 600.0
+    stall_timeout_s: float = 120.0
+    blas_library: Path | None = None
+
+
+class EngineProcess:
+    """One model in a process of its own. Made by `start`, ended by `stop` or by its own death."""
+
+    def __init__(self, model_id: str, path: Path, options: EngineOptions) -> None:
+        self.model_id = model_id
+        self.ready: Ready | None = None
+        self.last_heard_s = time.monotonic()
+        self._path = path
+        self._options = options
+        self._streams: dict[int, TokenStream] = {}
+        self._sequence_ids = itertools.count(1)
+        self._output: deque[str] = deque(maxlen=OUTPUT_LINES_KEPT)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.Transport | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._is_stopping = False
+
+    @classmethod
+    async def start(cls, model_id: str, path: Path, options: EngineOptions) -> EngineProcess:
+        """Start a process, load the model in `path`, and return when it can generate.
+
+        Raises ModelLoadFailed, with the engine's own words, when it can't or takes longer than `load_timeout_s`.
+        """
+        engine = cls(model_id, path, options)
+        try:
+            await engine._spawn()
+            await asyncio.wait_for(engine._loaded, options.load_timeout_s)
+        except TimeoutError:
+            await engine.stop()
+            raise ModelLoadFailed(
+                f"{model_id} did not load within {options.load_timeout_s:g} s. "
+                "Raise MLX_SERVER_LOAD_TIMEOUT_S or choose a smaller model."
+            ) from None
+        except BaseException:
+            await engine.stop()
+            raise
+        return engine
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, while there is a process."""
+        return self._process.pid if self._process else None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is there and its channel open."""
+        return self._process is not None and not self._gone.done()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether nothing has been heard for `stall_timeout_s`; it speaks once a second even when idle."""
+        return time.monotonic() - self.last_heard_s > self._options.stall_timeout_s
+
+    @property
+    def active_sequences(self) -> int:
+        """Requests that this process is working on or that wait in it."""
+        return len(self._streams)
+
+    async def gone(self) -> str:
+        """Wait for the process's end and return how it ended."""
+        return await asyncio.shield(self._gone)
+
+    def generate(
+        self,
+        token_ids: list[int],
+        max_tokens: int,
+        end_token_ids: list[int],
+        sampling: SamplingParameters,
+    ) -> TokenStream:
+        """Submit a sequence. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
+        if not self.is_alive:
+            raise engine_ended(self.model_id, "ended")
+        if len(self._streams) >= self._options.max_batch + self._options.max_waiting:
+            raise Overloaded(
+                f"{self.model_id} has {len(self._streams)} requests running and waiting, which is its limit. "
+                "Send this one again later, or raise MLX_SERVER_MAX_WAITING.",
+                retry_after_s=1,
+            )
+        stream = TokenStream(next(self._sequence_ids), self._abandon)
+        self._streams[stream.sequence_id] = stream
+        self._send(Submit(stream.sequence_id, token_ids, max_tokens, end_token_ids, sampling))
+        return stream
+
+    async def stop(self) -> None:
+        """End the process and wait until it has gone. Requests in flight fail."""
+        self._is_stopping = True
+        if self._transport is not None:
+            self._transport.close()
+        if self._process is not None:
+            await self._end_process(self._process)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _end_process(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            await asyncio.wait_for(process.wait(), EXIT_GRACE_S)
+        except TimeoutError:
+            _kill(process)
+            await process.wait()
+        self._declare_gone("was stopped")
+
+    async def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        options = self._options
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", WORKER_MODULE),
+                *("--channel", str(theirs.fileno())),
+                *("--model", str(self._path)),
+                *("--max-batch", str(options.max_batch)),
+                *("--chunk", str(options.prefill_chunk_tokens)),
+                *("--idle-chunk", str(options.idle_prefill_chunk_tokens)),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=engine_environment(os.environ, options.blas_library),
+            )
+        self._transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: _Reports(self._receive, self._channel_closed), sock=ours
+        )
+        self._tasks = [
+            asyncio.create_task(self._read_output(self._process)),
+            asyncio.create_task(self._watch(self._process)),
+        ]
+
+    async def _read_output(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            text = line.decode(errors="replace").rstrip()
+            self._output.append(text)
+            logger.warning("engine of %s: %s", self.model_id, text)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """End a process that no longer speaks; declare one gone that has ended."""
+        exited = asyncio.ensure_future(process.wait())
+        while not exited.done():
+            await asyncio.wait([exited], timeout=WATCH_INTERVAL_S)
+            if self.ready is not None and self.is_stalled and not exited.done():
+                logger.error("engine of %s stalled; ending it", self.model_id)
+                self._declare_gone(f"stalled for {self._options.stall_timeout_s:g} s")
+                _kill(process)
+        self._declare_gone(_how_it_ended(exited.result()))
+
+    def _channel_closed(self) -> None:
+        """A process without its channel is of no use; `_watch` tells everybody how it ended."""
+        if self._process is not None and not self._is_stopping:
+            _kill(self._process)
+
+    def _declare_gone(self, how: str) -> None:
+        if self._gone.done():
+            return
+        self._gone.set_result(how)
+        if self._transport is not None:
+            self._transport.close()
+        self._settle_load(self._load_failure(how))
+        self._fail_streams(how)
+
+    def _settle_load(self, failure: MlxManagerError | None) -> None:
+        if self._loaded.done():
+            return
+        if failure is None:
+            self._loaded.set_result(None)
+        else:
+            self._loaded.set_exception(failure)
+            self._loaded.exception()  # retrieved: nobody may be waiting any more
+
+    def _fail_streams(self, how: str) -> None:
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(engine_ended(self.model_id, how))
+
+    def _load_failure(self, how: str) -> MlxManagerError:
+        said = "\n".join(self._output)
+        return ModelLoadFailed(
+            f"{self.model_id} could not be loaded: its process {how}.\n{said}".rstrip()
+        )
+
+    def _receive(self, message: FromEngine) -> None:
+        self.last_heard_s = time.monotonic()
+        match message:
+            case Step():
+                self._dispatch(message)
+            case Heartbeat():
+                pass
+            case Ready():
+                self.ready = message
+                self._settle_load(None)
+            case LoadFailed(text):
+                self._settle_load(ModelLoadFailed(f"{self.model_id} could not be loaded: {text}"))
+
+    def _dispatch(self, step: Step) -> None:
+        streams, at_ns = self._streams, step.at_ns
+        for sequence_id in step.admitted:
+            if stream := streams.get(sequence_id):
+                stream.feed_admitted(at_ns)
+        numbers = iter(step.tokens)
+        for sequence_id, token_id in zip(numbers, numbers, strict=True):
+            if stream := streams.get(sequence_id):
+                stream.feed(token_id, at_ns)
+        for ended in step.ended:
+            if stream := streams.pop(ended.sequence_id, None):
+                stream.feed_end(ended)
+
+    def _abandon(self, stream: TokenStream) -> None:
+        if self._streams.pop(stream.sequence_id, None) is not None and self.is_alive:
+            self._send(Cancel(stream.sequence_id))
+
+    def _send(self, message: Submit | Cancel) -> None:
+        assert self._transport is not None
+        self._transport.write(encode(message))
+
+
+class _Reports(asyncio.Protocol):
+    """Cuts the socket's bytes into messages and hands them on, in the event loop."""
+
+    def __init__(self, receive: Callable[[FromEngine], None], closed: Callable[[], None]) -> None:
+        self._reader = reports_reader()
+        self._receive = receive
+        self._closed = closed
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            self._receive(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+
+
+def _how_it_ended(returncode: int) -> str:
+    return (
+        f"was killed by signal {-returncode}"
+        if returncode < 0
+        else f"ended with status {returncode}"
+    )

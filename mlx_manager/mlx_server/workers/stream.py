@@ -1,0 +1,111 @@
+"""The tokens of one sequence, as the API process receives them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mlx_manager.errors import EngineFailed, GenerationFailed, MlxManagerError
+from mlx_manager.mlx_server.engine.messages import Ended
+
+
+class TokenStream:
+    """Iterates over lists of token ids: all that came since the reader last looked.
+
+    A reader that is slow gets longer lists, so nothing queues up per token. After the last list `ended` holds the
+    engine's record. Leaving the `async with` before the end cancels the sequence.
+    """
+
+    def __init__(self, sequence_id: int, abandon: Callable[[TokenStream], None]) -> None:
+        self.sequence_id = sequence_id
+        self.ended: Ended | None = None
+        self.admitted_at_ns: int | None = None
+        self.first_token_at_ns: int | None = None
+        self.received_tokens = 0
+        self._abandon = abandon
+        self._tokens: list[int] = []
+        self._error: MlxManagerError | None = None
+        self._news: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> TokenStream:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        if self.ended is None and self._error is None:
+            self._abandon(self)
+
+    async def admitted(self) -> None:
+        """Wait until the engine has taken the sequence into its batch. Raises what ended it before that."""
+        while self.admitted_at_ns is None and self.ended is None:
+            await self._wait()
+        self._raise_failure()
+
+    def __aiter__(self) -> TokenStream:
+        return self
+
+    async def __anext__(self) -> list[int]:
+        while not self._tokens:
+            if self.ended is not None:
+                self._raise_failure()
+                raise StopAsyncIteration
+            await self._wait()
+        tokens, self._tokens = self._tokens, []
+        return tokens
+
+    def feed_admitted(self, at_ns: int) -> None:
+        """The engine has taken the sequence into its batch."""
+        self.admitted_at_ns = at_ns
+        self._wake()
+
+    def feed(self, token_id: int, at_ns: int) -> None:
+        """One more token."""
+        if self.first_token_at_ns is None:
+            self.first_token_at_ns = at_ns
+        self.received_tokens += 1
+        self._tokens.append(token_id)
+        news = self._news
+        if news is not None and not news.done():
+            news.set_result(None)
+
+    def feed_end(self, ended: Ended) -> None:
+        """The sequence has left the engine."""
+        self.ended = ended
+        self._wake()
+
+    def fail(self, error: MlxManagerError) -> None:
+        """The engine process is gone; nothing more will come."""
+        self._error = error
+        self._wake()
+
+    def expire(self, error: MlxManagerError) -> None:
+        """Give the sequence up, whether or not anybody is reading, and let the reader meet `error`."""
+        if self.ended is None and self._error is None:
+            self._abandon(self)
+            self.fail(error)
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    async def _wait(self) -> None:
+        self._raise_failure()
+        self._news = asyncio.get_running_loop().create_future()
+        await self._news
+
+    def _raise_failure(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self.ended is not None and self.ended.reason == "failed":
+            raise GenerationFailed(
+                f"The engine could not compute this request ({self.ended.detail}). Other requests are not "
+                "affected; the server's log has the details."
+            )
+
+
+def engine_ended(model_id: str, how: str) -> EngineFailed:
+    """Return the error that a request gets when its engine process goes away under it."""
+    return EngineFailed(
+        f"The engine process of {model_id} {how} while it worked on this request. "
+        "A fresh one is started; send the request again.",
+        retry_after_s=1,
+    )
