@@ -1,0 +1,58 @@
+"""Compose the manager: the inference server's routes and state, and the manager's own pages, in one application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.responses import JSONResponse
+
+from mlx_manager import __version__
+from mlx_manager.mlx_server.api.dependencies import CurrentState
+from mlx_manager.mlx_server.api.health import health_response
+from mlx_manager.mlx_server.app import install_server
+from mlx_manager.mlx_server.config import Settings as ServerSettings
+from mlx_manager.mlx_server.state import open_state
+from mlx_manager.observability.logfire_config import instrument_fastapi
+from mlx_manager.web import pages
+
+router = APIRouter(prefix="/api", tags=["Manager"])
+
+
+@router.get("/health")
+async def get_health(state: CurrentState) -> JSONResponse:
+    """Say `ok`, or 503 and `unhealthy` while a loaded model's engine is dead or stalled."""
+    return health_response(state)
+
+
+@router.get("/version")
+async def get_version() -> dict[str, Any]:
+    """Say which version this is."""
+    return {"name": "mlx-manager", "version": __version__}
+
+
+def create_app(server_settings: ServerSettings) -> FastAPI:
+    """Return the manager with the inference server in it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_state(server_settings) as state:
+            app.state.server = state
+            yield
+
+    app = FastAPI(
+        title="MLX Manager",
+        version=__version__,
+        lifespan=lifespan,
+        # Their pages load scripts from a content delivery network; the description itself stays.
+        docs_url=None,
+        redoc_url=None,
+    )
+    install_server(app)
+    app.include_router(router)
+    app.include_router(pages.router)
+    app.mount("/static", pages.static_files, name="static")
+    instrument_fastapi(app)
+    return app

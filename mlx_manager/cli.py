@@ -1,0 +1,230 @@
+"""The command line: `mlx-manager serve`, `mlx-manager server`, `mlx-manager --version`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+from rich.console import Console
+
+from mlx_manager import __version__
+from mlx_manager.config import Settings as ManagerSettings
+from mlx_manager.database import open_database
+from mlx_manager.errors import MlxManagerError
+from mlx_manager.log import configure_logging
+from mlx_manager.mlx_server.config import Settings as ServerSettings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+screen = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+S = TypeVar("S", bound=BaseSettings)
+
+TABLES: Mapping[str, type[BaseSettings]] = {"manager": ManagerSettings, "server": ServerSettings}
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")]
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="10242")
+]
+ModelDirs = Annotated[
+    list[Path] | None, typer.Option("--model-dir", help="Folder with models; may be repeated.")
+]
+Model = Annotated[str | None, typer.Option(help="Id of a model to load at start.")]
+Config = Annotated[
+    Path | None, typer.Option(help="TOML file with settings in [manager] and [server].")
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """Run, serve and see local language models."""
+    if version:
+        screen.print(f"mlx-manager {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    host: Host = None,
+    port: Port = None,
+    model_dir: ModelDirs = None,
+    model: Model = None,
+    config: Config = None,
+) -> None:
+    """Start MLX Manager: the inference server and the pages, on one port."""
+    _export(config, {"MANAGER_HOST": host, "MANAGER_PORT": port}, model_dir, model)
+    settings, server_settings = _read(ManagerSettings), _read(ServerSettings)
+    _check(server_settings)
+    _run("mlx_manager.main:app", "MLX Manager", settings.host, settings.port, server_settings)
+
+
+@app.command()
+def server(
+    host: Host = None,
+    port: Port = None,
+    model_dir: ModelDirs = None,
+    model: Model = None,
+    config: Config = None,
+) -> None:
+    """Start the inference server alone."""
+    _export(config, {"SERVER_HOST": host, "SERVER_PORT": port}, model_dir, model)
+    settings = _read(ServerSettings)
+    _check(settings)
+    _run("mlx_manager.mlx_server.main:app", "MLX Server", settings.host, settings.port, settings)
+
+
+def _export(
+    config: Path | None, options: dict[str, Any], model_dirs: list[Path] | None, model: str | None
+) -> None:
+    """Put the configuration into the environment, where `main` reads it: options over variables over the file."""
+    from_file = _read_config(config) if config else {}
+    for name, value in from_file.items():
+        os.environ.setdefault(name, value)
+    if model_dirs:
+        missing = [str(folder) for folder in model_dirs if not folder.is_dir()]
+        if missing:
+            _fail(f"There is no folder {', '.join(missing)}. Give --model-dir one that exists.")
+        options["SERVER_MODEL_DIRS"] = os.pathsep.join(
+            str(folder.resolve()) for folder in model_dirs
+        )
+    options["SERVER_PRELOAD"] = model
+    os.environ.update(
+        {f"MLX_{name}": str(value) for name, value in options.items() if value is not None}
+    )
+
+
+def _read_config(path: Path) -> dict[str, str]:
+    """Return the file's settings as environment variables. Ends the program when it can't be read."""
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        _fail(f"The configuration {path} can't be read: {error.strerror}.")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        _fail(f"The configuration {path} is not valid TOML: {error}.")
+    return {
+        variable: text
+        for table, values in tables.items()
+        for variable, text in _table_variables(path, table, values)
+    }
+
+
+def _table_variables(path: Path, table: str, values: Any) -> list[tuple[str, str]]:
+    if table not in TABLES or not isinstance(values, dict):
+        _fail(
+            f"The configuration {path} has {table!r}; it takes the tables [manager] and [server]."
+        )
+    unknown = sorted(set(values) - set(TABLES[table].model_fields))
+    if unknown:
+        _fail(
+            f"The configuration {path} has no setting {unknown[0]!r} in [{table}]. docs/settings.md lists them."
+        )
+    return [
+        (f"MLX_{table.upper()}_{name.upper()}", _as_text(value)) for name, value in values.items()
+    ]
+
+
+def _as_text(value: Any) -> str:
+    return os.pathsep.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _read(kind: type[S]) -> S:
+    try:
+        return kind()
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = (
+            f"{kind.model_config.get('env_prefix', '')}{'_'.join(map(str, first['loc']))}".upper()
+        )
+        _fail(
+            f"{variable} is {first['input']!r}: {first['msg']}. docs/settings.md says what it takes."
+        )
+
+
+def _check(settings: ServerSettings) -> None:
+    """Find what would keep the server from starting, and say it in a line instead of a traceback."""
+    from mlx_manager.mlx_server.state import make_catalog
+
+    try:
+        if settings.preload is not None:
+            make_catalog(settings).find(settings.preload)
+        asyncio.run(_open_and_close(settings.database_url))
+    except MlxManagerError as error:
+        _fail(error.message)
+
+
+async def _open_and_close(database_url: str) -> None:
+    database = await open_database(database_url)
+    await database.close()
+
+
+def _run(application: str, name: str, host: str, port: int, settings: ServerSettings) -> None:
+    listener = _listen(host, port)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    configure_logging(settings.log_level)
+    config = uvicorn.Config(
+        application,
+        log_config=None,
+        # Ours says the same without query strings, which may hold keys.
+        access_log=False,
+        timeout_graceful_shutdown=round(settings.shutdown_timeout_s),
+    )
+    _AnnouncedServer(config, name, _url(listener)).run(sockets=[listener])
+
+
+class _AnnouncedServer(uvicorn.Server):
+    """Says where it is once it answers."""
+
+    def __init__(self, config: uvicorn.Config, name: str, url: str) -> None:
+        super().__init__(config)
+        self._name = name
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            screen.print(f"[bold]{self._name}[/bold] {__version__} is at [bold]{self._url}[/bold]")
+            screen.print(f"OpenAI-compatible API: {self._url}/v1   stop: Ctrl-C")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket, or end the program with what stands in the way."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            _fail(
+                f"Port {port} on {host} is taken. Stop what uses it, or choose another with --port."
+            )
+        _fail(f"Can't listen on {host} port {port}: {error.strerror or error}.")
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _fail(message: str) -> NoReturn:
+    errors.print(f"mlx-manager: {message}", style="red", markup=False, soft_wrap=True)
+    sys.exit(2)
