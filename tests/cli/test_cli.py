@@ -1,0 +1,145 @@
+"""The command line: it starts, it says where it is, and it says what is wrong in a line."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from openai import OpenAI
+
+from mlx_manager import __version__
+from tests.support.process import run, started
+from tests.support.running import wait_until
+
+
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    assert run(tmp_path, "--version").stdout.strip() == f"mlx-manager {__version__}"
+
+
+@pytest.mark.parametrize("command", ["serve", "server"])
+def test_both_commands_start_a_server_that_answers_and_stop_on_sigterm(
+    tmp_path: Path, command: str
+) -> None:
+    with started(tmp_path, command) as server:
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        with client:
+            answer = client.chat.completions.create(
+                model="mlx-manager/starter", messages=[{"role": "user", "content": "Hello"}]
+            )
+        assert answer.choices[0].finish_reason == "stop"
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        engines = psutil.Process(server.process.pid).children()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == -signal.SIGTERM
+    assert engines
+    assert not any(engine.is_running() for engine in engines)
+    assert "Traceback" not in server.text
+
+
+def test_sigterm_in_the_middle_of_a_stream_ends_within_the_set_time(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    arguments = ["server", "--model-dir", str(model_dir), "--model", "test/tiny"]
+    body = {"model": "test/tiny", "prompt": "x", "max_tokens": 4000, "stream": True}
+    with started(tmp_path, *arguments, MLX_SERVER_SHUTDOWN_TIMEOUT_S="1") as server:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            engine = psutil.Process(server.process.pid).children()[0]
+            asked_at_s = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.wait(30) == -signal.SIGTERM
+            assert time.monotonic() - asked_at_s < 20
+        assert not engine.is_running()
+
+
+def test_an_engine_does_not_outlive_a_killed_server(tmp_path: Path, model_dir: Path) -> None:
+    arguments = ["server", "--model-dir", str(model_dir), "--model", "test/tiny"]
+    with started(tmp_path, *arguments) as server:
+        engine = psutil.Process(server.process.pid).children()[0]
+        server.process.kill()
+        server.wait()
+        wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        outcome = run(tmp_path, "serve", "--port", port)
+    assert outcome.returncode == 2
+    assert f"Port {port} on 127.0.0.1 is taken" in outcome.stderr
+    assert "--port" in outcome.stderr
+
+
+def test_a_model_that_does_not_exist_is_named_with_those_that_do(tmp_path: Path) -> None:
+    outcome = run(tmp_path, "serve", "--model", "no/such")
+    assert outcome.returncode == 2
+    assert "no/such" in outcome.stderr
+    assert "mlx-manager/starter" in outcome.stderr
+
+
+def test_a_model_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    outcome = run(tmp_path, "server", "--model-dir", str(tmp_path / "absent"))
+    assert outcome.returncode == 2
+    assert str(tmp_path / "absent") in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[server\n", "not valid TOML"),
+        ("[server]\nmax_bach = 3\n", "'max_bach'"),
+        ("[sever]\n", "'sever'"),
+        ("[server]\nmax_batch = 'many'\n", "MLX_SERVER_MAX_BATCH"),
+        (None, "can't be read"),
+    ],
+)
+def test_a_configuration_that_can_not_be_read_says_why(
+    tmp_path: Path, text: str | None, said: str
+) -> None:
+    file = tmp_path / "config.toml"
+    if text is not None:
+        file.write_text(text)
+    outcome = run(tmp_path, "serve", "--config", str(file))
+    assert outcome.returncode == 2
+    assert said in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
+    outcome = run(tmp_path, "serve", MLX_MANAGER_PORT="many")
+    assert outcome.returncode == 2
+    assert "MLX_MANAGER_PORT is 'many'" in outcome.stderr
+
+
+def test_a_database_that_can_not_be_opened_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mlx.db"
+    file.write_text("this is no database, and it is long enough to be taken for one" * 100)
+    outcome = run(tmp_path, "server")
+    assert outcome.returncode == 2
+    assert str(file) in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_settings_come_from_the_file_and_options_win_over_it(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f'[server]\nport = 1\nmodel_dirs = ["{model_dir}"]\nlog_level = "warning"\n')
+    with started(tmp_path, "server", "--config", str(file)) as server:
+        ids = [model["id"] for model in httpx.get(f"{server.url}/v1/models").json()["data"]]
+    assert "test/tiny" in ids
+    assert "INFO" not in server.text
+
+
+def test_keys_in_a_query_reach_no_log_line(tmp_path: Path) -> None:
+    with started(tmp_path, "serve") as server:
+        httpx.get(f"{server.url}/v1/models?api_key=marked-secret")
+        httpx.get(f"{server.url}/nothing?token=marked-secret")
+        wait_until(lambda: "/nothing" in server.text)
+    assert "marked-secret" not in server.text

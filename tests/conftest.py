@@ -1,0 +1,22 @@
+"""What all tests share: models made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.random_model import Shape, make_random_model
+
+TINY = "test/tiny"
+ENDLESS_TOKENS = 3000
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small random models: one for chats, and one that has no chat template."""
+    folder = tmp_path_factory.mktemp("models")
+    make_random_model(folder / "test" / "tiny")
+    make_random_model(folder / "test" / "plain", Shape(seed=1), has_template=False)
+    make_random_model(folder / "test" / "short", Shape(context=64))
+    return folder

@@ -1,0 +1,29 @@
+"""The documentation says what the code does: every setting, endpoint, parameter and error code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from mlx_manager import errors
+from tools.document import DOCS, documented
+
+
+@pytest.mark.parametrize("page", ["settings.md", "api.md"])
+def test_a_page_holds_what_the_code_knows(page: str) -> None:
+    text = (DOCS / page).read_text()
+    assert documented(text, page) == text, "run: python -m tools.document"
+
+
+def drawn_errors(kind: type[errors.MlxManagerError]) -> Iterator[type[errors.MlxManagerError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from drawn_errors(child)
+
+
+def test_every_error_code_of_the_api_is_listed_with_its_status() -> None:
+    text = (DOCS / "api.md").read_text()
+    for error in drawn_errors(errors.MlxManagerError):
+        if error.__module__ == errors.__name__:
+            assert f"| `{error.code}` | {error.status} |" in text

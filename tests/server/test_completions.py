@@ -1,0 +1,82 @@
+"""`POST /v1/completions`, with the `openai` package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai as sdk
+import pytest
+from openai import AsyncOpenAI
+from openai.types import Completion
+
+
+async def ask(client: AsyncOpenAI, **changes: Any) -> Completion:
+    arguments: dict[str, Any] = {"model": "test/plain", "prompt": "Once", "temperature": 0}
+    answer: Completion = await client.completions.create(**(arguments | changes))
+    return answer
+
+
+async def test_a_text_is_continued_by_16_tokens_when_nothing_else_is_said(
+    openai: AsyncOpenAI,
+) -> None:
+    answer = await ask(openai)
+    assert (answer.object, answer.choices[0].finish_reason) == ("text_completion", "length")
+    assert answer.id.startswith("cmpl-")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 16
+
+
+async def test_token_ids_and_single_item_lists_are_prompts_too(openai: AsyncOpenAI) -> None:
+    first = await ask(openai, prompt=[5, 6, 7])
+    assert first.usage is not None
+    assert first.usage.prompt_tokens == 3
+    assert (await ask(openai, prompt=[[5, 6, 7]])).choices[0].text == first.choices[0].text
+    assert (await ask(openai, prompt=["Once"])).choices[0].text == (await ask(openai)).choices[
+        0
+    ].text
+
+
+async def test_a_stream_carries_the_same_text(openai: AsyncOpenAI) -> None:
+    whole = await ask(openai)
+    stream = await openai.completions.create(
+        model="test/plain", prompt="Once", temperature=0, stream=True
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+    assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "length"
+
+
+async def test_a_prompt_equal_to_an_earlier_prompt_and_its_answer_is_answered(
+    openai: AsyncOpenAI,
+) -> None:
+    """The request that ends mlx-lm's own server for good."""
+    first = await ask(openai, prompt=[5, 6, 7], max_tokens=4)
+    again = await ask(openai, prompt="Once" + first.choices[0].text, max_tokens=4)
+    assert again.usage is not None
+    assert again.usage.completion_tokens == 4
+    assert (await ask(openai, prompt=[5, 6, 7], max_tokens=4)).choices[0].text == (
+        first.choices[0].text
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt": ""},
+        {"prompt": []},
+        {"prompt": [600]},
+        {"prompt": [-1]},
+        {"prompt": ["a", "b"]},
+        {"extra_body": {"logprobs": 0}},
+        {"echo": True},
+        {"suffix": "end"},
+        {"best_of": 2},
+    ],
+)
+async def test_what_is_wrong_or_not_supported_is_a_400_that_names_it(
+    openai: AsyncOpenAI, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(sdk.BadRequestError) as refusal:
+        await ask(openai, **changes)
+    named = next(iter(changes.get("extra_body", changes)))
+    assert refusal.value.param == named

@@ -1,0 +1,78 @@
+"""Errors come in the dialect of the API that was called, each with the request's id."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+MESSAGE = {"model": "test/tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/nothing", 404),
+        ("DELETE", "/v1/models", 405),
+        ("GET", "/v1/models/no/such", 404),
+    ],
+)
+async def test_below_v1_every_error_has_openais_shape(
+    http: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    response = await http.request(method, path)
+    error = response.json()["error"]
+    assert response.status_code == status
+    assert set(error) == {"message", "type", "param", "code", "request_id"}
+    assert error["type"] == "invalid_request_error"
+    assert error["request_id"] == response.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nothing/here", 404), ("POST", "/health", 405)]
+)
+async def test_everywhere_else_it_is_a_problem_document(
+    http: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    response = await http.request(method, path)
+    problem = response.json()
+    assert response.status_code == problem["status"] == status
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert {"type", "title", "detail", "instance"} <= set(problem)
+    assert problem["instance"] == path
+    assert problem["request_id"] == response.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"model": 5}', b"\xff\xfe"])
+async def test_a_body_that_is_no_request_is_a_400(http: httpx.AsyncClient, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = await http.post("/v1/chat/completions", content=body, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_the_field_that_is_wrong_is_named(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/chat/completions", json={**MESSAGE, "temperature": "hot"})
+    assert response.json()["error"]["param"] == "temperature"
+    assert "number" in response.json()["error"]["message"]
+
+
+async def test_the_clients_request_id_is_kept_everywhere(http: httpx.AsyncClient) -> None:
+    response = await http.post(
+        "/v1/chat/completions", json=MESSAGE, headers={"X-Request-ID": "abc-1.2:3"}
+    )
+    assert response.headers["X-Request-ID"] == "abc-1.2:3"
+    assert response.json()["id"] == "chatcmpl-abc-1.2:3"
+
+
+@pytest.mark.parametrize("offered", ["", "x" * 129, "a b", "a\tb", "{x}", "å"])
+async def test_a_request_id_that_is_not_plain_is_replaced(
+    http: httpx.AsyncClient, offered: str
+) -> None:
+    headers = [(b"X-Request-ID", offered.encode())]
+    response = await http.get("/health", headers=headers)
+    assert len(response.headers["X-Request-ID"]) == 32
+
+
+async def test_two_requests_have_two_ids(http: httpx.AsyncClient) -> None:
+    first, second = await http.get("/health"), await http.get("/health")
+    assert first.headers["X-Request-ID"] != second.headers["X-Request-ID"]

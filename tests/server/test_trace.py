@@ -1,0 +1,204 @@
+"""One request is one trace, from the socket to the engine and back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode
+
+from tests.observability.conftest import Spans, UntracedTransport
+from tests.support.running import RunningServer, eventually
+
+MODEL = "test/tiny"
+MARKED = "marked-secret"
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"The {MARKED} is 7."}]
+    return {"model": MODEL, "messages": messages, "max_tokens": 20, "temperature": 0} | changes
+
+
+@pytest.fixture
+async def client(server: RunningServer) -> Any:
+    """A client that leaves no spans of its own."""
+    transport = UntracedTransport()
+    async with httpx.AsyncClient(base_url=server.url, transport=transport, timeout=60) as client:
+        await client.post("/v1/chat/completions", json=body(max_tokens=1))
+        yield client
+
+
+def duration_s(span: ReadableSpan) -> float:
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return (span.end_time - span.start_time) / 1e9
+
+
+def of_trace(spans: Spans, response: httpx.Response) -> list[ReadableSpan]:
+    trace_id = int(response.headers["X-Trace-ID"], 16)
+    return [span for span in spans.all if span.context and span.context.trace_id == trace_id]
+
+
+async def whole_trace(spans: Spans, response: httpx.Response) -> dict[str, ReadableSpan]:
+    """The spans of a response's trace by name, once the server span has ended."""
+    await eventually(
+        lambda: any(span.kind is SpanKind.SERVER for span in of_trace(spans, response))
+    )
+    return {span.name: span for span in of_trace(spans, response)}
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+async def test_a_chat_is_one_trace_with_a_span_for_each_phase(
+    client: httpx.AsyncClient, spans: Spans, is_streamed: bool
+) -> None:
+    response = await client.post("/v1/chat/completions", json=body(stream=is_streamed))
+    trace = await whole_trace(spans, response)
+    assert set(trace) == {
+        "POST /v1/chat/completions",
+        f"chat {MODEL}",
+        "tokenize",
+        "queue",
+        "prefill",
+        "decode",
+    }
+    http, chat = trace["POST /v1/chat/completions"], trace[f"chat {MODEL}"]
+    assert chat.parent is not None
+    assert http.context is not None
+    assert chat.context is not None
+    assert (http.parent, chat.parent.span_id) == (None, http.context.span_id)
+    for phase in ("tokenize", "queue", "prefill", "decode"):
+        parent = trace[phase].parent
+        assert parent is not None
+        assert parent.span_id == chat.context.span_id
+
+
+async def test_the_phases_follow_each_other_within_the_chat(
+    client: httpx.AsyncClient, spans: Spans
+) -> None:
+    trace = await whole_trace(spans, await client.post("/v1/chat/completions", json=body()))
+    names = ("tokenize", "queue", "prefill", "decode")
+    times = [time for name in names for time in (trace[name].start_time, trace[name].end_time)]
+    chat = trace[f"chat {MODEL}"]
+    assert all(time is not None for time in times)
+    assert times == sorted(times, key=lambda time: time or 0)
+    assert (chat.start_time or 0) <= (times[0] or 0)
+    assert (times[-1] or 0) <= (chat.end_time or 0) + 1_000_000
+    assert duration_s(trace["decode"]) > 0
+
+
+async def test_the_chat_span_counts_what_the_engine_did(
+    client: httpx.AsyncClient, spans: Spans
+) -> None:
+    response = await client.post("/v1/chat/completions", json=body(seed=3))
+    trace = await whole_trace(spans, response)
+    attributes = dict(trace[f"chat {MODEL}"].attributes or {})
+    usage = response.json()["usage"]
+    assert attributes["gen_ai.operation.name"] == "chat"
+    assert attributes["gen_ai.provider.name"] == "mlx"
+    assert attributes["gen_ai.request.model"] == MODEL
+    assert attributes["gen_ai.request.seed"] == 3
+    assert attributes["gen_ai.request.temperature"] == 0
+    assert "gen_ai.request.top_p" not in attributes
+    assert attributes["gen_ai.response.id"] == response.json()["id"]
+    assert attributes["gen_ai.response.finish_reasons"] == ("length",)
+    assert attributes["gen_ai.usage.input_tokens"] == usage["prompt_tokens"]
+    assert attributes["gen_ai.usage.output_tokens"] == usage["completion_tokens"] == 20
+    decode = dict(trace["decode"].attributes or {})
+    assert 20 in decode.values()
+
+
+async def test_a_traceparent_is_continued(client: httpx.AsyncClient, spans: Spans) -> None:
+    trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    headers = {"traceparent": f"00-{trace_id}-{span_id}-01"}
+    response = await client.post("/v1/chat/completions", json=body(), headers=headers)
+    assert response.headers["X-Trace-ID"] == trace_id
+    http = (await whole_trace(spans, response))["POST /v1/chat/completions"]
+    assert http.parent is not None
+    assert f"{http.parent.span_id:016x}" == span_id
+
+
+async def test_nothing_of_a_prompt_an_answer_or_a_key_is_in_any_span(
+    client: httpx.AsyncClient, spans: Spans
+) -> None:
+    secrets = {"Authorization": f"Bearer {MARKED}", "Cookie": f"a={MARKED}", "x-api-key": MARKED}
+    url = f"/v1/chat/completions?api_key={MARKED}"
+    whole = await client.post(url, json=body(), headers=secrets)
+    wrong = await client.post(url, json=body(temperature=MARKED), headers=secrets)
+    missing = await client.post(url, json=body(messages=[{"role": MARKED}]), headers=secrets)
+    unknown = await client.get(f"/nothing?token={MARKED}", headers=secrets)
+    for response in (whole, wrong, missing, unknown):
+        await whole_trace(spans, response)
+    assert MARKED not in spans.text()
+
+
+async def test_a_client_that_leaves_is_no_error(
+    client: httpx.AsyncClient, spans: Spans, server: RunningServer
+) -> None:
+    asking = asyncio.create_task(
+        client.post("/v1/chat/completions", json=body(max_tokens=3000, stream=True))
+    )
+    await eventually(lambda: server.active(MODEL) == 1)
+    asking.cancel()
+    chat = await spans.wait(f"chat {MODEL}")
+    http = await spans.wait("POST /v1/chat/completions")
+    assert (chat.attributes or {})["mlx.cancelled"] is True
+    assert chat.status.status_code is not StatusCode.ERROR
+    assert http.status.status_code is not StatusCode.ERROR
+
+
+async def test_a_killed_engine_is_an_error_with_a_type_and_no_text(
+    client: httpx.AsyncClient, spans: Spans, server: RunningServer
+) -> None:
+    asking = asyncio.create_task(client.post("/v1/chat/completions", json=body(max_tokens=3000)))
+    await eventually(lambda: server.active(MODEL) == 1)
+    engine = server.resident(MODEL).engine
+    assert engine is not None
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    assert (await asking).status_code == 503
+    chat = await spans.wait(f"chat {MODEL}")
+    assert chat.status.status_code is StatusCode.ERROR
+    assert (chat.attributes or {})["error.type"] == "engine_failed"
+    assert chat.events == ()
+
+
+async def test_a_model_that_had_to_be_loaded_shows_in_the_trace(
+    client: httpx.AsyncClient, spans: Spans
+) -> None:
+    request = {"model": "test/short", "prompt": "x", "max_tokens": 2}
+    trace = await whole_trace(spans, await client.post("/v1/completions", json=request))
+    if "model.load" in trace:
+        assert duration_s(trace["model.load"]) > 0.05
+    again = await whole_trace(spans, await client.post("/v1/completions", json=request))
+    assert "model.load" not in again
+
+
+async def test_each_request_leaves_one_row_that_leads_to_its_trace(
+    client: httpx.AsyncClient, spans: Spans, server: RunningServer
+) -> None:
+    response = await client.post("/v1/chat/completions", json=body())
+    await spans.wait("INSERT")
+    file = server.state.database.engine.url.database
+    assert file is not None
+    with sqlite3.connect(file) as database:
+        rows = database.execute(
+            "SELECT status, outcome, input_tokens, output_tokens, trace_id FROM audit_log"
+            " WHERE request_id = ?",
+            [response.headers["X-Request-ID"]],
+        ).fetchall()
+    usage = response.json()["usage"]
+    counts = (usage["prompt_tokens"], usage["completion_tokens"])
+    assert rows == [(200, "completed", *counts, response.headers["X-Trace-ID"])]
+
+
+async def test_health_leaves_no_span(client: httpx.AsyncClient, spans: Spans) -> None:
+    await client.get("/health")
+    await client.get("/v1/models")
+    await spans.wait("GET /v1/models")
+    assert [span.name for span in spans.of_kind(SpanKind.SERVER)] == ["GET /v1/models"]
