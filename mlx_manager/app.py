@@ -50,7 +50,7 @@ def create_app(server_settings: ServerSettings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    install_server(app)
+    install_server(app, server_settings)
     app.include_router(router)
     app.include_router(pages.router)
     app.mount("/static", pages.static_files, name="static")

@@ -15,6 +15,7 @@ from mlx_manager.mlx_server.middleware.access_log import (
     AccessLogMiddleware,
     strip_queries_from_uvicorn,
 )
+from mlx_manager.mlx_server.middleware.body_limit import BodyLimitMiddleware
 from mlx_manager.mlx_server.middleware.request_id import RequestIdMiddleware
 from mlx_manager.mlx_server.observability.logfire_config import instrument_fastapi
 from mlx_manager.mlx_server.state import open_state
@@ -38,18 +39,19 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    install_server(app)
+    install_server(app, settings)
     instrument_fastapi(app)
     return app
 
 
-def install_server(app: FastAPI) -> None:
+def install_server(app: FastAPI, settings: Settings) -> None:
     """Add the server's routes, error answers, access log and request ids to `app`."""
     app.include_router(health.router)
     app.include_router(completions.router)
     app.include_router(models.router)
     install_error_handlers(app)
     strip_queries_from_uvicorn()
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     # The last one added is the outermost: the access line knows the request id.
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware, trace_id=current_trace_id)

@@ -75,6 +75,11 @@ class Settings(BaseSettings):
         description="Seconds without a sign of life after which an engine process counts as stalled: health turns "
         "503 and the process is ended.",
     )
+    max_body_bytes: int = Field(
+        32 * 2**20,
+        ge=1024,
+        description="Largest request body that is read; beyond it the answer is 413.",
+    )
     chat_timeout_s: float = Field(
         900.0,
         gt=0,

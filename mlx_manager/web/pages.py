@@ -44,6 +44,7 @@ async def show_home(request: Request, state: CurrentState) -> Response:
         "version": __version__,
         "base_url": str(request.base_url).rstrip("/") + "/v1",
         "models": [_row(model, state) for model in models],
+        "is_healthy": all(resident.is_healthy for resident in state.pool.residents),
     }
     response = templates.TemplateResponse(request, "home.html", context)
     response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY

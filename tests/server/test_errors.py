@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import httpx
 import pytest
 
@@ -48,6 +50,21 @@ async def test_a_body_that_is_no_request_is_a_400(http: httpx.AsyncClient, body:
     response = await http.post("/v1/chat/completions", content=body, headers=headers)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+async def test_a_body_that_is_too_large_is_a_413(
+    http: httpx.AsyncClient, is_declared: bool
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(33):
+            yield b" " * 2**20
+
+    content = b" " * (33 * 2**20) if is_declared else pieces()
+    response = await http.post("/v1/chat/completions", content=content)
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "content_too_large"
+    assert response.json()["error"]["request_id"] == response.headers["X-Request-ID"]
 
 
 async def test_the_field_that_is_wrong_is_named(http: httpx.AsyncClient) -> None:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 OPENAI_PREFIX = "/v1/"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+# These names are part of our answers, and Python's own change between its versions.
+TITLES = {404: "Not found", 405: "Method not allowed", 413: "Content too large"}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -51,7 +53,7 @@ async def _invalid(request: Request, exception: Exception) -> Response:
 async def _http(request: Request, exception: Exception) -> Response:
     """What the framework refuses: unknown paths, wrong methods."""
     error = cast(HTTPException, exception)
-    title = http.HTTPStatus(error.status_code).phrase
+    title = TITLES.get(error.status_code) or http.HTTPStatus(error.status_code).phrase
     message = error.detail
     if error.status_code == 404:
         message = f"There is nothing at {request.method} {request.url.path}."
