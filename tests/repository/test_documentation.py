@@ -1,68 +1,44 @@
-"""The reference pages and the code say the same: settings, endpoints, telemetry."""
+"""The documentation says what the code does: every setting, endpoint, parameter and error code."""
+
+from __future__ import annotations
 
 import re
-from collections.abc import Set
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from fastapi import FastAPI
-from pydantic_settings import BaseSettings
 
-from mlx_manager import app as manager_app
-from mlx_manager.config import Settings as ManagerSettings
-from mlx_manager.mlx_server.api import health
-from mlx_manager.mlx_server.app import install_server
-from mlx_manager.mlx_server.config import Settings as ServerSettings
+from mlx_manager import errors
 from mlx_manager.observability import attributes
-
-DOCS = Path(__file__).parents[2] / "docs"
-
-
-def test_settings_lists_every_setting_and_no_other() -> None:
-    described = set(re.findall(r"`(MLX_(?:SERVER|MANAGER)_[A-Z0-9_]+)`", page("settings.md")))
-
-    assert described == variables(ServerSettings) | variables(ManagerSettings)
+from tools.document import DOCS, documented
 
 
-def test_telemetry_lists_every_name_and_no_other() -> None:
-    quoted = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", page("telemetry.md")))
-    ours = {name for name in quoted if name.startswith(("gen_ai.", "mlx."))}
-
-    assert emitted() - quoted == set(), "emitted, and not described"
-    assert ours - emitted() == set(), "described, and never emitted"
+@pytest.mark.parametrize("page", ["settings.md", "api.md"])
+def test_a_page_holds_what_the_code_knows(page: str) -> None:
+    text = (DOCS / page).read_text()
+    assert documented(text, page) == text, "run: python -m tools.document"
 
 
-def test_api_lists_every_endpoint_and_no_other() -> None:
-    described = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE) /[^`]*)`", page("api.md")))
-
-    assert described == endpoints()
-
-
-def page(name: str) -> str:
-    path = DOCS / name
-    if not path.exists():
-        pytest.skip(f"docs/{name} is not written yet")
-    return path.read_text()
+def drawn_errors(kind: type[errors.MlxManagerError]) -> Iterator[type[errors.MlxManagerError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from drawn_errors(child)
 
 
-def variables(settings: type[BaseSettings]) -> Set[str]:
-    prefix = settings.model_config.get("env_prefix", "")
-    return {f"{prefix}{field}".upper() for field in settings.model_fields}
+def test_every_error_code_of_the_api_is_listed_with_its_status() -> None:
+    text = (DOCS / "api.md").read_text()
+    for error in drawn_errors(errors.MlxManagerError):
+        if error.__module__ == errors.__name__:
+            assert f"| `{error.code}` | {error.status} |" in text
 
 
-def emitted() -> Set[str]:
+def emitted_names() -> set[str]:
     values = [value for name, value in vars(attributes).items() if name.isupper()]
     metrics = {value.name for value in values if isinstance(value, attributes.Metric)}
     return metrics | {value for value in values if isinstance(value, str)}
 
 
-def endpoints() -> Set[str]:
-    app = FastAPI()
-    install_server(app)
-    app.include_router(health.router)
-    app.include_router(manager_app.router)
-    return {
-        f"{method.upper()} {path}"
-        for path, operations in app.openapi()["paths"].items()
-        for method in operations
-    }
+def test_telemetry_lists_every_name_that_is_emitted_and_no_other() -> None:
+    quoted = set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", (DOCS / "telemetry.md").read_text()))
+    ours = {name for name in quoted if name.startswith(("gen_ai.", "mlx."))}
+    assert emitted_names() - quoted == set(), "emitted, and not described"
+    assert ours - emitted_names() == set(), "described, and never emitted"
