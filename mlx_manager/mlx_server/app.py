@@ -19,7 +19,7 @@ from mlx_manager.mlx_server.middleware.body_limit import BodyLimitMiddleware
 from mlx_manager.mlx_server.middleware.request_id import RequestIdMiddleware
 from mlx_manager.mlx_server.observability.logfire_config import instrument_fastapi
 from mlx_manager.mlx_server.state import open_state
-from mlx_manager.observability.context import current_trace_id
+from mlx_manager.observability.context import current_trace_id, tag_request
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -54,4 +54,4 @@ def install_server(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     # The last one added is the outermost: the access line knows the request id.
     app.add_middleware(AccessLogMiddleware)
-    app.add_middleware(RequestIdMiddleware, trace_id=current_trace_id)
+    app.add_middleware(RequestIdMiddleware, trace_id=current_trace_id, tag=tag_request)

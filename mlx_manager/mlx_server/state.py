@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
 from mlx_manager.observability.context import current_trace_id
 from mlx_manager.observability.instrumented import InstrumentedBackend
+from mlx_manager.observability.setup import flush
 
+FLUSH_S = 2.0
 STARTER_ID = "mlx-manager/starter"
 STARTER_PATH = Path(starter.__file__).parent
 
@@ -42,6 +45,8 @@ class ServerState:
 async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
     """Open the database, the audit log and the pool, and close them again in the opposite order."""
     async with AsyncExitStack() as stack:
+        # After the process's lifespan uvicorn may leave without exit handlers: what isn't sent by then is lost.
+        stack.push_async_callback(asyncio.to_thread, flush, FLUSH_S)
         database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
         instrument_sqlalchemy(database.engine)

@@ -22,9 +22,7 @@ _SYSTEMS = {"mssql": "microsoft.sql_server", "oracle": "oracle.db"}
 
 
 def trace_queries(engine: Engine) -> None:
-    """Listen to `engine`; a second call changes nothing."""
-    if event.contains(engine, "before_cursor_execute", _begin):
-        return
+    """Listen to `engine`; a second call changes nothing, since SQLAlchemy keeps a listener once."""
     event.listen(engine, "before_cursor_execute", _begin)
     event.listen(engine, "after_cursor_execute", _end)
     event.listen(engine, "handle_error", _fail)

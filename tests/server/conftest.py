@@ -10,8 +10,8 @@ import pytest
 from openai import AsyncOpenAI
 
 from mlx_manager.mlx_server.app import create_app
-from tests.observability.conftest import spans
 from tests.support.running import RunningServer, running, settings_for
+from tests.support.spans import spans
 
 __all__ = ["spans"]
 

@@ -13,8 +13,8 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tests.observability.conftest import Spans, UntracedTransport
 from tests.support.running import RunningServer, eventually
+from tests.support.spans import Spans, UntracedTransport
 
 MODEL = "test/tiny"
 MARKED = "marked-secret"

@@ -13,7 +13,7 @@ CONTENT_TOO_LARGE = 413
 
 
 class BodyLimitMiddleware:
-    """Raises in the route that reads the body: at once when the declared length is too large, else when it is passed."""
+    """Raises in the route that reads the body: at once when its declared length is too large, else on the way."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app

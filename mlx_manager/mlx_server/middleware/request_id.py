@@ -17,12 +17,15 @@ TRACE_ID_HEADER = "X-Trace-ID"
 class RequestIdMiddleware:
     """Takes a well-formed `X-Request-ID` from the client or mints one; `request.state.request_id` has it.
 
-    `trace_id` is asked when the response starts, inside the request's server span.
+    `tag` is told the id, and `trace_id` is asked when the response starts, both inside the request's server span.
     """
 
-    def __init__(self, app: ASGIApp, trace_id: Callable[[], str | None]) -> None:
+    def __init__(
+        self, app: ASGIApp, trace_id: Callable[[], str | None], tag: Callable[[str], None]
+    ) -> None:
         self._app = app
         self._trace_id = trace_id
+        self._tag = tag
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -30,6 +33,7 @@ class RequestIdMiddleware:
             return
         request_id = accepted_or_new(Headers(scope=scope).get(REQUEST_ID_HEADER))
         scope.setdefault("state", {})["request_id"] = request_id
+        self._tag(request_id)
 
         async def send_with_ids(message: Message) -> None:
             if message["type"] == "http.response.start":

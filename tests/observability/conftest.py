@@ -1,0 +1,59 @@
+"""Processes of their own for what belongs to a process, and clients that leave no spans."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.spans import UntracedTransport, spans
+
+__all__ = ["spans"]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def untraced() -> AsyncIterator[httpx.AsyncClient]:
+    """A client that leaves no spans, so that the server's are the only ones."""
+    async with httpx.AsyncClient(transport=UntracedTransport()) as client:
+        yield client
+
+
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Python:
+    """Run code in a fresh interpreter in which every warning is an error."""
+
+    def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            env=clean_environment(tmp_path) | environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LOGFIRE_", "OTEL_", "MLX_"))
+    }
+    return kept | {
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(home),
+        "MLX_SERVER_DATABASE_URL": f"sqlite+aiosqlite:///{home / 'test.db'}",
+    }

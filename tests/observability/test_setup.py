@@ -1,0 +1,176 @@
+"""Set up once, silently, without a network, and over within its time."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.observability.conftest import Python
+
+# Prints where the process connects to, so that silence means that it didn't.
+WATCH_NETWORK = """
+import sys
+def watch(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        print("NETWORK", event, args[-1], file=sys.stderr)
+sys.addaudithook(watch)
+"""
+
+WORK = """
+import logfire
+with logfire.span("work"):
+    logfire.info("inside")
+"""
+
+TOKEN = "pylf_v1_us_" + "x" * 43
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "service"),
+    [
+        ("mlx_manager.mlx_server.main", "mlx_manager.main", "mlx-server"),
+        ("mlx_manager.main", "mlx_manager.mlx_server.main", "mlx-manager"),
+    ],
+)
+def test_both_applications_import_in_one_process_without_a_word(
+    python: Python, first: str, second: str, service: str
+) -> None:
+    """The one that is imported first names the service."""
+    done = python(f"""
+from {first} import app
+from {second} import app as other
+from opentelemetry import trace
+print('OK', trace.get_tracer_provider().resource.attributes["service.name"])
+""")
+
+    assert (done.stdout, done.stderr) == (f"OK {service}\n", "")
+
+
+def test_the_first_configuration_wins_and_the_second_says_nothing(python: Python) -> None:
+    done = python("""
+from mlx_manager.mlx_server.observability.logfire_config import configure_logfire
+from mlx_manager.observability import logfire_config as manager
+configure_logfire(environment="production")
+manager.configure_logfire(environment="development", console=True)
+from opentelemetry import trace
+resource = trace.get_tracer_provider().resource.attributes
+print(resource["service.name"], resource["deployment.environment.name"])
+print(resource["service.version"], len(resource["service.instance.id"]) >= 32)
+import logfire
+logfire.info("not on the console")
+""")
+
+    assert done.stdout == "mlx-server production\n0.1.0 True\n"
+    assert done.stderr == ""
+
+
+def test_without_a_token_nothing_is_sent_and_nothing_is_waited_for(python: Python) -> None:
+    done = python(f"""{WATCH_NETWORK}
+import time
+from mlx_manager.observability.setup import TelemetryOptions, configure, flush, shutdown
+configure(TelemetryOptions("test"))
+{WORK}
+start = time.perf_counter()
+print(flush(5), shutdown(5), time.perf_counter() - start < 0.5)
+""")
+
+    assert (done.stdout, done.stderr) == ("True True True\n", "")
+
+
+def test_a_token_turns_sending_on(python: Python, silent_port: int) -> None:
+    done = python(
+        f"""{WATCH_NETWORK}
+from mlx_manager.observability.setup import TelemetryOptions, configure, flush
+configure(TelemetryOptions("test"))
+{WORK}
+flush(0.5)
+""",
+        LOGFIRE_TOKEN=TOKEN,
+        LOGFIRE_BASE_URL=f"http://127.0.0.1:{silent_port}",
+    )
+
+    assert f"NETWORK socket.connect ('127.0.0.1', {silent_port})" in done.stderr
+
+
+@pytest.mark.parametrize("closing", ["flush(0.5)", "shutdown(0.5)", "None"])
+def test_a_server_that_never_answers_does_not_hold_the_exit_up(
+    python: Python, silent_port: int, closing: str
+) -> None:
+    started = time.monotonic()
+    done = python(
+        f"""
+from mlx_manager.observability.setup import TelemetryOptions, configure, flush, shutdown
+configure(TelemetryOptions("test"))
+{WORK}
+print({closing})
+""",
+        LOGFIRE_TOKEN=TOKEN,
+        LOGFIRE_BASE_URL=f"http://127.0.0.1:{silent_port}",
+    )
+
+    assert done.returncode == 0
+    assert done.stdout == ("None\n" if closing == "None" else "False\n")
+    # Importing takes most of it; without limits it is 20 s and more.
+    assert time.monotonic() - started < 9
+
+
+def test_the_console_is_quiet_until_asked(python: Python) -> None:
+    code = f"""
+from mlx_manager.observability.logfire_config import configure_logfire
+configure_logfire(console=%s)
+{WORK}
+"""
+    quiet, readable = python(code % "False"), python(code % "True")
+
+    assert (quiet.stdout, quiet.stderr) == ("", "")
+    assert [line.split(" ", 1)[1] for line in readable.stdout.splitlines()] == ["work", "  inside"]
+
+
+def test_instrumenting_needs_no_order_of_imports(python: Python) -> None:
+    """httpx, SQLAlchemy and FastAPI are imported and used before; what is made later is traced all the same."""
+    done = python("""
+import asyncio, httpx, fastapi, openai, anthropic
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+client, app, engine = httpx.Client(), fastapi.FastAPI(), create_engine("sqlite://")
+from mlx_manager.mlx_server.observability import logfire_config
+from mlx_manager.observability.setup import span_sink
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+logfire_config.configure_logfire()
+for _ in range(2):
+    logfire_config.instrument_httpx()
+    logfire_config.instrument_fastapi(app)
+    logfire_config.instrument_sqlalchemy(engine)
+    logfire_config.instrument_llm_clients()
+exporter = InMemorySpanExporter()
+with span_sink(SimpleSpanProcessor(exporter)):
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    try:
+        client.get("http://127.0.0.1:1/")
+    except httpx.ConnectError:
+        pass
+    async def ask():
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://app"
+        ) as inside:
+            await inside.get("/openapi.json")
+    asyncio.run(ask())
+print([(span.kind.name, span.name) for span in exporter.get_finished_spans()])
+""")
+
+    assert done.stderr == ""
+    assert done.stdout.strip() == str(
+        [("CLIENT", "SELECT"), ("CLIENT", "GET"), ("SERVER", "GET /openapi.json")]
+    )

@@ -1,0 +1,69 @@
+"""Spans as a sink gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+import logfire
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanContext, SpanKind
+
+from mlx_manager.observability.logfire_config import instrument_httpx
+from mlx_manager.observability.setup import TelemetryOptions, configure, span_sink
+from tests.support.running import eventually
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The finished spans of one test, redacted like those of every sink."""
+
+    exporter: InMemorySpanExporter
+
+    @property
+    def all(self) -> list[ReadableSpan]:
+        return list(self.exporter.get_finished_spans())
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        return [span for span in self.all if span.name == name]
+
+    def one(self, name: str) -> ReadableSpan:
+        (span,) = self.named(name)
+        return span
+
+    def of_kind(self, kind: SpanKind) -> list[ReadableSpan]:
+        return [span for span in self.all if span.kind is kind]
+
+    def text(self) -> str:
+        return "\n".join(span.to_json() for span in self.all)
+
+    async def wait(self, name: str) -> ReadableSpan:
+        """The span that a server ends shortly after its client has the answer."""
+        await eventually(lambda: bool(self.named(name)))
+        return self.one(name)
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    configure(TelemetryOptions("mlx-test"))
+    instrument_httpx()
+    exporter = InMemorySpanExporter()
+    with span_sink(SimpleSpanProcessor(exporter)):
+        yield Spans(exporter)
+
+
+class UntracedTransport(httpx.AsyncHTTPTransport):
+    """Sends requests without a span and without a `traceparent`."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        with logfire.suppress_instrumentation():
+            return await super().handle_async_request(request)
+
+
+def ids(context: SpanContext | None) -> tuple[str, str]:
+    """Trace and span id in hexadecimal; empty for the parent of a root."""
+    return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context else ("", "")
