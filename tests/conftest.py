@@ -19,4 +19,5 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_random_model(folder / "test" / "tiny")
     make_random_model(folder / "test" / "plain", Shape(seed=1), has_template=False)
     make_random_model(folder / "test" / "short", Shape(context=64))
+    make_random_model(folder / "test" / "late")  # for tests that need one nobody has asked for yet
     return folder

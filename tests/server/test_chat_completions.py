@@ -18,13 +18,23 @@ MESSAGES: list[Any] = [{"role": "user", "content": "Count to a million."}]
 
 
 async def ask(client: AsyncOpenAI, **changes: Any) -> ChatCompletion:
-    arguments = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "max_tokens": 40}
+    arguments: dict[str, Any] = {
+        "model": MODEL,
+        "messages": MESSAGES,
+        "temperature": 0,
+        "max_tokens": 40,
+    }
     answer: ChatCompletion = await client.chat.completions.create(**(arguments | changes))
     return answer
 
 
 async def ask_streamed(client: AsyncOpenAI, **changes: Any) -> list[ChatCompletionChunk]:
-    arguments = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "max_tokens": 40}
+    arguments: dict[str, Any] = {
+        "model": MODEL,
+        "messages": MESSAGES,
+        "temperature": 0,
+        "max_tokens": 40,
+    }
     stream = await client.chat.completions.create(stream=True, **(arguments | changes))
     return [chunk async for chunk in stream]
 

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI
 
 async def test_models_of_every_place_are_listed_by_repository_id(openai: AsyncOpenAI) -> None:
     ids = [model.id async for model in openai.models.list()]
-    assert ids == ["mlx-manager/starter", "test/plain", "test/short", "test/tiny"]
+    assert ids == ["mlx-manager/starter", "test/late", "test/plain", "test/short", "test/tiny"]
 
 
 async def test_a_model_is_described(openai: AsyncOpenAI) -> None:
