@@ -1,0 +1,169 @@
+"""OpenAI's JSON to chat requests and back: pure, no server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mlx_manager.chat.events import (
+    Answer,
+    ChatEvent,
+    Finished,
+    Started,
+    TextDelta,
+    Timeline,
+    Usage,
+)
+from mlx_manager.chat.request import ChatRequest, Conversation, Message, Origin, ToolCall
+from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.openai.errors import error_body, error_type
+from mlx_manager.wire.openai.parameters import NEUTRAL_VALUES
+from mlx_manager.wire.openai.requests import chat_request
+from mlx_manager.wire.openai.schema import ChatCompletionBody
+from mlx_manager.wire.openai.streams import to_chunks, to_response
+
+ORIGIN = Origin("request-1", "/v1/chat/completions")
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": 3}'}}
+
+
+def request_for(*messages: dict[str, Any], **fields: Any) -> ChatRequest:
+    body = {"model": "m", "messages": list(messages) or [{"role": "user", "content": "Hi"}]}
+    return chat_request(ChatCompletionBody.model_validate(body | fields), ORIGIN)
+
+
+def messages_of(request: ChatRequest) -> tuple[Message, ...]:
+    assert isinstance(request.input, Conversation)
+    return request.input.messages
+
+
+def test_earlier_tool_calls_and_their_results_reach_the_template() -> None:
+    request = request_for(
+        {"role": "user", "content": "Look", "name": "ann"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "a cat"},
+    )
+    assert messages_of(request) == (
+        Message("user", "Look", name="ann"),
+        Message("assistant", "", tool_calls=(ToolCall("c1", "look", {"at": 3}),)),
+        Message("tool", "a cat", tool_call_id="c1"),
+    )
+
+
+def test_an_assistant_message_comes_back_as_it_was_given_out() -> None:
+    answer = Answer("m", "Hello", "stop", Usage(3, 1))
+    given = to_response(answer, request_for(), 5)["choices"][0]["message"]
+    assert messages_of(request_for(given)) == (Message("assistant", "Hello"),)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("audio", {"id": "x"}), ("refusal", "no"), ("mood", "good")]
+)
+def test_a_field_of_a_message_that_would_be_lost_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(UnsupportedParameter) as refusal:
+        request_for({"role": "user", "content": "Hi", field: value})
+    assert refusal.value.param == f"messages[0].{field}"
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "null"])
+def test_tool_arguments_that_are_no_object_are_refused(arguments: str) -> None:
+    call = {**CALL, "function": {"name": "look", "arguments": arguments}}
+    with pytest.raises(InvalidRequest, match="not a JSON object"):
+        request_for({"role": "assistant", "tool_calls": [call]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in NEUTRAL_VALUES.items() for value in (None, *values)],
+)
+def test_a_value_that_means_not_used_changes_nothing(name: str, value: Any) -> None:
+    assert request_for(**{name: value}) == request_for()
+
+
+@pytest.mark.parametrize("name", NEUTRAL_VALUES)
+def test_any_other_value_of_it_is_refused_by_name(name: str) -> None:
+    with pytest.raises(UnsupportedParameter) as refusal:
+        request_for(**{name: "something else"})
+    assert refusal.value.param == name
+
+
+def test_false_is_not_taken_for_zero() -> None:
+    with pytest.raises(UnsupportedParameter):
+        request_for(logprobs=0)
+    with pytest.raises(UnsupportedParameter):
+        request_for(n=True)
+
+
+def test_temperature_zero_stays_zero() -> None:
+    assert request_for(temperature=0).sampling.temperature == 0
+    assert request_for().sampling.temperature is None
+
+
+def test_minus_one_switches_top_k_off_as_zero_does() -> None:
+    assert request_for(top_k=-1).sampling.top_k == request_for(top_k=0).sampling.top_k == 0
+
+
+@pytest.mark.parametrize(
+    "fields", [{"seed": 2**63}, {"stop": [""]}, {"max_tokens": -1}, {"messages": "Hi"}]
+)
+def test_values_out_of_range_do_not_validate(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        request_for(**fields)
+
+
+async def events_of(*texts: str) -> AsyncGenerator[ChatEvent, None]:
+    yield Started("m", Timeline())
+    for text in texts:
+        yield TextDelta(text)
+    yield Finished("stop", Usage(3, len(texts)))
+
+
+def decoded(chunk: bytes) -> list[Any]:
+    lines = chunk.decode().split("\n\n")[:-1]
+    payloads = [line.removeprefix("data: ") for line in lines]
+    return [None if payload == "[DONE]" else json.loads(payload) for payload in payloads]
+
+
+async def test_text_of_every_kind_survives_the_frames() -> None:
+    texts = (
+        '"quoted" \\ /',
+        "line\nbreak\r\n",
+        "日本語 😀",
+        "\x00\x1b",
+        "data: [DONE]\n\n",
+        "</s>",
+    )
+    chunks = [chunk async for chunk in to_chunks(events_of(*texts), request_for(), 5, False)]
+    for text, chunk in zip(texts, chunks[1:-1], strict=True):
+        [event] = decoded(chunk)
+        assert event["choices"] == [
+            {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
+        ]
+        assert (event["id"], event["created"]) == ("chatcmpl-request-1", 5)
+    assert decoded(chunks[-1])[-1] is None
+
+
+async def test_every_chunk_names_its_usage_when_usage_is_asked_for() -> None:
+    chunks = [chunk async for chunk in to_chunks(events_of("a"), request_for(), 5, True)]
+    *others, last, _done = [event for chunk in chunks for event in decoded(chunk)]
+    assert all(event["usage"] is None for event in others)
+    assert last["choices"] == []
+    assert last["usage"]["total_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (404, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (503, "server_error"),
+    ],
+)
+def test_an_error_has_the_type_that_goes_with_its_status(status: int, kind: str) -> None:
+    assert error_type(status) == kind
+    body = error_body("m", status=status, code="c", param=None, request_id="r")
+    assert set(body["error"]) == {"message", "type", "param", "code", "request_id"}
