@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http
 import logging
+import re
+from itertools import takewhile
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 OPENAI_PREFIX = "/v1/"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+FIELD = re.compile(r"[a-z0-9_]+")
+TYPE_NAMES = ("str", "int", "float", "bool")
 # These names are part of our answers, and Python's own change between its versions.
 TITLES = {404: "Not found", 405: "Method not allowed", 413: "Content too large"}
 
@@ -44,10 +48,16 @@ async def _invalid(request: Request, exception: Exception) -> Response:
     """A body that isn't what the endpoint takes: 400 as OpenAI has it, 422 elsewhere."""
     problems = cast(RequestValidationError, exception).errors()
     first = problems[0]
-    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    param = _field(first["loc"][1:])
     message = f"{param}: {first['msg']}" if param else str(first["msg"])
     status = 400 if _is_openai(request) else 422
     return _rendered(request, status, InvalidRequest.code, InvalidRequest.title, message, param, {})
+
+
+def _field(location: tuple[int | str, ...]) -> str | None:
+    """Return the path of a field, `messages.0.content`, without pydantic's names for the types it tried there."""
+    parts = list(takewhile(lambda part: FIELD.fullmatch(str(part)), location))
+    return ".".join(str(part) for part in parts if part not in TYPE_NAMES) or None
 
 
 async def _http(request: Request, exception: Exception) -> Response:

@@ -27,7 +27,7 @@ LAST_WORDS_S = 2.0
 def main() -> int:
     """Load the model named on the command line and serve it until the channel ends."""
     arguments = _parse_arguments()
-    # A Ctrl-C in the terminal goes to the whole process group; when to end is the API process's decision.
+    # When to end is the API process's decision, whoever presses Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=arguments.channel))
     limits = Limits(arguments.max_batch, arguments.chunk, arguments.idle_chunk)

@@ -13,16 +13,14 @@ from mlx_manager.chat.events import (
     Finished,
     Interval,
     Started,
-    TextDelta,
     Timeline,
-    Usage,
 )
 from mlx_manager.chat.request import ChatRequest, Operation
 from mlx_manager.errors import InvalidRequest, PromptTooLong, RequestTimeout
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.generation.answer import read_answer
 from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
-from mlx_manager.mlx_server.generation.text import Detokenizer, StopStrings
-from mlx_manager.mlx_server.generation.timing import Clock
+from mlx_manager.mlx_server.generation.timing import record, recording
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.stream import TokenStream
@@ -44,7 +42,6 @@ class LocalBackend:
         self._pool = pool
         self._time_limits_s = time_limits_s
         self._texts: dict[ModelFiles, asyncio.Task[ModelText]] = {}
-        self._clock = Clock()
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`; see `ChatBackend`."""
@@ -59,15 +56,15 @@ class LocalBackend:
             tokens = lease.engine.generate(
                 prompt.token_ids, prompt.max_tokens, list(text.end_token_ids), prompt.sampling
             )
-            answer = _answer(request, text, tokens, len(prompt.token_ids))
+            answer = read_answer(tokens, text, request.stop, len(prompt.token_ids))
             async with tokens, aclosing(answer):
-                with self._time_limit(request, tokens), self._clock.recording(tokens, timeline):
+                with self._time_limit(request, tokens, arrived_ns), recording(tokens, timeline):
                     await tokens.admitted()
                     yield Started(files.id, timeline)
                     async for event in answer:
                         if isinstance(event, Finished):
                             # Who watches this stream closes its books on `Finished`, not on our end.
-                            self._clock.record(tokens, timeline)
+                            record(tokens, timeline)
                         yield event
 
     async def load(self, model_id: str) -> None:
@@ -78,14 +75,17 @@ class LocalBackend:
             await asyncio.shield(loading_text)
 
     @contextmanager
-    def _time_limit(self, request: ChatRequest, tokens: TokenStream) -> Iterator[None]:
+    def _time_limit(
+        self, request: ChatRequest, tokens: TokenStream, arrived_ns: int
+    ) -> Iterator[None]:
         """End the sequence when its time is up, even when a slow reader keeps us from looking at the clock."""
         limit_s = self._time_limits_s[request.operation]
         error = RequestTimeout(
             f"The answer took longer than {limit_s:g} s, the limit of this endpoint. Ask for fewer tokens, or "
             f"have the administrator raise it (docs/settings.md)."
         )
-        alarm = asyncio.get_running_loop().call_later(limit_s, tokens.expire, error)
+        left_s = limit_s - (time.time_ns() - arrived_ns) / 1e9
+        alarm = asyncio.get_running_loop().call_later(left_s, tokens.expire, error)
         try:
             yield
         finally:
@@ -130,24 +130,3 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
         )
     max_tokens = min(request.max_tokens or room, room)
     return Prompt(token_ids, max_tokens, text.sampling_parameters(request.sampling))
-
-
-async def _answer(
-    request: ChatRequest, text: ModelText, tokens: TokenStream, input_tokens: int
-) -> AsyncGenerator[TextDelta | Finished, None]:
-    """Turn token ids into text events until the engine, or a stop string, ends the answer."""
-    detokenizer, stop = Detokenizer(text.tokenizer), StopStrings(request.stop)
-    output_tokens = 0
-    async for token_ids in tokens:
-        output_tokens += len(token_ids)
-        if token_ids[-1] in text.end_token_ids:
-            token_ids.pop()
-        if delta := stop.feed(detokenizer.feed(token_ids)):
-            yield TextDelta(delta)
-        if stop.is_matched:
-            yield Finished("stop", Usage(input_tokens, output_tokens))
-            return
-    if delta := stop.feed(detokenizer.finish()) + ("" if stop.is_matched else stop.finish()):
-        yield TextDelta(delta)
-    is_cut = tokens.ended is not None and tokens.ended.reason == "length" and not stop.is_matched
-    yield Finished("length" if is_cut else "stop", Usage(input_tokens, output_tokens))

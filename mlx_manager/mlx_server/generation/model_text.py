@@ -36,9 +36,10 @@ class ModelText:
     def encode(self, prompt: Conversation | RawPrompt) -> list[int]:
         """Return the prompt's token ids. Raises InvalidRequest when the model can't take it."""
         if isinstance(prompt, Conversation):
-            return list(self.tokenizer.encode(self.render(prompt), add_special_tokens=False))
+            rendered = _checked_unicode(self.render(prompt))
+            return list(self.tokenizer.encode(rendered, add_special_tokens=False))
         if isinstance(prompt.prompt, str):
-            return list(self.tokenizer.encode(prompt.prompt))
+            return list(self.tokenizer.encode(_checked_unicode(prompt.prompt)))
         return self._checked(prompt.prompt)
 
     def render(self, conversation: Conversation) -> str:
@@ -111,6 +112,17 @@ def load_model_text(files: ModelFiles) -> ModelText:
         end_token_ids=_end_token_ids(tokenizer.eos_token_id, config, generation),
         sampling_defaults=_sampling_defaults(generation),
     )
+
+
+def _checked_unicode(text: str) -> str:
+    """Return `text`, or refuse it for half a surrogate pair, which JSON can carry and a tokenizer can't take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"The prompt is not valid Unicode (position {error.start}: half of a surrogate pair).",
+        ) from error
+    return text
 
 
 def _template_message(message: Message) -> dict[str, Any]:

@@ -11,39 +11,39 @@ from mlx_manager.mlx_server.engine.messages import Stamps
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
 
-class Clock:
-    """One offset per process from the monotonic clock, which all processes of a machine share, to wall time."""
+@contextmanager
+def recording(tokens: TokenStream, timeline: Timeline) -> Iterator[None]:
+    """Write into `timeline` what is known of a sequence when the block is left, however it is left."""
+    try:
+        yield
+    finally:
+        record(tokens, timeline)
 
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
 
-    @contextmanager
-    def recording(self, tokens: TokenStream, timeline: Timeline) -> Iterator[None]:
-        """Write into `timeline` what is known of a sequence when the block is left, however it is left."""
-        try:
-            yield
-        finally:
-            self.record(tokens, timeline)
+def record(tokens: TokenStream, timeline: Timeline) -> None:
+    """Write into `timeline` what is known of a sequence by now."""
+    # All processes of a machine share the monotonic clock. Its distance from wall time is taken anew each time:
+    # the wall clock is set now and then, and the other stamps of a request are wall time.
+    offset_ns = time.time_ns() - time.monotonic_ns()
+    timeline.admitted_ns = _wall(tokens.admitted_at_ns, offset_ns)
+    timeline.first_token_ns = _wall(tokens.first_token_at_ns, offset_ns)
+    timeline.output_tokens = tokens.received_tokens
+    if tokens.ended is not None:
+        _record_stamps(tokens.ended.stamps, timeline, offset_ns)
+    elif tokens.admitted_at_ns is not None:
+        timeline.finished_ns = time.time_ns()
 
-    def record(self, tokens: TokenStream, timeline: Timeline) -> None:
-        """Write into `timeline` what is known of a sequence by now."""
-        timeline.admitted_ns = self._wall(tokens.admitted_at_ns)
-        timeline.first_token_ns = self._wall(tokens.first_token_at_ns)
-        timeline.output_tokens = tokens.received_tokens
-        if tokens.ended is not None:
-            self._record_stamps(tokens.ended.stamps, timeline)
-        elif tokens.admitted_at_ns is not None:
-            timeline.finished_ns = time.time_ns()
 
-    def _record_stamps(self, stamps: Stamps, timeline: Timeline) -> None:
-        timeline.admitted_ns = self._wall(stamps.admitted_ns)
-        timeline.first_token_ns = self._wall(stamps.first_token_ns)
-        timeline.finished_ns = self._wall(stamps.last_token_ns)
-        timeline.prefill_chunks = stamps.prefill_chunks
-        timeline.output_tokens = stamps.output_tokens
-        timeline.batch_width_sum = stamps.batch_width_sum
-        timeline.batch_width_max = stamps.batch_width_max
-        timeline.longest_gap_ns = stamps.longest_gap_ns
+def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
+    timeline.admitted_ns = _wall(stamps.admitted_ns, offset_ns)
+    timeline.first_token_ns = _wall(stamps.first_token_ns, offset_ns)
+    timeline.finished_ns = _wall(stamps.last_token_ns, offset_ns)
+    timeline.prefill_chunks = stamps.prefill_chunks
+    timeline.output_tokens = stamps.output_tokens
+    timeline.batch_width_sum = stamps.batch_width_sum
+    timeline.batch_width_max = stamps.batch_width_max
+    timeline.longest_gap_ns = stamps.longest_gap_ns
 
-    def _wall(self, monotonic_ns: int | None) -> int | None:
-        return None if monotonic_ns is None else monotonic_ns + self._offset_ns
+
+def _wall(monotonic_ns: int | None, offset_ns: int) -> int | None:
+    return None if monotonic_ns is None else monotonic_ns + offset_ns

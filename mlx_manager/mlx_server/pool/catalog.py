@@ -94,16 +94,25 @@ def _folders_with_config(folder: Path, depth: int) -> Iterator[Path]:
     if (folder / "config.json").is_file():
         yield folder
     elif depth > 0 and folder.is_dir():
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.name.startswith("."):
-                yield from _folders_with_config(child, depth - 1)
+        for child in _subfolders(folder):
+            yield from _folders_with_config(child, depth - 1)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Return the visible folders in `folder`; none when it may not be read."""
+    try:
+        return sorted(
+            child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
+        )
+    except PermissionError:
+        return []
 
 
 def _snapshot(repository: Path) -> Path | None:
     """Return the revision that `main` names, else the newest one; None when there is none."""
     main = repository / "refs" / "main"
     if main.is_file():
-        named = repository / "snapshots" / main.read_text().strip()
+        named = repository / "snapshots" / main.read_text(errors="replace").strip()
         if named.is_dir():
             return named
     snapshots = repository.glob("snapshots/*")
@@ -116,7 +125,8 @@ def _model_since(folder: Path) -> int | None:
     """
     config, index = folder / "config.json", folder / "model.safetensors.index.json"
     try:
-        if "model_type" not in json.loads(config.read_text()):
+        settings = json.loads(config.read_text())
+        if not isinstance(settings, dict) or "model_type" not in settings:
             return None
         if index.is_file():
             names = set(json.loads(index.read_text())["weight_map"].values())

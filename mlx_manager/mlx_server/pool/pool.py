@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from mlx_manager.errors import MlxManagerError, Overloaded, ShuttingDown
@@ -31,7 +31,7 @@ class Resident:
     leases: int = 0
     restarts: int = 0
     failure: MlxManagerError | None = None
-    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    load: asyncio.Task[EngineProcess] | None = None
     supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -98,12 +98,13 @@ class ModelPool:
     async def close(self) -> None:
         """End every engine process."""
         self._is_closed = True
-        residents, self._residents = self._residents, {}
+        async with self._changing:  # one that is being unloaded for another is awaited too
+            residents, self._residents = self._residents, {}
         await asyncio.gather(*(self._unload(resident) for resident in residents.values()))
 
     async def _resident(self, files: ModelFiles) -> Resident:
         if self._is_closed:
-            raise ShuttingDown("The server is shutting down and takes no new requests.")
+            raise _shutting_down()
         if files.id not in self._residents:
             async with self._changing:
                 await self._add(files)
@@ -115,6 +116,8 @@ class ModelPool:
             return
         if len(self._residents) >= self._max_loaded:
             await self._make_room_for(files.id)
+        if self._is_closed:
+            raise _shutting_down()
         self._residents[files.id] = Resident(files)
 
     async def _make_room_for(self, model_id: str) -> None:
@@ -131,18 +134,22 @@ class ModelPool:
         )
 
     async def _ready_engine(self, resident: Resident) -> tuple[EngineProcess, bool]:
-        """Return the model's living engine, and whether it had to be loaded for this."""
-        async with resident.loading:
-            if resident.engine is not None and resident.engine.is_alive:
-                return resident.engine, False
-            if self._residents.get(resident.files.id) is not resident:
-                # Whoever held the lock before failed to load it, or the pool was closed meanwhile.
-                raise resident.failure or ShuttingDown("The server is shutting down.")
-            await self._load(resident)
-            assert resident.engine is not None
-            return resident.engine, True
+        """Return the model's living engine, and whether this had to wait for a load."""
+        if resident.engine is not None and resident.engine.is_alive:
+            return resident.engine, False
+        if resident.load is None or resident.load.done():
+            # A task of its own: a client that loses patience must not make the next one start over.
+            resident.load = asyncio.create_task(self._load(resident))
+            resident.load.add_done_callback(lambda done: done.cancelled() or done.exception())
+        load = resident.load
+        try:
+            return await asyncio.shield(load), True
+        except asyncio.CancelledError:
+            if load.cancelled():
+                raise _shutting_down() from None
+            raise
 
-    async def _load(self, resident: Resident) -> None:
+    async def _load(self, resident: Resident) -> EngineProcess:
         resident.engine = None
         resident.failure = None
         try:
@@ -155,17 +162,19 @@ class ModelPool:
         resident.engine = engine
         if resident.supervisor is None:
             resident.supervisor = asyncio.create_task(self._supervise(resident))
+        return engine
 
     async def _supervise(self, resident: Resident) -> None:
-        """Replace the model's engine whenever it dies; a request may get there first."""
-        while resident.engine is not None:
+        """Replace the model's engine whenever it dies, until that succeeds; a request may get there first."""
+        while self._residents.get(resident.files.id) is resident:
             started_s = time.monotonic()
-            how = await resident.engine.gone()
+            if resident.engine is not None:
+                how = await resident.engine.gone()
+                logger.error("engine of %s %s; starting a fresh one", resident.files.id, how)
             resident.restarts += 1
-            logger.error("engine of %s %s; starting a fresh one", resident.files.id, how)
             try:
                 if time.monotonic() - started_s < SHORT_LIFE_S:
-                    await asyncio.sleep(min(2**resident.restarts / 4, MAX_BACKOFF_S))
+                    await asyncio.sleep(_backoff_s(resident.restarts))
                 await self._ready_engine(resident)
             except MlxManagerError as error:
                 logger.error(
@@ -174,8 +183,18 @@ class ModelPool:
         resident.supervisor = None
 
     async def _unload(self, resident: Resident) -> None:
-        if resident.supervisor is not None:
-            resident.supervisor.cancel()
-            await asyncio.gather(resident.supervisor, return_exceptions=True)
+        tasks = [task for task in (resident.supervisor, resident.load) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if resident.engine is not None:
             await resident.engine.stop()
+
+
+def _backoff_s(restarts: int) -> float:
+    """Return how long to wait before the next attempt: half a second, then twice as long each time."""
+    return min(2.0 ** min(restarts, 16) / 4, MAX_BACKOFF_S)
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("The server is shutting down and takes no new requests.")

@@ -7,10 +7,10 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,6 @@ from mlx_manager.mlx_server.workers.stream import TokenStream, engine_ended
 logger = logging.getLogger(__name__)
 
 WORKER_MODULE = "mlx_manager.mlx_server.engine.worker"
-OUTPUT_LINES_KEPT = 40
 EXIT_GRACE_S = 2.0
 WATCH_INTERVAL_S = 1.0
 
@@ -62,7 +61,7 @@ class EngineProcess:
         self._options = options
         self._streams: dict[int, TokenStream] = {}
         self._sequence_ids = itertools.count(1)
-        self._output: deque[str] = deque(maxlen=OUTPUT_LINES_KEPT)
+        self._last_line = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -86,6 +85,11 @@ class EngineProcess:
                 f"{model_id} did not load within {options.load_timeout_s:g} s. "
                 "Raise MLX_SERVER_LOAD_TIMEOUT_S or choose a smaller model."
             ) from None
+        except OSError as error:
+            await engine.stop()
+            raise ModelLoadFailed(
+                f"{model_id} could not be loaded: its process could not be started ({error.strerror})."
+            ) from error
         except BaseException:
             await engine.stop()
             raise
@@ -132,8 +136,9 @@ class EngineProcess:
                 retry_after_s=1,
             )
         stream = TokenStream(next(self._sequence_ids), self._abandon)
-        self._streams[stream.sequence_id] = stream
+        # Kept after it was sent: what can't be encoded raises here and must not count as running.
         self._send(Submit(stream.sequence_id, token_ids, max_tokens, end_token_ids, sampling))
+        self._streams[stream.sequence_id] = stream
         return stream
 
     async def stop(self) -> None:
@@ -159,6 +164,10 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         options = self._options
         with theirs:
+            # Before the process, so that `stop` closes it when there is none to start.
+            self._transport, _ = await asyncio.get_running_loop().create_connection(
+                lambda: _Reports(self._receive, self._channel_closed), sock=ours
+            )
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", WORKER_MODULE),
                 *("--channel", str(theirs.fileno())),
@@ -167,14 +176,13 @@ class EngineProcess:
                 *("--chunk", str(options.prefill_chunk_tokens)),
                 *("--idle-chunk", str(options.idle_prefill_chunk_tokens)),
                 pass_fds=[theirs.fileno()],
+                # Ctrl-C in the terminal is for this process; it decides when an engine ends.
+                start_new_session=True,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=engine_environment(os.environ, options.blas_library),
             )
-        self._transport, _ = await asyncio.get_running_loop().create_connection(
-            lambda: _Reports(self._receive, self._channel_closed), sock=ours
-        )
         self._tasks = [
             asyncio.create_task(self._read_output(self._process)),
             asyncio.create_task(self._watch(self._process)),
@@ -182,17 +190,21 @@ class EngineProcess:
 
     async def _read_output(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        async for line in process.stdout:
+        while line := await _read_line(process.stdout):
             text = line.decode(errors="replace").rstrip()
-            self._output.append(text)
+            self._last_line = text
             logger.warning("engine of %s: %s", self.model_id, text)
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """End a process that no longer speaks; declare one gone that has ended."""
         exited = asyncio.ensure_future(process.wait())
+        silent_looks = 0
         while not exited.done():
             await asyncio.wait([exited], timeout=WATCH_INTERVAL_S)
-            if self.ready is not None and self.is_stalled and not exited.done():
+            silent_looks = silent_looks + 1 if self.ready is not None and self.is_stalled else 0
+            # Not at the first look: when this process was stopped itself (Ctrl-Z, a closed lid), what the engine
+            # said in the meantime may still be unread.
+            if silent_looks > 1 and not exited.done():
                 logger.error("engine of %s stalled; ending it", self.model_id)
                 self._declare_gone(f"stalled for {self._options.stall_timeout_s:g} s")
                 _kill(process)
@@ -227,10 +239,8 @@ class EngineProcess:
             stream.fail(engine_ended(self.model_id, how))
 
     def _load_failure(self, how: str) -> MlxManagerError:
-        said = "\n".join(self._output)
-        return ModelLoadFailed(
-            f"{self.model_id} could not be loaded: its process {how}.\n{said}".rstrip()
-        )
+        said = f" Its last words: {self._last_line}" if self._last_line else ""
+        return ModelLoadFailed(f"{self.model_id} could not be loaded: its process {how}.{said}")
 
     def _receive(self, message: FromEngine) -> None:
         self.last_heard_s = time.monotonic()
@@ -259,7 +269,8 @@ class EngineProcess:
                 stream.feed_end(ended)
 
     def _abandon(self, stream: TokenStream) -> None:
-        if self._streams.pop(stream.sequence_id, None) is not None and self.is_alive:
+        """Tell the engine; the stream counts until the engine says that its row is free."""
+        if stream.sequence_id in self._streams and self.is_alive:
             self._send(Cancel(stream.sequence_id))
 
     def _send(self, message: Submit | Cancel) -> None:
@@ -283,9 +294,19 @@ class _Reports(asyncio.Protocol):
         self._closed()
 
 
+async def _read_line(stream: asyncio.StreamReader) -> bytes:
+    """Return the next line; empty at the end. A reader that gave up would block a process that goes on printing."""
+    try:
+        return await stream.readline()
+    except ValueError:
+        return b"(a line too long to show)\n"
+
+
 def _kill(process: asyncio.subprocess.Process) -> None:
+    # Not `process.kill`: it may reap the process, and the event loop would then report status 255 for any end.
     with contextlib.suppress(ProcessLookupError):
-        process.kill()
+        if process.returncode is None:
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _how_it_ended(returncode: int) -> str:

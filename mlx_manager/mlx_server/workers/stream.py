@@ -12,8 +12,8 @@ from mlx_manager.mlx_server.engine.messages import Ended
 class TokenStream:
     """Iterates over lists of token ids: all that came since the reader last looked.
 
-    A reader that is slow gets longer lists, so nothing queues up per token. After the last list `ended` holds the
-    engine's record. Leaving the `async with` before the end cancels the sequence.
+    It has one reader. One that is slow gets longer lists, so nothing queues up per token. After the last list
+    `ended` holds the engine's record. Leaving the `async with` before the end cancels the sequence.
     """
 
     def __init__(self, sequence_id: int, abandon: Callable[[TokenStream], None]) -> None:
@@ -23,6 +23,7 @@ class TokenStream:
         self.first_token_at_ns: int | None = None
         self.received_tokens = 0
         self._abandon = abandon
+        self._is_abandoned = False
         self._tokens: list[int] = []
         self._error: MlxManagerError | None = None
         self._news: asyncio.Future[None] | None = None
@@ -31,8 +32,19 @@ class TokenStream:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        if self.ended is None and self._error is None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the sequence up unless it has ended; its row is free with the engine's next step."""
+        if self.ended is None and self._error is None and not self._is_abandoned:
+            self._is_abandoned = True
             self._abandon(self)
+
+    async def close_and_wait(self) -> None:
+        """Give the rest up and wait, a step at most, for the engine's record of what was made."""
+        self.close()
+        while self.ended is None and self._error is None:
+            await self._next_news()
 
     async def admitted(self) -> None:
         """Wait until the engine has taken the sequence into its batch. Raises what ended it before that."""
@@ -80,7 +92,7 @@ class TokenStream:
     def expire(self, error: MlxManagerError) -> None:
         """Give the sequence up, whether or not anybody is reading, and let the reader meet `error`."""
         if self.ended is None and self._error is None:
-            self._abandon(self)
+            self.close()
             self.fail(error)
 
     def _wake(self) -> None:
@@ -89,6 +101,9 @@ class TokenStream:
 
     async def _wait(self) -> None:
         self._raise_failure()
+        await self._next_news()
+
+    async def _next_news(self) -> None:
         self._news = asyncio.get_running_loop().create_future()
         await self._news
 

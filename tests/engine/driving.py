@@ -1,0 +1,96 @@
+"""Drive an engine by hand, step by step."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_manager.mlx_server.engine.engine import Engine
+from mlx_manager.mlx_server.engine.messages import (
+    Cancel,
+    Ended,
+    SamplingParameters,
+    Step,
+    Submit,
+)
+from mlx_manager.mlx_server.engine.runner import Runner
+from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
+
+GREEDY = SamplingParameters()
+MAX_STEPS = 5000
+
+
+class Driver:
+    """An engine over a model, and everything it has reported."""
+
+    def __init__(
+        self, model: Any, *, max_batch: int = 8, chunk: int = 64, idle_chunk: int = 256
+    ) -> None:
+        self.engine = Engine(
+            Runner(model, max_batch), Scheduler(Limits(max_batch, chunk, idle_chunk))
+        )
+        self.tokens: defaultdict[int, list[int]] = defaultdict(list)
+        self.ended: dict[int, Ended] = {}
+        self.admitted: list[int] = []
+        self._ids = itertools.count(1)
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int = 12,
+        end_token_ids: Sequence[int] = (),
+        sampling: SamplingParameters = GREEDY,
+    ) -> int:
+        """Hand a prompt in and return the sequence's id."""
+        sequence_id = next(self._ids)
+        self.engine.handle(
+            Submit(sequence_id, list(prompt), max_tokens, list(end_token_ids), sampling)
+        )
+        return sequence_id
+
+    def cancel(self, sequence_id: int) -> None:
+        self.engine.handle(Cancel(sequence_id))
+
+    def step(self) -> Step:
+        """Make one step and note what it says."""
+        step = self.engine.step()
+        for sequence_id, token_id in pairs(step):
+            assert sequence_id not in self.ended, "a token after the end"
+            self.tokens[sequence_id].append(token_id)
+        self.admitted.extend(step.admitted)
+        for ended in step.ended:
+            assert ended.sequence_id not in self.ended, "ended twice"
+            self.ended[ended.sequence_id] = ended
+        return step
+
+    def step_until(self, sequence_id: int, tokens: int) -> None:
+        """Step until a sequence has that many tokens."""
+        for _ in range(MAX_STEPS):
+            if len(self.tokens[sequence_id]) >= tokens:
+                return
+            self.step()
+        raise AssertionError("the engine makes no progress")
+
+    def finish(self) -> None:
+        """Step until there is nothing left to do."""
+        for _ in range(MAX_STEPS):
+            if not self.engine.has_work:
+                return
+            self.step()
+        raise AssertionError("the engine makes no progress")
+
+
+def pairs(step: Step) -> list[tuple[int, int]]:
+    """Return a step's (sequence id, token id) pairs."""
+    numbers = iter(step.tokens)
+    return list(zip(numbers, numbers, strict=True))
+
+
+def answer_alone(model: Any, prompt: Sequence[int], **how: Any) -> list[int]:
+    """Return the answer to a prompt that has an engine for itself."""
+    driver = Driver(model)
+    sequence_id = driver.submit(prompt, **how)
+    driver.finish()
+    return driver.tokens[sequence_id]

@@ -1,0 +1,177 @@
+"""What `engine.runner` relies on in mlx-lm's `BatchGenerator`. A release that drifts fails here, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import BatchGenerator, StopSequences
+
+from mlx_manager.mlx_server.engine.runner import BatchApiDrifted, check_batch_api
+from mlx_manager.mlx_server.engine.sampling import greedy
+from tests.engine.models import WatchedModel
+
+PROMPT = list(range(20, 60))
+
+
+def generator(model: Any) -> Any:
+    return BatchGenerator(model, sampler=greedy, completion_batch_size=8)
+
+
+def insert(
+    batch: Any,
+    prompt: list[int],
+    max_tokens: int = 5,
+    sampler: Callable[[mx.array], mx.array] = greedy,
+    end_token_ids: tuple[int, ...] = (),
+) -> int:
+    [uid] = batch.insert(
+        [prompt],
+        max_tokens=[max_tokens],
+        samplers=[sampler],
+        stop_sequences=[StopSequences([[token_id] for token_id in end_token_ids])],
+    )
+    assert isinstance(uid, int)
+    return uid
+
+
+def run(batch: Any, steps: int = 30) -> list[Any]:
+    """Return all generation responses of that many steps."""
+    return [row for _ in range(steps) for row in batch.next()[1]]
+
+
+def test_insert_takes_the_arguments_that_the_runner_gives() -> None:
+    known = set(inspect.signature(BatchGenerator.insert).parameters)
+    assert {"prompts", "max_tokens", "samplers", "stop_sequences"} <= known
+
+
+def test_next_returns_prompt_rows_and_decoded_rows(model: WatchedModel) -> None:
+    batch = generator(model)
+    uid = insert(batch, PROMPT)
+    prompts, rows = batch.next()
+    assert [(row.uid, row.end_of_prompt) for row in prompts] == [(uid, False)]
+    assert rows == []
+    prompts, rows = batch.next()
+    assert [(row.uid, row.end_of_prompt) for row in prompts] == [(uid, True)]
+    assert rows == []
+    prompts, [row] = batch.next()
+    assert prompts == []
+    assert (row.uid, type(row.token), row.finish_reason) == (uid, int, None)
+
+
+def test_the_last_of_max_tokens_says_length(model: WatchedModel) -> None:
+    batch = generator(model)
+    insert(batch, PROMPT, max_tokens=3)
+    assert [row.finish_reason for row in run(batch)] == [None, None, "length"]
+
+
+def test_an_end_token_says_stop_and_is_given_out(model: WatchedModel) -> None:
+    batch = generator(model)
+    insert(batch, PROMPT, max_tokens=9)
+    tokens = [row.token for row in run(batch)]
+    last = next(at for at in range(1, 9) if tokens[at] not in tokens[:at])
+    insert(batch, PROMPT, max_tokens=9, end_token_ids=(tokens[last], 255))
+    rows = run(batch)
+    assert [row.token for row in rows] == tokens[: last + 1]
+    assert [row.finish_reason for row in rows] == [None] * last + ["stop"]
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_removed_row_answers_no_more_at_whatever_stage_it_was(
+    model: WatchedModel, steps: int
+) -> None:
+    batch = generator(model)
+    batch.prefill_step_size = 20
+    gone, stays = insert(batch, PROMPT, max_tokens=50), insert(batch, PROMPT[:30], max_tokens=20)
+    for _ in range(steps):
+        batch.next()
+    batch.remove([gone])
+    heard = [row.uid for _ in range(30) for rows in batch.next() for row in rows]
+    assert gone not in heard
+    assert stays in heard
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_removed_row_gives_its_memory_back(model: WatchedModel, steps: int) -> None:
+    batch = generator(model)
+    batch.prefill_step_size = 20
+    uid = insert(batch, PROMPT, max_tokens=50)
+    for _ in range(steps):
+        batch.next()
+    assert batch.prompt_cache_nbytes > 0 or steps == 0
+    batch.remove([uid])
+    assert batch.prompt_cache_nbytes == 0
+
+
+def test_removing_an_unknown_row_changes_nothing(model: WatchedModel) -> None:
+    batch = generator(model)
+    insert(batch, PROMPT, max_tokens=3)
+    batch.remove([12_345])
+    assert len(run(batch)) == 3
+
+
+def test_the_chunk_size_can_change_between_steps(model: WatchedModel) -> None:
+    batch = generator(model)
+    insert(batch, list(range(1, 102)))
+    for size in (10, 40, 5, 100):
+        batch.prefill_step_size = size
+        batch.next()
+    assert model.shapes == [(1, 10), (1, 40), (1, 5), (1, 45)]
+
+
+def test_rows_that_hold_one_sampler_are_sampled_in_one_call(model: WatchedModel) -> None:
+    rows_per_call: list[int] = []
+
+    def sampler(logprobs: mx.array) -> mx.array:
+        rows_per_call.append(logprobs.shape[0])
+        return greedy(logprobs)
+
+    batch = generator(model)
+    for _ in range(3):
+        insert(batch, PROMPT, max_tokens=4, sampler=sampler)
+    run(batch)
+    assert set(rows_per_call) == {3}
+
+
+def test_each_row_is_sampled_by_its_own_sampler(model: WatchedModel) -> None:
+    def always(token_id: int) -> Callable[[mx.array], mx.array]:
+        return lambda logprobs: mx.full((logprobs.shape[0],), token_id, mx.uint32)
+
+    batch = generator(model)
+    wanted = {insert(batch, PROMPT, 2, always(token_id)): token_id for token_id in (7, 8, 9)}
+    assert {row.uid: row.token for row in run(batch)} == wanted
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [([], 5), (PROMPT, 0)])
+def test_what_cannot_be_run_is_refused_with_a_value_error(
+    model: WatchedModel, prompt: list[int], max_tokens: int
+) -> None:
+    with pytest.raises(ValueError, match=r"prompt|max_tokens"):
+        insert(generator(model), prompt, max_tokens)
+
+
+def test_the_installed_interface_is_accepted() -> None:
+    check_batch_api(BatchGenerator)
+
+
+class WithoutSamplers:
+    def insert(self, prompts: Any, max_tokens: Any, stop_sequences: Any) -> None: ...
+    def next(self) -> None: ...
+    def remove(self, uids: Any) -> None: ...
+
+
+class WithoutRemove:
+    def insert(self, prompts: Any, max_tokens: Any, samplers: Any, stop_sequences: Any) -> None: ...
+    def next(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("drifted", "missing"),
+    [(WithoutSamplers, "samplers"), (WithoutRemove, "remove"), (int, "next")],
+)
+def test_a_drifted_interface_is_refused_and_named(drifted: type, missing: str) -> None:
+    with pytest.raises(BatchApiDrifted, match=rf"missing: .*{missing}.*requirements\.lock"):
+        check_batch_api(drifted)

@@ -1,0 +1,339 @@
+"""Many sequences in one engine: each gets the answer it would get alone, and none harms another.
+
+Answers are compared token by token. The model is float32, where rows computed together and alone differ by rounding
+only; its two most likely tokens are far enough apart for that never to turn a choice on these prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from tests.engine.driving import Driver, answer_alone, pairs
+from tests.engine.models import VOCABULARY, WatchedModel
+
+PROMPTS = [
+    [(17 * row + 31 * at * at) % VOCABULARY for at in range(9 + 13 * row)] for row in range(6)
+]
+LONG = [(7 * at * at + at) % VOCABULARY for at in range(400)]
+
+
+def test_the_model_of_these_tests_looks_at_the_whole_prompt(model: WatchedModel) -> None:
+    answers = [answer_alone(model, prompt) for prompt in ([1, *LONG[:80]], [2, *LONG[:80]])]
+    assert answers[0] != answers[1]
+    assert len(set(answers[0])) > 3
+
+
+def test_sequences_join_and_leave_a_running_batch_and_answer_as_if_alone(
+    model: WatchedModel,
+) -> None:
+    driver = Driver(model)
+    ids = []
+    for at, prompt in enumerate(PROMPTS):
+        ids.append(driver.submit(prompt, max_tokens=8 + 7 * at))
+        driver.step_until(ids[-1], 2)
+    driver.finish()
+    for at, (sequence_id, prompt) in enumerate(zip(ids, PROMPTS, strict=True)):
+        assert driver.tokens[sequence_id] == answer_alone(model, prompt, max_tokens=8 + 7 * at)
+    assert max(rows for rows, tokens in model.shapes if tokens == 1) > 3
+
+
+def test_sequences_that_come_together_answer_as_if_alone(model: WatchedModel) -> None:
+    driver = Driver(model)
+    ids = [driver.submit(prompt) for prompt in PROMPTS]
+    driver.finish()
+    answers = [driver.tokens[sequence_id] for sequence_id in ids]
+    assert answers == [answer_alone(model, prompt) for prompt in PROMPTS]
+
+
+def test_more_sequences_than_rows_wait_and_are_all_answered_in_order(model: WatchedModel) -> None:
+    driver = Driver(model, max_batch=2)
+    ids = [driver.submit(prompt, max_tokens=3) for prompt in PROMPTS]
+    driver.finish()
+    assert driver.admitted == ids
+    assert {len(driver.tokens[sequence_id]) for sequence_id in ids} == {3}
+    assert max(rows for rows, _ in model.shapes) == 2
+
+
+def test_a_prompt_is_computed_in_chunks_and_no_decoding_row_misses_a_step(
+    model: WatchedModel,
+) -> None:
+    driver = Driver(model, chunk=64)
+    running = [driver.submit(prompt, max_tokens=100) for prompt in PROMPTS[:2]]
+    driver.step_until(running[1], 2)
+    model.shapes.clear()
+    long = driver.submit(LONG, max_tokens=5)
+    while not driver.tokens[long]:
+        stepped = {sequence_id for sequence_id, _ in pairs(driver.step())}
+        assert stepped >= set(running)
+    chunks = [tokens for _, tokens in model.shapes if tokens > 1]
+    assert chunks == [64] * 6 + [15]
+    driver.finish()
+    assert driver.ended[long].stamps.prefill_chunks == 7
+    assert driver.tokens[long] == answer_alone(model, LONG, max_tokens=5)
+
+
+def test_a_sequence_alone_is_computed_in_large_chunks_until_another_comes(
+    model: WatchedModel,
+) -> None:
+    driver = Driver(model, chunk=64, idle_chunk=128)
+    driver.submit(LONG, max_tokens=2)
+    driver.step()
+    driver.submit(PROMPTS[0], max_tokens=2)
+    driver.finish()
+    chunks = [tokens for _, tokens in model.shapes if tokens > 1]
+    assert chunks[0] == 128
+    assert max(chunks[1:]) == 64
+
+
+def test_prompts_share_the_step_between_them(model: WatchedModel) -> None:
+    driver = Driver(model, chunk=256)
+    for _ in range(4):
+        driver.submit(LONG, max_tokens=2)
+    driver.finish()
+    widest = max((rows * tokens, rows) for rows, tokens in model.shapes)
+    assert widest == (256, 4)
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(model: WatchedModel) -> None:
+    driver = Driver(model)
+    long, short = driver.submit(LONG * 3), driver.submit(PROMPTS[0])
+    driver.step_until(short, 1)
+    assert driver.tokens[long] == []
+
+
+def drivers_at_every_stage(model: WatchedModel) -> Iterator[tuple[Driver, list[int], int]]:
+    """Yield engines with two neighbours and a third sequence, which has had 0, 1, 2 … steps: queued, in the midst
+    of its prompt, before its first token, decoding.
+    """
+    for steps in range(14):
+        driver = Driver(model)
+        neighbours = [driver.submit(prompt, max_tokens=30) for prompt in PROMPTS[:2]]
+        driver.step_until(neighbours[1], 1)
+        victim = driver.submit(LONG, max_tokens=30)
+        for _ in range(steps):
+            driver.step()
+        yield driver, neighbours, victim
+
+
+def test_a_cancelled_sequence_is_gone_by_the_next_step_and_the_others_go_on(
+    model: WatchedModel,
+) -> None:
+    alone = [answer_alone(model, prompt, max_tokens=30) for prompt in PROMPTS[:2]]
+    stages = set()
+    for driver, neighbours, victim in drivers_at_every_stage(model):
+        had = len(driver.tokens[victim])
+        stages.add("decoding" if had else "prompt" if victim in driver.admitted else "queue")
+        driver.cancel(victim)
+        model.shapes.clear()
+        driver.step()
+        assert driver.ended[victim].reason == "cancelled"
+        assert driver.ended[victim].stamps.output_tokens == had
+        assert model.shapes == [(2, 1)], "only the neighbours are computed"
+        driver.finish()
+        assert [driver.tokens[sequence_id] for sequence_id in neighbours] == alone
+    assert stages == {"queue", "prompt", "decoding"}
+
+
+def test_a_sequence_that_waits_for_a_row_can_be_cancelled(model: WatchedModel) -> None:
+    driver = Driver(model, max_batch=1)
+    first, second, third = (driver.submit(prompt) for prompt in PROMPTS[:3])
+    driver.step()
+    driver.cancel(second)
+    driver.finish()
+    assert driver.ended[second].reason == "cancelled"
+    assert driver.ended[second].stamps.admitted_ns is None
+    assert driver.admitted == [first, third]
+
+
+def test_cancelling_what_has_ended_or_never_was_does_nothing(model: WatchedModel) -> None:
+    driver = Driver(model)
+    done, running = driver.submit(PROMPTS[0], max_tokens=2), driver.submit(PROMPTS[1])
+    driver.step_until(done, 2)
+    for unknown in (done, 99):
+        driver.cancel(unknown)
+        driver.cancel(unknown)
+    driver.finish()
+    assert driver.ended[done].reason == "length"
+    assert driver.tokens[running] == answer_alone(model, PROMPTS[1])
+    assert set(driver.ended) == {done, running}
+
+
+def test_the_only_sequence_can_be_cancelled_and_the_next_one_served(model: WatchedModel) -> None:
+    driver = Driver(model)
+    for steps in range(6):
+        victim = driver.submit(PROMPTS[1])
+        for _ in range(steps):
+            driver.step()
+        driver.cancel(victim)
+        assert driver.engine.has_work
+        driver.step()
+        assert not driver.engine.has_work
+    after = driver.submit(PROMPTS[1])
+    driver.finish()
+    assert driver.tokens[after] == answer_alone(model, PROMPTS[1])
+
+
+def test_a_prompt_that_repeats_an_earlier_prompt_and_its_answer_is_served(
+    model: WatchedModel,
+) -> None:
+    """Ends mlx-lm's own server for good, by way of its cache."""
+    driver = Driver(model)
+    first = driver.submit(PROMPTS[2])
+    driver.finish()
+    longer = PROMPTS[2] + driver.tokens[first]
+    second, third = driver.submit(longer), driver.submit(longer)
+    driver.finish()
+    assert driver.tokens[second] == driver.tokens[third] == answer_alone(model, longer)
+
+
+@pytest.mark.parametrize("prompt", [[5], [5, 6]])
+def test_the_shortest_prompts_are_answered(model: WatchedModel, prompt: list[int]) -> None:
+    driver = Driver(model)
+    alone = driver.submit(prompt)
+    driver.finish()
+    driver.submit(PROMPTS[0])
+    together = driver.submit(prompt)
+    driver.finish()
+    assert len(driver.tokens[alone]) == 12
+    assert driver.tokens[together] == driver.tokens[alone]
+    assert driver.ended[alone].stamps.prefill_chunks == len(prompt) - 1
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [([], 5), ([1, 2], 0), ([1, 2], -1)])
+def test_a_sequence_that_cannot_be_inserted_fails_alone(
+    model: WatchedModel, prompt: list[int], max_tokens: int
+) -> None:
+    driver = Driver(model)
+    running = driver.submit(PROMPTS[0])
+    driver.step()
+    refused, after = driver.submit(prompt, max_tokens), driver.submit(PROMPTS[1])
+    driver.finish()
+    assert (driver.ended[refused].reason, driver.ended[refused].detail) == ("failed", "ValueError")
+    assert refused not in driver.admitted
+    assert driver.tokens[running] == answer_alone(model, PROMPTS[0])
+    assert driver.tokens[after] == answer_alone(model, PROMPTS[1])
+
+
+def test_a_sequence_for_which_there_is_no_room_fails_alone(model: WatchedModel) -> None:
+    driver = Driver(model)
+    running = driver.submit(PROMPTS[0])
+    driver.step_until(running, 1)
+    model.is_full = True
+    refused = driver.submit(PROMPTS[1])
+    driver.step()
+    model.is_full = False
+    driver.finish()
+    assert driver.ended[refused].detail == "MemoryError"
+    assert driver.tokens[running] == answer_alone(model, PROMPTS[0])
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_failing_pass_fails_the_rows_in_it_and_neither_the_queue_nor_the_engine(
+    model: WatchedModel, steps: int
+) -> None:
+    driver = Driver(model, max_batch=2)
+    ids = [driver.submit(prompt) for prompt in PROMPTS[:4]]
+    for _ in range(steps):
+        driver.step()
+    model.failure = RuntimeError("out of memory")
+    driver.finish()
+    for sequence_id in ids[:2]:
+        assert driver.ended[sequence_id].reason == "failed"
+        assert driver.ended[sequence_id].detail == "RuntimeError"
+    for sequence_id, prompt in zip(ids[2:], PROMPTS[2:4], strict=True):
+        assert driver.tokens[sequence_id] == answer_alone(model, prompt)
+
+
+def test_an_answer_has_exactly_the_tokens_that_were_asked_for(model: WatchedModel) -> None:
+    driver = Driver(model)
+    ids = {driver.submit(PROMPTS[1], max_tokens=count): count for count in (1, 2, 3, 20)}
+    driver.finish()
+    for sequence_id, count in ids.items():
+        assert len(driver.tokens[sequence_id]) == count
+        assert driver.ended[sequence_id].reason == "length"
+        assert driver.ended[sequence_id].stamps.output_tokens == count
+
+
+def test_an_end_token_ends_the_answer_and_is_counted(model: WatchedModel) -> None:
+    whole = answer_alone(model, PROMPTS[1], max_tokens=20)
+    at = next(at for at in range(3, 20) if whole[at] not in whole[:at])
+    driver = Driver(model)
+    ended = driver.submit(PROMPTS[1], max_tokens=20, end_token_ids=[255, whole[at]])
+    other = driver.submit(PROMPTS[1], max_tokens=20)
+    driver.finish()
+    assert driver.tokens[ended] == whole[: at + 1]
+    assert driver.ended[ended].reason == "stop"
+    assert driver.ended[ended].stamps.output_tokens == at + 1
+    assert driver.tokens[other] == whole
+
+
+def test_an_end_token_that_is_also_the_last_one_allowed_says_stop(model: WatchedModel) -> None:
+    whole = answer_alone(model, PROMPTS[1], max_tokens=20)
+    driver = Driver(model)
+    ended = driver.submit(PROMPTS[1], max_tokens=1, end_token_ids=whole[:1])
+    driver.finish()
+    assert driver.ended[ended].reason == "stop"
+
+
+def test_the_engine_s_record_of_a_sequence_is_in_order_and_complete(model: WatchedModel) -> None:
+    driver = Driver(model, max_batch=3, chunk=64)
+    ids = [driver.submit(prompt, max_tokens=10) for prompt in (LONG, *PROMPTS[:4])]
+    driver.finish()
+    for sequence_id, prompt in zip(ids, (LONG, *PROMPTS[:4]), strict=True):
+        stamps = driver.ended[sequence_id].stamps
+        assert stamps.admitted_ns
+        assert stamps.first_token_ns
+        assert stamps.last_token_ns
+        assert stamps.received_ns <= stamps.admitted_ns < stamps.first_token_ns
+        decode_ns = stamps.last_token_ns - stamps.first_token_ns
+        assert 0 < stamps.longest_gap_ns <= decode_ns <= 9 * stamps.longest_gap_ns
+        assert stamps.prompt_tokens == len(prompt)
+        assert stamps.output_tokens == 10
+        assert 1 <= stamps.batch_width_max <= 3
+        assert 10 <= stamps.batch_width_sum <= 30
+
+
+def test_the_width_of_the_batch_is_recorded(model: WatchedModel) -> None:
+    driver = Driver(model)
+    pair = [driver.submit(PROMPTS[0], max_tokens=5) for _ in range(2)]
+    driver.finish()
+    alone = driver.submit(PROMPTS[0], max_tokens=5)
+    driver.finish()
+    widths = [
+        (driver.ended[one].stamps.batch_width_max, driver.ended[one].stamps.batch_width_sum)
+        for one in (*pair, alone)
+    ]
+    assert widths == [(2, 10), (2, 10), (1, 5)]
+
+
+def seeded(seed: int | None, temperature: float = 1.0) -> SamplingParameters:
+    return SamplingParameters(temperature, top_p=0.95, seed=seed)
+
+
+def test_a_seed_draws_the_same_answer_alone_and_in_any_company(model: WatchedModel) -> None:
+    alone = answer_alone(model, PROMPTS[1], sampling=seeded(11), max_tokens=20)
+    driver = Driver(model)
+    for sampling in (seeded(None), seeded(11), seeded(7, 0.5), SamplingParameters()):
+        driver.submit(PROMPTS[0], 30, sampling=sampling)
+    driver.step()
+    ids = [driver.submit(PROMPTS[1], 20, sampling=seeded(11)) for _ in range(2)]
+    driver.finish()
+    assert [driver.tokens[sequence_id] for sequence_id in ids] == [alone, alone]
+
+
+def test_different_seeds_draw_different_answers(model: WatchedModel) -> None:
+    answers = {
+        tuple(answer_alone(model, PROMPTS[1], sampling=seeded(seed), max_tokens=20))
+        for seed in range(5)
+    }
+    assert len(answers) == 5
+
+
+def test_an_answer_without_a_seed_differs_from_time_to_time(model: WatchedModel) -> None:
+    driver = Driver(model)
+    ids = [driver.submit(PROMPTS[1], 20, sampling=seeded(None)) for _ in range(4)]
+    driver.finish()
+    assert len({tuple(driver.tokens[sequence_id]) for sequence_id in ids}) == 4

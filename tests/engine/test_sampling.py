@@ -1,0 +1,126 @@
+"""Which tokens can be drawn, against the same rules written plainly in numpy."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.engine.sampling import filtered, greedy, sampler_for
+
+Floats = npt.NDArray[np.float64]
+ROWS, VOCABULARY = 5, 50
+
+
+def logprobs(seed: int = 0, spread: float = 3.0) -> Floats:
+    logits = np.random.default_rng(seed).normal(size=(ROWS, VOCABULARY)) * spread
+    normalised: Floats = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return normalised
+
+
+def expected_probabilities(row: Floats, parameters: SamplingParameters) -> Floats:
+    """Return the distribution to draw from: temperature, then top_k, then top_p, then min_p."""
+    weights = np.exp(row / parameters.temperature)
+    probabilities: Floats = weights / weights.sum()
+    if parameters.top_k:
+        probabilities[np.argsort(-probabilities)[parameters.top_k :]] = 0
+    if parameters.top_p < 1:
+        probabilities /= probabilities.sum()
+        kept_sum = 0.0
+        for token in np.argsort(-probabilities):
+            if kept_sum >= parameters.top_p and kept_sum > 0:
+                probabilities[token] = 0
+            kept_sum += probabilities[token]
+    probabilities[probabilities < parameters.min_p * probabilities.max()] = 0
+    normalised: Floats = probabilities / probabilities.sum()
+    return normalised
+
+
+def drawn_from(parameters: SamplingParameters, given: Floats) -> Floats:
+    """Return the distribution that our sampler draws from."""
+    logits = filtered(mx.array(given.astype(np.float32)), parameters)
+    return np.array(mx.softmax(logits, axis=-1)).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        SamplingParameters(1.0),
+        SamplingParameters(0.3),
+        SamplingParameters(1.7),
+        SamplingParameters(1.0, top_k=1),
+        SamplingParameters(1.0, top_k=7),
+        SamplingParameters(1.0, top_k=VOCABULARY),
+        SamplingParameters(1.0, top_k=10 * VOCABULARY),
+        SamplingParameters(1.0, top_p=0.9),
+        SamplingParameters(1.0, top_p=0.1),
+        SamplingParameters(1.0, min_p=0.05),
+        SamplingParameters(1.0, min_p=1.0),
+        SamplingParameters(0.6, top_p=0.95, top_k=20),
+        SamplingParameters(2.0, top_p=0.8, top_k=10, min_p=0.3),
+    ],
+)
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+def test_tokens_are_drawn_from_the_distribution_that_was_asked_for(
+    parameters: SamplingParameters, spread: float
+) -> None:
+    given = logprobs(spread=spread)
+    expected = np.stack([expected_probabilities(row, parameters) for row in given])
+    np.testing.assert_allclose(drawn_from(parameters, given), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1e-12])
+def test_a_top_p_of_nothing_keeps_the_most_likely_token(top_p: float) -> None:
+    given = logprobs()
+    probabilities = drawn_from(SamplingParameters(1.0, top_p=top_p), given)
+    assert (probabilities.argmax(axis=-1) == given.argmax(axis=-1)).all()
+    assert (np.count_nonzero(probabilities, axis=-1) == 1).all()
+
+
+def test_draws_come_in_the_proportions_of_the_distribution() -> None:
+    row = np.log(np.array([0.5, 0.25, 0.15, 0.1]))
+    sampler = sampler_for(SamplingParameters(1.0, top_k=3))
+    draws = np.array(sampler(mx.array(np.tile(row, (20_000, 1)).astype(np.float32))))
+    shares = np.bincount(draws, minlength=4) / len(draws)
+    np.testing.assert_allclose(shares, [0.5556, 0.2778, 0.1667, 0], atol=0.02)
+
+
+def test_temperature_zero_takes_the_most_likely_token() -> None:
+    given = logprobs()
+    sampler = sampler_for(SamplingParameters(0.0, top_p=0.5, seed=1))
+    chosen = np.array(sampler(mx.array(given.astype(np.float32))))
+    assert (chosen == given.argmax(axis=-1)).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-300, 5e-324])
+def test_a_temperature_near_zero_takes_the_most_likely_token_too(temperature: float) -> None:
+    given = logprobs(spread=0.01)
+    sampler = sampler_for(SamplingParameters(temperature))
+    chosen = np.array(sampler(mx.array(given.astype(np.float32))))
+    assert (chosen == given.argmax(axis=-1)).all()
+
+
+def test_rows_with_equal_parameters_share_one_sampler() -> None:
+    first = sampler_for(SamplingParameters(0.7, 0.9, 40, 0.05))
+    assert sampler_for(SamplingParameters(0.7, 0.9, 40, 0.05)) is first
+    assert sampler_for(SamplingParameters(0.7, 0.9, 41, 0.05)) is not first
+    assert sampler_for(SamplingParameters()) is greedy
+    assert sampler_for(SamplingParameters(0.0, 0.5, seed=3)) is greedy
+
+
+def test_seeded_rows_never_share_a_sampler() -> None:
+    seeded = SamplingParameters(0.7, seed=1)
+    assert sampler_for(seeded) is not sampler_for(seeded)
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**31, 2**63 - 1, -(2**63), 2**64 + 5])
+def test_every_seed_gives_its_own_repeatable_draws(seed: int) -> None:
+    given = mx.zeros((1, 1000))
+    first, second = (sampler_for(SamplingParameters(1.0, seed=seed)) for _ in range(2))
+    other = sampler_for(SamplingParameters(1.0, seed=seed + 1))
+    draws = [first(given).item() for _ in range(8)]
+    assert draws == [second(given).item() for _ in range(8)]
+    assert draws != [other(given).item() for _ in range(8)]
+    assert len(set(draws)) > 1

@@ -1,0 +1,124 @@
+"""Which models are found on disk, and under which ids."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mlx_manager.errors import ModelNotFound
+from mlx_manager.mlx_server.pool.catalog import Catalog
+
+
+def make_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    (folder / "model.safetensors").touch()
+    return folder
+
+
+def snapshot(cache: Path, revision: str) -> Path:
+    return make_model(cache / "models--org--name" / "snapshots" / revision)
+
+
+def shard(folder: Path, *present: str) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in present:
+        (folder / name).touch()
+
+
+def ids(catalog: Catalog) -> list[str]:
+    return [model.id for model in catalog.list()]
+
+
+def test_a_model_in_a_folder_is_called_by_its_path_below_it(tmp_path: Path) -> None:
+    make_model(tmp_path / "org" / "name")
+    make_model(tmp_path / "alone")
+    make_model(tmp_path / "a" / "b" / "c" / "too-deep")
+    make_model(tmp_path / ".hidden")
+    assert ids(Catalog({}, [tmp_path], None)) == ["alone", "org/name"]
+
+
+def test_a_folder_that_is_itself_a_model_is_called_by_its_name(tmp_path: Path) -> None:
+    assert ids(Catalog({}, [make_model(tmp_path / "mine")], None)) == ["mine"]
+
+
+def test_the_cache_s_main_revision_is_used_and_named(tmp_path: Path) -> None:
+    for revision in ("aaa", "bbb"):
+        snapshot(tmp_path, revision)
+    refs = tmp_path / "models--org--name" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("aaa\n")
+    [model] = Catalog({}, (), tmp_path).list()
+    assert (model.id, model.revision, model.source) == ("org/name", "aaa", "hub-cache")
+
+
+def test_without_a_main_revision_the_newest_is_used(tmp_path: Path) -> None:
+    for age, revision in enumerate(("new", "old")):
+        os.utime(snapshot(tmp_path, revision), (1000 - age, 1000 - age))
+    [model] = Catalog({}, (), tmp_path).list()
+    assert model.revision == "new"
+
+
+def test_a_download_under_way_is_not_listed(tmp_path: Path) -> None:
+    shard(snapshot(tmp_path, "aaa"), "model-1.safetensors")
+    assert ids(Catalog({}, (), tmp_path)) == []
+
+
+def test_a_complete_sharded_download_is_listed(tmp_path: Path) -> None:
+    shard(snapshot(tmp_path, "aaa"), "model-1.safetensors", "model-2.safetensors")
+    assert ids(Catalog({}, (), tmp_path)) == ["org/name"]
+
+
+@pytest.mark.parametrize(
+    "config", ["", "{", "[]", "1", "null", '"model_type"', '["model_type"]', "{}", "\x00"]
+)
+def test_an_odd_config_is_no_model_and_hides_no_other(tmp_path: Path, config: str) -> None:
+    (make_model(tmp_path / "odd") / "config.json").write_text(config)
+    make_model(tmp_path / "good")
+    assert ids(Catalog({}, [tmp_path], None)) == ["good"]
+
+
+@pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": 1}}'])
+def test_an_odd_index_is_no_model(tmp_path: Path, index: str) -> None:
+    (make_model(tmp_path / "odd") / "model.safetensors.index.json").write_text(index)
+    assert ids(Catalog({}, [tmp_path], None)) == []
+
+
+def test_bytes_that_are_no_text_are_no_revision(tmp_path: Path) -> None:
+    snapshot(tmp_path, "aaa")
+    refs = tmp_path / "models--org--name" / "refs"
+    refs.mkdir()
+    (refs / "main").write_bytes(b"\xff\xfe")
+    assert ids(Catalog({}, (), tmp_path)) == ["org/name"]
+
+
+def test_places_that_do_not_exist_are_empty(tmp_path: Path) -> None:
+    assert ids(Catalog({"x/y": tmp_path / "no"}, [tmp_path / "nor"], tmp_path / "this")) == []
+
+
+def test_the_built_in_model_wins_over_a_folder_and_a_folder_over_the_cache(tmp_path: Path) -> None:
+    snapshot(tmp_path / "cache", "aaa")
+    for place in ("folder", "later"):
+        make_model(tmp_path / place / "org" / "name")
+    built_in = make_model(tmp_path / "built-in")
+    folders = [tmp_path / "folder", tmp_path / "later"]
+    cache = tmp_path / "cache"
+    assert Catalog({"org/name": built_in}, folders, cache).find("org/name").path == built_in
+    found = Catalog({}, folders, cache).find("org/name")
+    assert found.path == tmp_path / "folder" / "org" / "name"
+    assert Catalog({}, (), cache).find("org/name").source == "hub-cache"
+
+
+def test_an_unknown_model_is_refused_with_those_that_exist(tmp_path: Path) -> None:
+    catalog = Catalog({}, [tmp_path], None)
+    with pytest.raises(ModelNotFound, match="Models on this machine: none"):
+        catalog.find("x")
+    make_model(tmp_path / "one")
+    make_model(tmp_path / "org" / "two")
+    with pytest.raises(ModelNotFound, match=r"'x'.*one, org/two"):
+        catalog.find("x")

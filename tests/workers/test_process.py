@@ -1,0 +1,184 @@
+"""What an engine process does for those who ask it; one process serves all tests of this file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from mlx_manager.errors import GenerationFailed, Overloaded
+from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.workers.blas import find_openblas
+from mlx_manager.mlx_server.workers.process import EngineProcess
+from tests.support.running import eventually
+from tests.workers.processes import PROMPT, ask, kill, read, started
+from tools.random_model import Shape, make_random_model
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineProcess]:
+    """A process that runs four rows and lets four more wait, over a model whose file holds bfloat16."""
+    path = make_random_model(tmp_path_factory.mktemp("half"), Shape(dtype="bfloat16"))
+    async with started(path, blas_library=find_openblas()) as engine:
+        yield engine
+
+
+async def runs_alone(engine: EngineProcess) -> None:
+    """See that nobody else is in the engine: a new answer is computed by itself."""
+    async with ask(engine, 3) as stream:
+        await read(stream)
+    assert stream.ended
+    assert stream.ended.stamps.batch_width_max == 1
+
+
+async def test_it_says_what_it_has_loaded(engine: EngineProcess) -> None:
+    ready = engine.ready
+    assert ready is not None
+    assert ready.dtype in ("float32", "bfloat16")
+    if ready.device == "cpu":
+        assert ready.dtype == "float32", "bfloat16 is slow on a CPU"
+        assert ready.weights_bytes % 4 == 0
+    assert ready.weights_bytes > 100_000
+
+
+@pytest.mark.skipif(find_openblas() is None, reason="no OpenBLAS on this machine")
+async def test_openblas_is_used_where_it_is_installed(engine: EngineProcess) -> None:
+    assert engine.ready
+    assert engine.ready.has_fast_blas
+
+
+async def test_an_answer_comes_with_the_engine_s_record(engine: EngineProcess) -> None:
+    stream = ask(engine, 10)
+    assert len(await read(stream)) == 10
+    assert stream.ended
+    assert stream.ended.reason == "length"
+    assert stream.ended.stamps.output_tokens == stream.received_tokens == 10
+    assert stream.ended.stamps.prompt_tokens == len(PROMPT)
+    assert engine.active_sequences == 0
+
+
+async def test_answers_that_run_together_do_not_mix(engine: EngineProcess) -> None:
+    prompts = [PROMPT[: 20 + at] for at in range(8)]
+    alone = [await read(ask(engine, 20, prompt)) for prompt in prompts]
+    together = await asyncio.gather(*(read(ask(engine, 20, prompt)) for prompt in prompts))
+    assert together == alone
+    assert len({tuple(answer) for answer in alone}) > 1
+
+
+async def test_a_seed_repeats_its_answer(engine: EngineProcess) -> None:
+    seeded = SamplingParameters(1.0, seed=-(2**63))
+    first, second, other = await asyncio.gather(
+        read(ask(engine, 20, sampling=seeded)),
+        read(ask(engine, 20, sampling=seeded)),
+        read(ask(engine, 20, sampling=SamplingParameters(1.0, seed=5))),
+    )
+    assert first == second != other
+
+
+async def test_leaving_a_stream_early_frees_its_row(engine: EngineProcess) -> None:
+    async with ask(engine) as stream:
+        async for _ in stream:
+            break
+        assert engine.active_sequences == 1
+    await eventually(lambda: engine.active_sequences == 0)
+    await runs_alone(engine)
+
+
+async def test_leaving_before_the_engine_has_taken_the_sequence_frees_its_place(
+    engine: EngineProcess,
+) -> None:
+    running = [ask(engine) for _ in range(4)]
+    await asyncio.gather(*(stream.admitted() for stream in running))
+    async with ask(engine) as waiting:
+        assert waiting.admitted_at_ns is None
+    for stream in running:
+        async with stream:
+            pass
+    await runs_alone(engine)
+
+
+async def test_cancelling_the_reader_frees_its_row(engine: EngineProcess) -> None:
+    stream = ask(engine)
+    reader = asyncio.create_task(read(stream))
+    await eventually(lambda: stream.received_tokens > 0)
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+    await eventually(lambda: engine.active_sequences == 0)
+    await runs_alone(engine)
+
+
+async def test_a_slow_reader_gets_everything_in_longer_lists(engine: EngineProcess) -> None:
+    whole = await read(ask(engine, 200))
+    async with ask(engine, 200) as stream:
+        first = await anext(stream)
+        await eventually(lambda: stream.ended is not None)
+        rest = await anext(stream)
+        assert first + rest == whole
+        assert len(rest) > 1
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+
+async def test_beyond_what_may_wait_a_request_is_refused_and_the_others_are_served(
+    engine: EngineProcess,
+) -> None:
+    streams = [ask(engine, 50) for _ in range(8)]
+    with pytest.raises(Overloaded, match="8 requests") as refused:
+        ask(engine)
+    assert refused.value.retry_after_s
+    answers = await asyncio.gather(*map(read, streams))
+    assert [len(answer) for answer in answers] == [50] * 8
+    assert len(await read(ask(engine, 2))) == 2
+
+
+async def test_a_request_that_cannot_be_computed_fails_alone(
+    engine: EngineProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = ask(engine, 100)
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(GenerationFailed, match="ValueError"),
+    ):
+        await ask(engine, prompt=[]).admitted()
+    assert len(await read(other)) == 100
+    # The engine's own words, from its standard error.
+    await eventually(lambda: "has an empty prompt" in caplog.text)
+
+
+async def test_a_request_that_cannot_be_sent_leaves_no_trace(engine: EngineProcess) -> None:
+    with pytest.raises(OverflowError):
+        ask(engine, sampling=SamplingParameters(1.0, seed=2**70))
+    assert engine.active_sequences == 0
+
+
+async def test_an_expired_stream_ends_with_the_given_error_and_frees_its_row(
+    engine: EngineProcess,
+) -> None:
+    async with ask(engine) as stream:
+        await anext(stream)
+        stream.expire(Overloaded("time is up"))
+        with pytest.raises(Overloaded, match="time is up"):
+            await read(stream)
+    await eventually(lambda: engine.active_sequences == 0)
+    await runs_alone(engine)
+
+
+async def test_ctrl_c_in_the_terminal_does_not_end_it(engine: EngineProcess) -> None:
+    async with ask(engine) as stream:
+        await anext(stream)
+        kill(engine.pid, signal.SIGINT)
+        received = stream.received_tokens
+        await eventually(lambda: stream.received_tokens > received + 50)
+    assert engine.is_alive
+
+
+async def test_it_can_be_heard_while_it_has_nothing_to_do(engine: EngineProcess) -> None:
+    heard_s = engine.last_heard_s
+    await eventually(lambda: engine.last_heard_s > heard_s)
+    assert not engine.is_stalled
