@@ -1,0 +1,125 @@
+"""Run the benchmarks: `python -m benchmarks --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.compare import compare
+from benchmarks.figures import comparison_figures, memory_figures, telemetry_figures
+from benchmarks.memory import REQUESTS, measure_memory
+from benchmarks.report import WIDTH, Report, print_report
+from benchmarks.rounds import Say
+from benchmarks.telemetry import measure_telemetry
+from benchmarks.work import CLIENT_COUNTS, MODEL_NAMES, ModelName
+
+PARTS = (*MODEL_NAMES, "telemetry", "memory")
+DEFAULT_PARTS = (*MODEL_NAMES, "telemetry")
+ROUNDS, QUICK_ROUNDS = 5, 2
+QUICK_CLIENT_COUNTS = (1, 32)
+QUICK_MEMORY_REQUESTS = 2_000
+# Telemetry's share is small: it takes more rounds to tell it from noise.
+TELEMETRY_ROUNDS_FACTOR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write; return 1 when any answer was wrong, 0 else: a goal missed is a result."""
+    options = _parse(argv)
+    notes = Console(stderr=True, highlight=False)
+    report = Report(options.rounds)
+    with tempfile.TemporaryDirectory(prefix="mlx-manager-benchmarks-") as folder:
+        for part in options.parts:
+            _measure(part, options, Path(folder) / part, report, notes.print)
+    print_report(report, Console(width=WIDTH))
+    if options.json:
+        report.write(options.json)
+    return 1 if report.failures else 0
+
+
+def _measure(
+    part: str, options: argparse.Namespace, folder: Path, report: Report, say: Say
+) -> None:
+    if part == "telemetry":
+        _measure_telemetry(options, folder, report, say)
+    elif part == "memory":
+        _measure_memory(options, folder, report, say)
+    else:
+        _compare("tiny" if part == "tiny" else "small", options, folder, report, say)
+
+
+def _compare(
+    model: ModelName, options: argparse.Namespace, folder: Path, report: Report, say: Say
+) -> None:
+    comparison = compare(
+        model,
+        options.clients,
+        options.rounds,
+        folder,
+        say,
+        has_mlx_lm=not options.without_mlx_lm,
+        is_quick=options.quick,
+    )
+    report.comparisons += comparison_figures(comparison)
+    report.failures += [
+        f"{model}, {clients} clients, {series.name}: {failure}"
+        for clients, by_name in comparison.series.items()
+        for series in by_name.values()
+        for failure in series.failures
+    ]
+
+
+def _measure_telemetry(options: argparse.Namespace, folder: Path, report: Report, say: Say) -> None:
+    rounds = options.rounds * TELEMETRY_ROUNDS_FACTOR
+    cost = measure_telemetry(rounds, folder, say, is_quick=options.quick)
+    report.telemetry = telemetry_figures(cost)
+    report.failures += [*cost.on.failures, *cost.off.failures]
+
+
+def _measure_memory(options: argparse.Namespace, folder: Path, report: Report, say: Say) -> None:
+    growth = measure_memory(folder, say, requests=options.requests)
+    report.memory = memory_figures(growth)
+    report.failures += growth.failures
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help=f"what to measure: {', '.join(PARTS)} (default: {', '.join(DEFAULT_PARTS)})",
+    )
+    parser.add_argument("--only", type=_words, metavar="PART[,PART]", help="the same as an option")
+    parser.add_argument(
+        "--clients", type=_numbers, help="numbers of clients, as 1,4,16,32", metavar="N[,N]"
+    )
+    parser.add_argument("--rounds", type=int, help=f"rounds of each measurement ({ROUNDS})")
+    parser.add_argument("--requests", type=int, help=f"requests of the memory part ({REQUESTS})")
+    parser.add_argument("--without-mlx-lm", action="store_true", help="leave mlx_lm.server out")
+    parser.add_argument("--quick", action="store_true", help="a rough look in under two minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    options = parser.parse_args(argv)
+    options.parts = options.only or options.parts or list(DEFAULT_PARTS)
+    if unknown := sorted(set(options.parts) - set(PARTS)):
+        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    options.clients = options.clients or (QUICK_CLIENT_COUNTS if options.quick else CLIENT_COUNTS)
+    options.requests = options.requests or (QUICK_MEMORY_REQUESTS if options.quick else REQUESTS)
+    return options
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Who is compared: the bare loop, and each server whole and streamed. All take a load and give a `Measured`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from benchmarks.child import Child
+from benchmarks.prompts import Prompt, PromptMaker
+from benchmarks.servers import HOST, Cpu, Server
+from benchmarks.work import Answers, BareTask, ClientTask, Load
+
+# What a server still does for a request after its answer (an audit row, a cache) is part of its cost.
+SETTLE_S = 0.4
+CHAT_PATH = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One load run once by one contender. `client_cpu_s` is None where there is no client."""
+
+    answers: Answers
+    cpu: Cpu
+    client_cpu_s: float | None
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens of all clients together."""
+        return self.answers.tokens / self.answers.wall_s
+
+    @property
+    def cpu_s_per_token(self) -> float:
+        """CPU seconds of all the contender's processes, its clients' aside."""
+        return (self.cpu.api_s + self.cpu.engine_s) / max(self.answers.tokens, 1)
+
+
+class Contender(Protocol):
+    """Can be given a load."""
+
+    name: str
+
+    def run(self, load: Load, seed: int) -> Measured:
+        """Run `load` with prompts made from `seed`."""
+        ...
+
+
+class BareContender:
+    """The bare loop, in a process of its own."""
+
+    def __init__(self, name: str, child: Child, prompts: PromptMaker) -> None:
+        self.name = name
+        self._child = child
+        self._prompts = prompts
+
+    def run(self, load: Load, seed: int) -> Measured:
+        """See `Contender`."""
+        prompts = [[prompt.token_ids for prompt in own] for own in dealt(load, seed, self._prompts)]
+        answers = self._child.ask(BareTask(prompts, load.output_tokens))
+        return Measured(answers, Cpu(0.0, answers.cpu_s), None)
+
+
+class ServerContender:
+    """A server behind HTTP, with answers whole or streamed; all share one process of clients."""
+
+    def __init__(
+        self, name: str, server: Server, clients: Child, prompts: PromptMaker, *, stream: bool
+    ) -> None:
+        self.name = name
+        self._server = server
+        self._clients = clients
+        self._prompts = prompts
+        self._stream = stream
+
+    def run(self, load: Load, seed: int) -> Measured:
+        """See `Contender`."""
+        bodies = [
+            [self._body(prompt, load) for prompt in own] for own in dealt(load, seed, self._prompts)
+        ]
+        task = ClientTask(
+            HOST, self._server.port, CHAT_PATH, bodies, load.prompt_tokens, load.output_tokens
+        )
+        before = self._server.cpu()
+        answers = self._clients.ask(task)
+        time.sleep(SETTLE_S)
+        return Measured(answers, self._server.cpu().since(before), answers.cpu_s)
+
+    def _body(self, prompt: Prompt, load: Load) -> str:
+        options = {"stream_options": {"include_usage": True}} if self._stream else {}
+        body = {
+            "model": self._server.model_id,
+            "messages": [{"role": "user", "content": prompt.text}],
+            "max_tokens": load.output_tokens,
+            "temperature": 0,
+            "stream": self._stream,
+            **options,
+        }
+        return msgspec.json.encode(body).decode()
+
+
+def dealt(load: Load, seed: int, prompts: PromptMaker) -> list[list[Prompt]]:
+    """Return each client's prompts."""
+    made = prompts.make(load.requests, load.prompt_tokens, seed)
+    return [made[client :: load.clients] for client in range(load.clients)]

@@ -1,0 +1,96 @@
+"""What the figures are to reach, and whether they do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.compare import MLX_LM_STREAMED, OURS, OURS_STREAMED
+from benchmarks.figures import Figures, MemoryFigures, TelemetryFigures
+from benchmarks.work import ModelName
+
+# From so many clients up, this share of the bare loop's tokens per second.
+SHARE_OF_BARE: dict[ModelName, tuple[int, float]] = {"small": (4, 0.95), "tiny": (1, 0.90)}
+TIMES_MLX_LM = 1.3
+TIMES_MLX_LM_CLIENTS = (16, 32)
+# On a model whose steps are long every server waits for the model, and none can be much faster than another.
+TIMES_MLX_LM_MODEL: ModelName = "tiny"
+EXTRA_CPU_US_PER_TOKEN = 60.0
+EXTRA_CPU_CLIENTS = 32
+TELEMETRY_SHARE = 0.02
+# A leak of a quarter of a KiB a request shows; what the allocator moves back and forth does not.
+MEMORY_GROWTH_MIB = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One figure against what it is to be; `is_met` says on which side it is."""
+
+    name: str
+    wanted: str
+    got: str
+    is_met: bool
+
+
+def comparison_goals(rows: Sequence[Figures]) -> Iterator[Goal]:
+    """Yield the goals of all rows that have one."""
+    by_key = {(row.model, row.clients, row.contender): row for row in rows}
+    for row in rows:
+        if row.contender not in (OURS, OURS_STREAMED):
+            continue
+        place = f"{row.model}, {row.clients} clients, {row.contender}"
+        first, share = SHARE_OF_BARE[row.model]
+        if row.clients >= first:
+            yield at_least(f"{place}: share of the bare loop", row.ratio.median, share)
+        if row.clients == EXTRA_CPU_CLIENTS:
+            yield _cpu_goal(place, row)
+        theirs = by_key.get((row.model, row.clients, MLX_LM_STREAMED))
+        if row.contender == OURS_STREAMED and theirs is not None and _is_raced(row):
+            times = row.ratio.median / theirs.ratio.median if theirs.ratio.median else math.inf
+            yield at_least(f"{place}: times mlx_lm.server, streamed", times, TIMES_MLX_LM)
+
+
+def telemetry_goal(figures: TelemetryFigures) -> Goal:
+    """Return whether telemetry is cheap enough."""
+    cost = 1 - figures.throughput_ratio.median
+    return Goal(
+        "telemetry: cost in throughput",
+        f"< {TELEMETRY_SHARE:.0%}",
+        f"{cost:.1%}",
+        cost < TELEMETRY_SHARE,
+    )
+
+
+def memory_goal(figures: MemoryFigures) -> Goal:
+    """Return whether the API process keeps its size."""
+    return Goal(
+        f"memory of the API process, growth over {figures.requests} requests",
+        f"<= {MEMORY_GROWTH_MIB:g} MiB",
+        f"{figures.growth_mib:.2f} MiB",
+        figures.growth_mib <= MEMORY_GROWTH_MIB,
+    )
+
+
+def failures_goal(failures: int, requests: int) -> Goal:
+    """Return whether every answer was right; figures of a run with wrong ones mean nothing."""
+    return Goal(f"wrong answers among {requests}", "0", str(failures), failures == 0)
+
+
+def at_least(name: str, value: float, wanted: float) -> Goal:
+    """Return a goal that is met from `wanted` up."""
+    return Goal(name, f">= {wanted:.2f}", f"{value:.2f}", value >= wanted)
+
+
+def _cpu_goal(place: str, row: Figures) -> Goal:
+    extra_us = row.extra_cpu_us_per_token.median
+    return Goal(
+        f"{place}: CPU per token beyond the bare loop",
+        f"<= {EXTRA_CPU_US_PER_TOKEN:g} µs",
+        f"{extra_us:.0f} µs",
+        extra_us <= EXTRA_CPU_US_PER_TOKEN,
+    )
+
+
+def _is_raced(row: Figures) -> bool:
+    return row.model == TIMES_MLX_LM_MODEL and row.clients in TIMES_MLX_LM_CLIENTS

@@ -1,0 +1,73 @@
+"""Does the API process grow? Its memory over ten thousand short requests, whole and streamed in turns."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.child import Child
+from benchmarks.contenders import ServerContender
+from benchmarks.models import make_model
+from benchmarks.prompts import PromptMaker
+from benchmarks.rounds import Say
+from benchmarks.servers import mlx_manager_server
+from benchmarks.work import Load
+
+REQUESTS = 10_000
+CLIENTS = 20
+REQUESTS_EACH = 25
+OUTPUT_TOKENS = 8
+# Caches fill and the allocator finds its size in the first fifth, which the slope leaves out.
+WARM_UP_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Resident bytes of the API process after so many requests, and what went wrong on the way."""
+
+    requests: list[int]
+    rss_bytes: list[int]
+    failures: list[str]
+
+    @property
+    def bytes_per_request(self) -> float:
+        """The slope of the least-squares line after the warm-up."""
+        points = self._after_warm_up()
+        mean_x = sum(x for x, _ in points) / len(points)
+        mean_y = sum(y for _, y in points) / len(points)
+        spread = sum((x - mean_x) ** 2 for x, _ in points)
+        return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
+
+    @property
+    def growth_bytes(self) -> float:
+        """What the slope adds up to from the end of the warm-up to the last request."""
+        points = self._after_warm_up()
+        return self.bytes_per_request * (points[-1][0] - points[0][0])
+
+    def _after_warm_up(self) -> list[tuple[int, int]]:
+        points = list(zip(self.requests, self.rss_bytes, strict=True))
+        return points[int(len(points) * WARM_UP_SHARE) :]
+
+
+def measure_memory(folder: Path, say: Say, *, requests: int = REQUESTS) -> Growth:
+    """Send `requests` requests, in portions after each of which memory is read."""
+    path = make_model(folder / "models", "tiny")
+    prompts = PromptMaker(path)
+    load = Load(CLIENTS, REQUESTS_EACH, OUTPUT_TOKENS)
+    growth = Growth([], [], [])
+    with ExitStack() as stack:
+        child = stack.enter_context(Child("benchmarks.client"))
+        server = stack.enter_context(mlx_manager_server(path, folder / "mlx-manager"))
+        ways = itertools.cycle(
+            ServerContender("MLX Manager", server, child, prompts, stream=stream)
+            for stream in (False, True)
+        )
+        for sent in range(load.requests, requests + 1, load.requests):
+            measured = next(ways).run(load, seed=sent)
+            growth.requests.append(sent)
+            growth.rss_bytes.append(server.rss_bytes())
+            growth.failures.extend(measured.answers.failures)
+            say(f"{sent} requests: {growth.rss_bytes[-1] / 2**20:.1f} MiB")
+    return growth

@@ -1,0 +1,183 @@
+"""Print what was measured, and write it as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.figures import Figures, MemoryFigures, Spread, TelemetryFigures
+from benchmarks.goals import (
+    Goal,
+    comparison_goals,
+    failures_goal,
+    memory_goal,
+    telemetry_goal,
+)
+
+# Wide enough for every column, also where there is no terminal.
+WIDTH = 160
+COLUMNS = (
+    "contender",
+    "tokens/s",
+    "of bare",
+    "range",
+    "first token ms\np50 / p99",
+    "gap ms\np50 / p99",
+    "CPU µs/token\nAPI + engine",
+    "beyond bare",
+    "range",
+    "client's\nCPU",
+)
+
+
+@dataclass(slots=True)
+class Report:
+    """Everything that one run has found; parts that were not asked for are empty."""
+
+    rounds: int
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    comparisons: list[Figures] = field(default_factory=list)
+    telemetry: TelemetryFigures | None = None
+    memory: MemoryFigures | None = None
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        """Requests that were sent and checked."""
+        parts = (*self.comparisons, self.telemetry, self.memory)
+        return sum(part.requests for part in parts if part is not None)
+
+    def goals(self) -> list[Goal]:
+        """Return every goal that has been measured."""
+        goals = [*comparison_goals(self.comparisons)]
+        if self.telemetry is not None:
+            goals.append(telemetry_goal(self.telemetry))
+        if self.memory is not None:
+            goals.append(memory_goal(self.memory))
+        return [*goals, failures_goal(len(self.failures), self.requests)]
+
+    def write(self, file: Path) -> None:
+        """Write the report as JSON; units are in the names, times without one are in seconds."""
+        content = {
+            "started_at": self.started_at.isoformat(),
+            "rounds": self.rounds,
+            "machine": machine(),
+            "comparisons": [asdict(row) for row in self.comparisons],
+            "telemetry": asdict(self.telemetry) if self.telemetry else None,
+            "memory": asdict(self.memory) if self.memory else None,
+            "goals": [asdict(goal) for goal in self.goals()],
+            "failures": self.failures,
+        }
+        file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def machine() -> dict[str, str | int | list[float]]:
+    """Return what the figures depend on; the load average says whether others were at work."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count() or 0,
+        "python": platform.python_version(),
+        "mlx": version("mlx"),
+        "mlx-lm": version("mlx-lm"),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def print_report(report: Report, screen: Console) -> None:
+    """Print tables, goals and failures."""
+    facts = machine()
+    screen.print(", ".join(f"{name} {value}" for name, value in facts.items()), highlight=False)
+    for (model, clients), rows in groupby(
+        report.comparisons, key=lambda row: (row.model, row.clients)
+    ):
+        screen.print(_comparison_table(f"{model}, {clients} clients", rows))
+    if report.telemetry is not None:
+        screen.print(_telemetry_lines(report.telemetry), highlight=False)
+    if report.memory is not None:
+        screen.print(_memory_lines(report.memory), highlight=False)
+    screen.print(_goals_table(report.goals()))
+    for failure in report.failures[:10]:
+        screen.print(f"wrong answer: {failure}", style="red", markup=False, highlight=False)
+
+
+def _comparison_table(title: str, rows: Iterable[Figures]) -> Table:
+    table = _table(title)
+    for number, name in enumerate(COLUMNS):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
+
+
+def _cells(row: Figures) -> Sequence[str]:
+    client = row.client_cpu_us_per_token
+    return (
+        row.contender,
+        f"{row.tokens_per_s.median:,.0f}",
+        f"{row.ratio.median:.2f}",
+        _range(row.ratio, ".2f"),
+        _milliseconds(row.first_token_p50_s, row.first_token_p99_s),
+        _milliseconds(row.gap_p50_s, row.gap_p99_s),
+        f"{row.api_cpu_us_per_token:,.0f} + {row.engine_cpu_us_per_token:,.0f}",
+        f"{row.extra_cpu_us_per_token.median:+,.0f}",
+        _range(row.extra_cpu_us_per_token, "+,.0f"),
+        "-" if client is None else f"{client:,.0f}",
+    )
+
+
+def _telemetry_lines(figures: TelemetryFigures) -> str:
+    return (
+        "Telemetry on against off, tiny, streamed:\n"
+        f"  throughput {_ranged(figures.throughput_ratio, '.3f')}\n"
+        f"  CPU per token {_ranged(figures.cpu_ratio, '.3f')}\n"
+        f"  CPU of the API process {_ranged(figures.extra_api_cpu_us_per_request, '+,.0f')} µs a request\n"
+    )
+
+
+def _memory_lines(figures: MemoryFigures) -> str:
+    series = "  ".join(f"{requests}: {mib:.1f}" for requests, mib in figures.series_mib)
+    return (
+        f"Memory of the API process, MiB after so many requests:\n  {series}\n"
+        f"  slope after the warm-up {figures.bytes_per_request:+.0f} bytes a request\n"
+    )
+
+
+def _goals_table(goals: Iterable[Goal]) -> Table:
+    table = _table("goals")
+    for name in ("goal", "wanted", "got", ""):
+        table.add_column(name, justify="left" if name == "goal" else "right")
+    for goal in goals:
+        verdict = "[green]pass[/green]" if goal.is_met else "[red]miss[/red]"
+        table.add_row(goal.name, goal.wanted, goal.got, verdict)
+    return table
+
+
+def _ranged(spread: Spread, form: str) -> str:
+    return f"{spread.median:{form}} ({_range(spread, form)})"
+
+
+def _range(spread: Spread, form: str) -> str:
+    return f"{spread.low:{form}} … {spread.high:{form}}"
+
+
+def _milliseconds(p50_s: float | None, p99_s: float | None) -> str:
+    if p50_s is None or p99_s is None:
+        return "-"
+    return f"{p50_s * 1e3:,.1f} / {p99_s * 1e3:,.1f}"

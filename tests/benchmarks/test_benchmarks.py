@@ -1,0 +1,168 @@
+"""The benchmarks measure what they say; how fast anything is, no test asserts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.connection import Reply
+from benchmarks.contenders import Measured
+from benchmarks.figures import percentile
+from benchmarks.memory import Growth
+from benchmarks.models import make_model
+from benchmarks.prompts import PromptMaker
+from benchmarks.replies import read
+from benchmarks.rounds import measure, orders, throughput_ratio
+from benchmarks.servers import Cpu
+from benchmarks.work import Answers, ClientTask, Load
+
+TASK = ClientTask("127.0.0.1", 1, "/", [], prompt_tokens=7, output_tokens=2)
+EVENTS = (
+    b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n',
+    b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n',
+    b'data: {"choices":[{"delta":{"content":"b"}}]}\n\n',
+    b'data: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\n',
+    b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}\n\n',
+    b"data: [DONE]\n\n",
+)
+
+
+def test_a_run_reports_every_contender_and_checks_every_answer(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+
+    status = main(
+        [*"tiny --without-mlx-lm --clients 1,2 --rounds 1 --quick --json".split(), str(file)]
+    )
+
+    report = json.loads(file.read_text())
+    rows = report["comparisons"]
+    assert status == 0
+    assert report["failures"] == []
+    assert [(row["clients"], row["contender"]) for row in rows] == [
+        (clients, name)
+        for clients in (1, 2)
+        for name in ("bare loop", "MLX Manager", "MLX Manager, streamed")
+    ]
+    assert all(row["requests"] > 0 and row["tokens_per_s"]["median"] > 0 for row in rows)
+    assert all(row["engine_cpu_us_per_token"] > 0 for row in rows)
+    for row in rows:
+        is_whole = row["contender"] == "MLX Manager"
+        assert (row["first_token_p99_s"] is None) == is_whole
+        assert (row["gap_p50_s"] is None) == is_whole
+    assert report["goals"][-1]["is_met"]
+
+
+def test_an_unknown_part_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--only", "huge"])
+
+    assert "no part 'huge'" in capsys.readouterr().err
+
+
+def test_prompts_have_the_length_asked_for_and_differ_from_their_first_word(tmp_path: Path) -> None:
+    prompts = PromptMaker(make_model(tmp_path, "tiny"))
+
+    made = prompts.make(20, 64, seed=1) + prompts.make(20, 64, seed=2)
+
+    assert {len(prompt.token_ids) for prompt in made} == {64}
+    assert len({prompt.text.split()[0] for prompt in made}) == 40
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_a_stream_is_timed_by_its_text_however_it_is_cut(cut: int, is_chunked: bool) -> None:
+    reply = _arrived(_stream(is_chunked), cut)
+
+    reading = read(reply, TASK)
+
+    assert reading.failure is None
+    assert reading.tokens == 2
+    assert len(reading.gaps_s) == 1
+    assert reading.first_token_s is not None
+
+
+def test_an_answer_with_other_counts_is_a_failure() -> None:
+    body = (
+        b'{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":7,"completion_tokens":1}}'
+    )
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    reading = read(_arrived(head + body, 1000), TASK)
+
+    assert reading.failure == "(7, 1, 'stop') instead of (7, 2, 'length')"
+    assert reading.tokens == 0
+
+
+def test_an_answer_that_breaks_off_or_is_refused_is_a_failure() -> None:
+    broken = _arrived(_stream(True)[:-9], 1000)
+    refused = _arrived(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy", 1000)
+
+    assert "ended before" in str(read(broken, TASK).failure)
+    assert "503" in str(read(refused, TASK).failure)
+
+
+def test_every_round_has_every_contender_in_another_order() -> None:
+    contenders = [_Steady("a"), _Steady("b"), _Steady("c")]
+
+    rounds = [[one.name for one in order] for order in orders(contenders, 4)]
+
+    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 1
+
+
+def test_ratios_compare_what_was_measured_in_the_same_round() -> None:
+    series = measure([_Steady("a", 2.0), _Steady("b", 4.0)], Load(1, 1, 10), 3, lambda _: None)
+
+    assert series["a"].compared(series["b"], throughput_ratio) == [2.0, 2.0, 2.0]
+
+
+def test_growth_is_the_slope_after_the_warm_up() -> None:
+    requests = list(range(100, 1100, 100))
+    flat = Growth(requests, [5000, 9000, *[10_000] * 8], [])
+    leaking = Growth(requests, [count * 3 for count in requests], [])
+
+    assert flat.growth_bytes == pytest.approx(0)
+    assert leaking.bytes_per_request == pytest.approx(3)
+
+
+def test_a_percentile_is_one_of_the_values() -> None:
+    assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert percentile([3.0, 1.0, 2.0], 0.99) == 3.0
+    assert percentile([], 0.5) is None
+
+
+class _Steady:
+    """A contender that always takes the same time."""
+
+    def __init__(self, name: str, wall_s: float = 1.0) -> None:
+        self.name = name
+        self._wall_s = wall_s
+
+    def run(self, load: Load, seed: int) -> Measured:
+        tokens = load.requests * load.output_tokens
+        answers = Answers(self._wall_s, 0.0, load.requests, tokens, [], [], [])
+        return Measured(answers, Cpu(0.1, 0.2), None)
+
+
+def _stream(is_chunked: bool) -> bytes:
+    if not is_chunked:
+        return b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + b"".join(EVENTS)
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    chunks = (b"%x\r\n%s\r\n" % (len(event), event) for event in EVENTS)
+    return head + b"".join(chunks) + b"0\r\n\r\n"
+
+
+def _arrived(data: bytes, piece: int) -> Reply:
+    """Return the reply that `data` makes when it comes in pieces of so many bytes."""
+    reply = Reply(sent_s=0.0)
+    for start in range(0, len(data), piece):
+        if reply.take(data[start : start + piece]):
+            break
+    else:
+        reply.end()
+    return reply
