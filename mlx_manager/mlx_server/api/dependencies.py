@@ -10,17 +10,20 @@ from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.chat.request import Origin
 from mlx_manager.mlx_server.state import ServerState
 
+# Coroutines, though nothing in them waits: FastAPI runs plain functions in a thread, and a hop costs more than they do.
 
-def _state(request: Request) -> ServerState:
+
+async def _state(request: Request) -> ServerState:
     state: ServerState = request.app.state.server
     return state
 
 
-def _backend(state: CurrentState) -> ChatBackend:
+async def _backend(request: Request) -> ChatBackend:
+    state: ServerState = request.app.state.server
     return state.backend
 
 
-def _origin(request: Request) -> Origin:
+async def _origin(request: Request) -> Origin:
     return Origin(
         request_id=request.state.request_id,
         endpoint=request.url.path,

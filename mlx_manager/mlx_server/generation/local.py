@@ -25,6 +25,9 @@ from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
+# Nobody sees the pieces of an answer that isn't streamed: it is read in long ones.
+WHOLE_ANSWER_WAKE_TOKENS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -54,7 +57,11 @@ class LocalBackend:
                 timeline.model_load = Interval(arrived_ns, time.time_ns())
             prompt = await self._prepare(request, text, timeline)
             tokens = lease.engine.generate(
-                prompt.token_ids, prompt.max_tokens, list(text.end_token_ids), prompt.sampling
+                prompt.token_ids,
+                prompt.max_tokens,
+                list(text.end_token_ids),
+                prompt.sampling,
+                wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
             )
             answer = read_answer(tokens, text, request.stop, len(prompt.token_ids))
             async with tokens, aclosing(answer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,11 +26,12 @@ class AccessLogMiddleware:
             return
         start_s, status = time.perf_counter(), 500
 
-        async def send_and_see(message: Message) -> None:
+        # Not a coroutine of its own: it is called for every piece of a stream.
+        def send_and_see(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_and_see)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,10 +35,11 @@ class RequestIdMiddleware:
         scope.setdefault("state", {})["request_id"] = request_id
         self._tag(request_id)
 
-        async def send_with_ids(message: Message) -> None:
+        # Not a coroutine of its own: it is called for every piece of a stream.
+        def send_with_ids(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 self._add_ids(MutableHeaders(scope=message), request_id)
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, send_with_ids)
 

@@ -125,6 +125,7 @@ class EngineProcess:
         max_tokens: int,
         end_token_ids: list[int],
         sampling: SamplingParameters,
+        wake_tokens: int = 1,
     ) -> TokenStream:
         """Submit a sequence. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
         if not self.is_alive:
@@ -135,7 +136,7 @@ class EngineProcess:
                 "Send this one again later, or raise MLX_SERVER_MAX_WAITING.",
                 retry_after_s=1,
             )
-        stream = TokenStream(next(self._sequence_ids), self._abandon)
+        stream = TokenStream(next(self._sequence_ids), self._abandon, wake_tokens)
         # Kept after it was sent: what can't be encoded raises here and must not count as running.
         self._send(Submit(stream.sequence_id, token_ids, max_tokens, end_token_ids, sampling))
         self._streams[stream.sequence_id] = stream

@@ -12,17 +12,21 @@ from mlx_manager.mlx_server.engine.messages import Ended
 class TokenStream:
     """Iterates over lists of token ids: all that came since the reader last looked.
 
-    It has one reader. One that is slow gets longer lists, so nothing queues up per token. After the last list
-    `ended` holds the engine's record. Leaving the `async with` before the end cancels the sequence.
+    It has one reader, woken for `wake_tokens` tokens at a time and at the end. One that is slow gets longer lists, so
+    nothing queues up per token. After the last list `ended` holds the engine's record. Leaving the `async with` before
+    the end cancels the sequence.
     """
 
-    def __init__(self, sequence_id: int, abandon: Callable[[TokenStream], None]) -> None:
+    def __init__(
+        self, sequence_id: int, abandon: Callable[[TokenStream], None], wake_tokens: int = 1
+    ) -> None:
         self.sequence_id = sequence_id
         self.ended: Ended | None = None
         self.admitted_at_ns: int | None = None
         self.first_token_at_ns: int | None = None
         self.received_tokens = 0
         self._abandon = abandon
+        self._wake_tokens = wake_tokens
         self._is_abandoned = False
         self._tokens: list[int] = []
         self._error: MlxManagerError | None = None
@@ -56,11 +60,14 @@ class TokenStream:
         return self
 
     async def __anext__(self) -> list[int]:
-        while not self._tokens:
-            if self.ended is not None:
+        while len(self._tokens) < self._wake_tokens:
+            if self.ended is None:
+                await self._wait()
+            elif self._tokens:
+                break
+            else:
                 self._raise_failure()
                 raise StopAsyncIteration
-            await self._wait()
         tokens, self._tokens = self._tokens, []
         return tokens
 
@@ -75,9 +82,8 @@ class TokenStream:
             self.first_token_at_ns = at_ns
         self.received_tokens += 1
         self._tokens.append(token_id)
-        news = self._news
-        if news is not None and not news.done():
-            news.set_result(None)
+        if len(self._tokens) >= self._wake_tokens:
+            self._wake()
 
     def feed_end(self, ended: Ended) -> None:
         """The sequence has left the engine."""
