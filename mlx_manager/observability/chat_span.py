@@ -268,4 +268,5 @@ def _between_s(start_ns: int | None, end_ns: int | None) -> float | None:
 
 
 def _seconds(start_ns: int, end_ns: int) -> float:
-    return (end_ns - start_ns) / 1e9
+    # A wall clock that is set back in between must not make a duration negative: metrics refuse that, loudly.
+    return max(end_ns - start_ns, 0) / 1e9

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from urllib.parse import urlsplit, urlunsplit
 
 from logfire.types import ExceptionCallbackHelper
@@ -145,7 +146,7 @@ def clean_attributes(attributes: Mapping[str, AttributeValue]) -> Attributes:
 
 def clean_value(name: str, value: AttributeValue) -> AttributeValue | None:
     """`value` itself when it is harmless, another one when it isn't, None when the attribute has to go."""
-    if name in _DROPPED or name in _CONTENT or name.startswith(_DROPPED_PREFIXES):
+    if _is_dropped(name):
         return None
     if isinstance(value, str):
         return _clean_string(name, value)
@@ -180,8 +181,19 @@ def clean_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+# Names are few and values many: each name is looked at once.
+@lru_cache(maxsize=4096)
+def _is_dropped(name: str) -> bool:
+    return name in _DROPPED or name in _CONTENT or name.startswith(_DROPPED_PREFIXES)
+
+
+@lru_cache(maxsize=4096)
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
+
+
 def _clean_string(name: str, value: str) -> str:
-    if _SECRET_NAME.search(name):
+    if _is_secret(name):
         return REDACTED
     return clean_text(clean_url(value) if name in _URLS else value)
 

@@ -381,3 +381,21 @@ async def test_an_unsampled_chat_is_answered_and_counted_but_not_traced(
     assert spans.all == []
     found = collected(reader)
     assert len(found[names.REQUEST_DURATION.name]) == 1
+
+
+async def test_a_wall_clock_that_is_set_back_makes_no_negative_duration(
+    spans: Spans, metrics: ChatMetrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    past = Timeline(
+        queued_ns=3,
+        admitted_ns=2,
+        first_token_ns=1,
+        finished_ns=0,
+        prompt_tokens=1,
+        output_tokens=2,
+    )
+    backend = InstrumentedBackend(Recorded("a", timeline=past), metrics=metrics)
+    assert [event async for event in backend.stream(CHAT)]
+    assert "non-negative" not in caplog.text
+    attributes = spans.one("chat asked/model").attributes or {}
+    assert attributes["mlx.time_to_first_token_s"] == attributes["mlx.queue_s"] == 0
