@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -12,15 +10,15 @@ from starlette.responses import JSONResponse
 from mlx_manager import __version__
 from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.mlx_server.api.health import health_response
-from mlx_manager.mlx_server.app import install_server
+from mlx_manager.mlx_server.app import server_app
 from mlx_manager.mlx_server.config import Settings as ServerSettings
-from mlx_manager.mlx_server.state import open_state
 from mlx_manager.observability.logfire_config import instrument_fastapi
 from mlx_manager.web import pages
 
 router = APIRouter(prefix="/api", tags=["Manager"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def get_health(state: CurrentState) -> JSONResponse:
     """Say `ok`, or 503 and `unhealthy` while a loaded model's engine is dead or stalled."""
@@ -35,22 +33,7 @@ async def get_version() -> dict[str, Any]:
 
 def create_app(server_settings: ServerSettings) -> FastAPI:
     """Return the manager with the inference server in it."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_state(server_settings) as state:
-            app.state.server = state
-            yield
-
-    app = FastAPI(
-        title="MLX Manager",
-        version=__version__,
-        lifespan=lifespan,
-        # Their pages load scripts from a content delivery network; the description itself stays.
-        docs_url=None,
-        redoc_url=None,
-    )
-    install_server(app, server_settings)
+    app = server_app("MLX Manager", server_settings)
     app.include_router(router)
     app.include_router(pages.router)
     app.mount("/static", pages.static_files, name="static")

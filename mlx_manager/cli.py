@@ -25,6 +25,9 @@ from mlx_manager.errors import MlxManagerError
 from mlx_manager.log import configure_logging
 from mlx_manager.mlx_server.config import Settings as ServerSettings
 
+# What answers need to be written out once their requests have been ended.
+CLOSING_S = 5
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 screen = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -184,7 +187,8 @@ def _run(application: str, name: str, host: str, port: int, settings: ServerSett
         log_config=None,
         # Ours says the same without query strings, which may hold keys.
         access_log=False,
-        timeout_graceful_shutdown=round(settings.shutdown_timeout_s),
+        # Running requests are ended before this with an error of ours; what is cut off here has none.
+        timeout_graceful_shutdown=round(settings.shutdown_timeout_s) + CLOSING_S,
     )
     _AnnouncedServer(config, name, _url(listener)).run(sockets=[listener])
 

@@ -9,13 +9,18 @@ from fastapi import FastAPI
 
 from mlx_manager import __version__
 from mlx_manager.mlx_server.api import completions, health, models
-from mlx_manager.mlx_server.api.errors import install_error_handlers
+from mlx_manager.mlx_server.api.errors import (
+    describe_errors,
+    failure_response,
+    install_error_handlers,
+)
 from mlx_manager.mlx_server.config import Settings
 from mlx_manager.mlx_server.middleware.access_log import (
     AccessLogMiddleware,
     strip_queries_from_uvicorn,
 )
 from mlx_manager.mlx_server.middleware.body_limit import BodyLimitMiddleware
+from mlx_manager.mlx_server.middleware.failure import FailureMiddleware
 from mlx_manager.mlx_server.middleware.request_id import RequestIdMiddleware
 from mlx_manager.mlx_server.observability.logfire_config import instrument_fastapi
 from mlx_manager.mlx_server.state import open_state
@@ -24,6 +29,16 @@ from mlx_manager.observability.context import current_trace_id, tag_request
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the inference server as an application of its own."""
+    app = server_app("MLX Server", settings)
+    instrument_fastapi(app)
+    return app
+
+
+def server_app(title: str, settings: Settings) -> FastAPI:
+    """Return an application with the server's state, routes, error answers, access log and request ids.
+
+    The manager adds its own routes to it. Tracing is left to whoever composes it.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -32,26 +47,25 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     app = FastAPI(
-        title="MLX Server",
+        title=title,
         version=__version__,
         lifespan=lifespan,
         # Their pages load scripts from a content delivery network; the description itself stays.
         docs_url=None,
         redoc_url=None,
     )
-    install_server(app, settings)
-    instrument_fastapi(app)
+    for module in (health, completions, models):
+        app.include_router(module.router)
+    describe_errors(app)
+    install_error_handlers(app)
+    _install_middleware(app, settings)
     return app
 
 
-def install_server(app: FastAPI, settings: Settings) -> None:
-    """Add the server's routes, error answers, access log and request ids to `app`."""
-    app.include_router(health.router)
-    app.include_router(completions.router)
-    app.include_router(models.router)
-    install_error_handlers(app)
+def _install_middleware(app: FastAPI, settings: Settings) -> None:
+    """Wrap the routes; the last one added is the outermost."""
     strip_queries_from_uvicorn()
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
-    # The last one added is the outermost: the access line knows the request id.
+    app.add_middleware(FailureMiddleware, to_response=failure_response)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware, trace_id=current_trace_id, tag=tag_request)

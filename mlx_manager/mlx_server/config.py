@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from mlx_manager.chat.request import Operation
 
 HOME = Path("~/.mlx-manager").expanduser()
 
@@ -76,7 +79,7 @@ class Settings(BaseSettings):
         "503 and the process is ended.",
     )
     max_body_bytes: int = Field(
-        32 * 2**20,
+        16 * 2**20,
         ge=1024,
         description="Largest request body that is read; beyond it the answer is 413.",
     )
@@ -103,6 +106,16 @@ class Settings(BaseSettings):
         description="Linux on a CPU: BLAS library to preload into engine processes, instead of the OpenBLAS that is "
         "found by itself.",
     )
+
+    @property
+    def time_limits_s(self) -> Mapping[Operation, float]:
+        """Seconds that a request may take, by what it asks for."""
+        return {"chat": self.chat_timeout_s, "text_completion": self.completion_timeout_s}
+
+    @field_validator("hub_cache", "blas_library", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value else None
 
     @field_validator("model_dirs", mode="before")
     @classmethod

@@ -19,6 +19,7 @@ from mlx_manager.mlx_server.config import Settings
 from mlx_manager.mlx_server.generation.local import LocalBackend
 from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlalchemy
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
+from mlx_manager.mlx_server.pool.draining import draining
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
@@ -55,10 +56,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         await stack.enter_async_context(writer)
         pool = make_pool(settings)
         stack.push_async_callback(pool.close)
-        local = LocalBackend(
-            pool,
-            {"chat": settings.chat_timeout_s, "text_completion": settings.completion_timeout_s},
-        )
+        stack.enter_context(draining(pool, settings.shutdown_timeout_s))
+        local = LocalBackend(pool, settings.time_limits_s)
         if settings.preload is not None:
             await local.load(settings.preload)
         audited = AuditedBackend(local, writer, name="mlx", trace_id=current_trace_id)

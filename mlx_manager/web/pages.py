@@ -36,6 +36,7 @@ class ModelRow:
     is_demonstration: bool
 
 
+@router.head("/")
 @router.get("/")
 async def show_home(request: Request, state: CurrentState) -> Response:
     """Show what is running and how to call it."""

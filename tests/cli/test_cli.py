@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
-import time
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -41,21 +43,34 @@ def test_both_commands_start_a_server_that_answers_and_stop_on_sigterm(
     assert "Traceback" not in server.text
 
 
-def test_sigterm_in_the_middle_of_a_stream_ends_within_the_set_time(
+def test_sigterm_gives_requests_their_time_and_then_a_clear_error(
     tmp_path: Path, model_dir: Path
 ) -> None:
     arguments = ["server", "--model-dir", str(model_dir), "--model", "test/tiny"]
-    body = {"model": "test/tiny", "prompt": "x", "max_tokens": 4000, "stream": True}
-    with started(tmp_path, *arguments, MLX_SERVER_SHUTDOWN_TIMEOUT_S="1") as server:
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            engine = psutil.Process(server.process.pid).children()[0]
-            asked_at_s = time.monotonic()
+    body = {"model": "test/tiny", "prompt": "x", "max_tokens": 4000, "temperature": 0}
+    with started(tmp_path, *arguments, MLX_SERVER_SHUTDOWN_TIMEOUT_S="0.5") as server:
+        engine = psutil.Process(server.process.pid).children()[0]
+        with ThreadPoolExecutor() as pool:
+            url = f"{server.url}/v1/completions"
+            whole = pool.submit(httpx.post, url, json=body, timeout=60)
+            streamed = pool.submit(httpx.post, url, json=body | {"stream": True}, timeout=60)
+            wait_until(lambda: active_requests(server.url) == 2)
             server.process.send_signal(signal.SIGTERM)
-            assert server.wait(30) == -signal.SIGTERM
-            assert time.monotonic() - asked_at_s < 20
-        assert not engine.is_running()
+        assert server.wait(30) == -signal.SIGTERM
+    assert not engine.is_running()
+    assert "Traceback" not in server.text
+    error = whole.result().json()["error"]
+    assert (whole.result().status_code, error["code"]) == (503, "shutting_down")
+    assert error["request_id"] == whole.result().headers["X-Request-ID"]
+    last_event = streamed.result().text.split("\n\n")[-2]
+    assert json.loads(last_event.removeprefix("data: "))["error"]["code"] == "shutting_down"
+    with sqlite3.connect(tmp_path / "mlx.db") as database:
+        rows = database.execute("SELECT outcome, error_code FROM audit_log").fetchall()
+    assert rows == [("failed", "shutting_down")] * 2
+
+
+def active_requests(url: str) -> int:
+    return sum(model["active_requests"] for model in httpx.get(f"{url}/health").json()["models"])
 
 
 def test_an_engine_does_not_outlive_a_killed_server(tmp_path: Path, model_dir: Path) -> None:

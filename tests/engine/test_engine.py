@@ -10,7 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.engine.engine import Engine
+from mlx_manager.mlx_server.engine.messages import Cancel, SamplingParameters, Submit
+from mlx_manager.mlx_server.engine.runner import Runner
+from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
 from tests.engine.driving import Driver, answer_alone, pairs
 from tests.engine.models import VOCABULARY, WatchedModel
 
@@ -337,3 +340,26 @@ def test_an_answer_without_a_seed_differs_from_time_to_time(model: WatchedModel)
     ids = [driver.submit(PROMPTS[1], 20, sampling=seeded(None)) for _ in range(4)]
     driver.finish()
     assert len({tuple(driver.tokens[sequence_id]) for sequence_id in ids}) == 4
+
+
+class StubbornRunner(Runner):
+    """Can't let go of a row."""
+
+    def remove(self, sequence_id: int) -> None:
+        raise RuntimeError("stuck")
+
+
+def test_a_row_that_can_not_be_taken_out_costs_the_batch_and_not_the_engine(
+    model: WatchedModel,
+) -> None:
+    engine = Engine(StubbornRunner(model, 4), Scheduler(Limits(4, 64, 64)))
+    for sequence_id in (1, 2):
+        engine.handle(Submit(sequence_id, [5, 6, 7], 100, [], SamplingParameters()))
+    engine.step()
+    engine.handle(Cancel(1))
+    ended = {one.sequence_id: one.reason for one in engine.step().ended}
+    assert ended == {1: "cancelled", 2: "failed"}
+    engine.handle(Submit(3, [5, 6, 7], 2, [], SamplingParameters()))
+    while engine.has_work:
+        last = engine.step()
+    assert [(one.sequence_id, one.reason) for one in last.ended] == [(3, "length")]

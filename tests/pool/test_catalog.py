@@ -54,14 +54,14 @@ def test_the_cache_s_main_revision_is_used_and_named(tmp_path: Path) -> None:
     refs.mkdir()
     (refs / "main").write_text("aaa\n")
     [model] = Catalog({}, (), tmp_path).list()
-    assert (model.id, model.revision, model.source) == ("org/name", "aaa", "hub-cache")
+    assert (model.id, model.path.name, model.source) == ("org/name", "aaa", "hub-cache")
 
 
 def test_without_a_main_revision_the_newest_is_used(tmp_path: Path) -> None:
     for age, revision in enumerate(("new", "old")):
         os.utime(snapshot(tmp_path, revision), (1000 - age, 1000 - age))
     [model] = Catalog({}, (), tmp_path).list()
-    assert model.revision == "new"
+    assert model.path.name == "new"
 
 
 def test_a_download_under_way_is_not_listed(tmp_path: Path) -> None:

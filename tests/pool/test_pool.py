@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from mlx_manager.errors import ModelLoadFailed, Overloaded, ShuttingDown
+from mlx_manager.mlx_server.engine.messages import Ready
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.pool import MAX_BACKOFF_S, ModelPool, _backoff_s
 from mlx_manager.mlx_server.workers.process import EngineProcess
@@ -24,6 +25,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.is_stalled = False
+        self.ready: Ready | None = None
 
     @property
     def is_alive(self) -> bool:

@@ -10,46 +10,49 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.chat.events import Answer, ChatEvent, collect
 from mlx_manager.chat.request import ChatRequest
-from mlx_manager.mlx_server.api.dependencies import CurrentBackend, CurrentOrigin
+from mlx_manager.mlx_server.api.dependencies import CurrentOrigin, CurrentState
 from mlx_manager.mlx_server.api.streaming import (
-    CLIENT_LEFT,
     ClientLeft,
     EventStream,
     first_of,
     until_disconnect,
 )
+from mlx_manager.mlx_server.state import ServerState
+from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 from mlx_manager.wire.openai.errors import error_event
 from mlx_manager.wire.openai.requests import chat_request, completion_request
 from mlx_manager.wire.openai.schema import ChatCompletionBody, CompletionBody
 from mlx_manager.wire.openai.streams import to_chunks, to_response
+
+# Time to read the error of a backend that has met its limit.
+LAST_WORDS_S = 5.0
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
 @router.post("/chat/completions", response_model=None)
 async def create_chat_completion(
-    body: ChatCompletionBody, backend: CurrentBackend, origin: CurrentOrigin, http: Request
+    body: ChatCompletionBody, state: CurrentState, origin: CurrentOrigin, http: Request
 ) -> Response:
     """Answer a conversation, streamed when `stream` is true."""
-    return await _answer(backend, chat_request(body, origin), http, body.includes_usage)
+    return await _answer(state, chat_request(body, origin), http, body.includes_usage)
 
 
 @router.post("/completions", response_model=None)
 async def create_completion(
-    body: CompletionBody, backend: CurrentBackend, origin: CurrentOrigin, http: Request
+    body: CompletionBody, state: CurrentState, origin: CurrentOrigin, http: Request
 ) -> Response:
     """Continue a text that no chat template touches."""
-    return await _answer(backend, completion_request(body, origin), http, body.includes_usage)
+    return await _answer(state, completion_request(body, origin), http, body.includes_usage)
 
 
 async def _answer(
-    backend: ChatBackend, request: ChatRequest, http: Request, includes_usage: bool
+    state: ServerState, request: ChatRequest, http: Request, includes_usage: bool
 ) -> Response:
     created_s = int(time.time())
-    events = backend.stream(request)
+    events = state.backend.stream(request)
     try:
         if not request.stream:
             answer = await until_disconnect(http.receive, _collected(events))
@@ -57,8 +60,13 @@ async def _answer(
         chunks = to_chunks(events, request, created_s, includes_usage)
         first = await until_disconnect(http.receive, first_of(chunks))
     except ClientLeft:
-        return Response(status_code=CLIENT_LEFT)
-    return EventStream(first, chunks, partial(error_event, request_id=request.origin.request_id))
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return EventStream(
+        first,
+        chunks,
+        partial(error_event, request_id=request.origin.request_id),
+        limit_s=state.settings.time_limits_s[request.operation] + LAST_WORDS_S,
+    )
 
 
 async def _collected(events: AsyncGenerator[ChatEvent, None]) -> Answer:

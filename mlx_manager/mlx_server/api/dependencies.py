@@ -1,4 +1,4 @@
-"""What routes ask for: the backend, the catalog, and where a request came from."""
+"""What routes ask for: the server's parts, and where a request came from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.chat.request import Origin
 from mlx_manager.mlx_server.state import ServerState
 
@@ -18,11 +17,6 @@ async def _state(request: Request) -> ServerState:
     return state
 
 
-async def _backend(request: Request) -> ChatBackend:
-    state: ServerState = request.app.state.server
-    return state.backend
-
-
 async def _origin(request: Request) -> Origin:
     return Origin(
         request_id=request.state.request_id,
@@ -32,5 +26,4 @@ async def _origin(request: Request) -> Origin:
 
 
 CurrentState = Annotated[ServerState, Depends(_state)]
-CurrentBackend = Annotated[ChatBackend, Depends(_backend)]
 CurrentOrigin = Annotated[Origin, Depends(_origin)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http
-import logging
 import re
 from itertools import takewhile
 from typing import Any, cast
@@ -15,17 +14,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mlx_manager.errors import InvalidRequest, MlxManagerError
-from mlx_manager.mlx_server.middleware.request_id import REQUEST_ID_HEADER
 from mlx_manager.wire.openai.errors import error_body
-
-logger = logging.getLogger(__name__)
 
 OPENAI_PREFIX = "/v1/"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 FIELD = re.compile(r"[a-z0-9_]+")
 TYPE_NAMES = ("str", "int", "float", "bool")
 # These names are part of our answers, and Python's own change between its versions.
-TITLES = {404: "Not found", 405: "Method not allowed", 413: "Content too large"}
+TITLES = {
+    400: "Invalid request",
+    404: "Not found",
+    405: "Method not allowed",
+    413: "Content too large",
+}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -33,7 +34,21 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(MlxManagerError, _drawn)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unexpected)
+
+
+def describe_errors(app: FastAPI) -> None:
+    """Let `/openapi.json` tell what invalid bodies really get; FastAPI describes its own 422."""
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        description = describe()
+        for path, operations in description["paths"].items():
+            for operation in operations.values():
+                if operation["responses"].pop("422", None) and path.startswith(OPENAI_PREFIX):
+                    operation["responses"]["400"] = {"description": "Invalid request"}
+        return description
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 async def _drawn(request: Request, exception: Exception) -> Response:
@@ -50,6 +65,8 @@ async def _invalid(request: Request, exception: Exception) -> Response:
     first = problems[0]
     param = _field(first["loc"][1:])
     message = f"{param}: {first['msg']}" if param else str(first["msg"])
+    if "json" not in request.headers.get("content-type", ""):
+        message = "The body must be JSON, sent with the header Content-Type: application/json."
     status = 400 if _is_openai(request) else 422
     return _rendered(request, status, InvalidRequest.code, InvalidRequest.title, message, param, {})
 
@@ -75,17 +92,13 @@ async def _http(request: Request, exception: Exception) -> Response:
     return _rendered(request, error.status_code, code, title, message, None, headers)
 
 
-async def _unexpected(request: Request, exception: Exception) -> Response:
-    request_id = request.state.request_id
-    logger.error("request %s failed: %s", request_id, type(exception).__name__)
+def failure_response(request: Request) -> Response:
+    """Answer a request that failed for a reason nobody drew."""
     message = (
-        f"The server failed on this request. Its log has the details under request id {request_id}."
+        "The server failed on this request. Its log has the details under request id "
+        f"{request.state.request_id}."
     )
-    # This handler's answer is written outside the request-id middleware, so it sets the header itself.
-    headers = {REQUEST_ID_HEADER: request_id}
-    return _rendered(
-        request, 500, MlxManagerError.code, MlxManagerError.title, message, None, headers
-    )
+    return _rendered(request, 500, MlxManagerError.code, MlxManagerError.title, message, None, {})
 
 
 def _rendered(
@@ -116,4 +129,4 @@ def _rendered(
 
 
 def _is_openai(request: Request) -> bool:
-    return request.url.path.startswith(OPENAI_PREFIX)
+    return f"{request.url.path}/".startswith(OPENAI_PREFIX)

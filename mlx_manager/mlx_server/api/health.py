@@ -15,6 +15,7 @@ from mlx_manager.mlx_server.state import ServerState
 router = APIRouter(tags=["Health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def get_health(state: CurrentState) -> JSONResponse:
     """Say `ok`, or 503 and `unhealthy` while a loaded model's engine is dead or stalled."""

@@ -16,9 +16,6 @@ from mlx_manager.errors import MlxManagerError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Nginx's unofficial "client closed request": nobody reads it, but spans and access logs show it.
-CLIENT_LEFT = 499
-
 
 class ClientLeft(Exception):
     """The client closed the connection before its answer was complete."""
@@ -49,7 +46,10 @@ async def _disconnect(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """A stream of server-sent events whose first one has been made, so that its headers tell the truth."""
+    """A stream of server-sent events whose first one has been made, so that its headers tell the truth.
+
+    A client that hasn't taken all of it after `limit_s` is cut off.
+    """
 
     media_type = "text/event-stream"
 
@@ -58,6 +58,7 @@ class EventStream(Response):
         first: bytes,
         rest: AsyncGenerator[bytes, None],
         to_event: Callable[[MlxManagerError], bytes],
+        limit_s: float,
     ) -> None:
         super().__init__(
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
@@ -66,13 +67,19 @@ class EventStream(Response):
         self._first = first
         self._rest = rest
         self._to_event = to_event
+        self._limit_s = limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._rest):
             try:
-                await until_disconnect(receive, self._write(send))
+                async with asyncio.timeout(self._limit_s):
+                    await until_disconnect(receive, self._write(send))
             except ClientLeft:
                 logger.debug("client left a stream")
+            except TimeoutError:
+                # The backend has long met its own limit; this reader doesn't take even that error. Returning before
+                # the last byte makes the server close the connection.
+                logger.warning("a client did not read its stream within %g s", self._limit_s)
 
     async def _write(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}

@@ -40,16 +40,17 @@ class Engine:
             case Submit():
                 self._scheduler.add(Sequence.received(message, self._clock_ns()))
             case Cancel(sequence_id):
-                self._runner.remove(sequence_id)
-                if sequence := self._scheduler.remove(sequence_id):
-                    self._end(sequence, "cancelled")
+                self._cancel(sequence_id)
 
     def step(self) -> Step:
         """Advance everything by one step and say what happened."""
         admitted = [sequence.id for sequence in self._scheduler.admit() if self._start(sequence)]
         output = self._run()
         now_ns = self._clock_ns()
-        self._settle(output, now_ns)
+        for sequence_id in output.prefilled:
+            self._scheduler.running[sequence_id].stamps.prefill_chunks += 1
+        for token in output.tokens:
+            self._settle(token, now_ns, len(output.tokens))
         ended, self._ended = self._ended, []
         pairs = [n for token in output.tokens for n in (token.sequence_id, token.token_id)]
         return Step(now_ns, pairs, admitted, ended)
@@ -59,27 +60,36 @@ class Engine:
         try:
             self._runner.insert(sequence.submit)
         except Exception as error:  # noqa: BLE001 - reported with the sequence; the engine goes on
+            traceback.print_exception(error)
             self._fail(sequence, error)
             return False
         return True
 
+    def _cancel(self, sequence_id: int) -> None:
+        sequence = self._scheduler.remove(sequence_id)
+        if sequence is None:
+            return
+        self._end(sequence, "cancelled")
+        try:
+            self._runner.remove(sequence_id)
+        except Exception as error:  # noqa: BLE001 - reported with the batch; the engine goes on
+            self._lose_batch(error)
+
     def _run(self) -> RunnerOutput:
         try:
             return self._runner.step(self._scheduler.chunk_tokens())
-        except Exception as error:  # noqa: BLE001 - reported with the sequence; the engine goes on
-            # The batch's tensors may be half updated: every row of it is lost, the queue and the engine are not.
-            for sequence in list(self._scheduler.running.values()):
-                self._fail(sequence, error)
-            self._runner.reset()
+        except Exception as error:  # noqa: BLE001 - reported with the batch; the engine goes on
+            self._lose_batch(error)
             return RunnerOutput([], [])
 
-    def _settle(self, output: RunnerOutput, now_ns: int) -> None:
-        for sequence_id in output.prefilled:
-            self._scheduler.running[sequence_id].stamps.prefill_chunks += 1
-        for token in output.tokens:
-            self._settle_token(token, now_ns, len(output.tokens))
+    def _lose_batch(self, error: Exception) -> None:
+        """Fail every row: the batch's tensors may be half updated. The queue and the engine are not lost."""
+        traceback.print_exception(error)
+        for sequence in list(self._scheduler.running.values()):
+            self._fail(sequence, error)
+        self._runner.reset()
 
-    def _settle_token(self, token: TokenOutput, now_ns: int, batch_width: int) -> None:
+    def _settle(self, token: TokenOutput, now_ns: int, batch_width: int) -> None:
         sequence = self._scheduler.running[token.sequence_id]
         sequence.add_token(now_ns, batch_width)
         if token.end is not None:
@@ -87,7 +97,6 @@ class Engine:
             self._end(sequence, "stop" if token.end == "stop" else "length")
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
-        traceback.print_exception(error)
         self._scheduler.remove(sequence.id)
         self._end(sequence, "failed", type(error).__name__)
 

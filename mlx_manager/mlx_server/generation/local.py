@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
 from mlx_manager.chat.events import (
@@ -16,9 +16,10 @@ from mlx_manager.chat.events import (
     Timeline,
 )
 from mlx_manager.chat.request import ChatRequest, Operation
-from mlx_manager.errors import InvalidRequest, PromptTooLong, RequestTimeout
+from mlx_manager.errors import InvalidRequest, PromptTooLong
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.generation.answer import read_answer
+from mlx_manager.mlx_server.generation.deadline import Deadline
 from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
 from mlx_manager.mlx_server.generation.timing import record, recording
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
@@ -48,31 +49,42 @@ class LocalBackend:
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`; see `ChatBackend`."""
-        timeline, arrived_ns = Timeline(), time.time_ns()
+        timeline, deadline = Timeline(), Deadline(self._time_limits_s[request.operation])
+        async with AsyncExitStack() as held:
+            async with deadline.kept():
+                text, tokens = await self._submit(request, timeline, held)
+            answer = read_answer(tokens, text, request.stop, timeline.prompt_tokens)
+            await held.enter_async_context(tokens)
+            await held.enter_async_context(aclosing(answer))
+            with deadline.kept_by(tokens), recording(tokens, timeline):
+                await tokens.admitted()
+                yield Started(text.model_id, timeline)
+                async for event in answer:
+                    if isinstance(event, Finished):
+                        # Who watches this stream closes its books on `Finished`, not on our end.
+                        record(tokens, timeline)
+                    yield event
+
+    async def _submit(
+        self, request: ChatRequest, timeline: Timeline, held: AsyncExitStack
+    ) -> tuple[ModelText, TokenStream]:
+        """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
+        arrived_ns = time.time_ns()
         files = await self._pool.find(request.model)
         loading_text = self._load_text(files)
-        async with self._pool.lease(files) as lease:
-            text = await asyncio.shield(loading_text)
-            if lease.was_loaded:
-                timeline.model_load = Interval(arrived_ns, time.time_ns())
-            prompt = await self._prepare(request, text, timeline)
-            tokens = lease.engine.generate(
-                prompt.token_ids,
-                prompt.max_tokens,
-                list(text.end_token_ids),
-                prompt.sampling,
-                wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
-            )
-            answer = read_answer(tokens, text, request.stop, len(prompt.token_ids))
-            async with tokens, aclosing(answer):
-                with self._time_limit(request, tokens, arrived_ns), recording(tokens, timeline):
-                    await tokens.admitted()
-                    yield Started(files.id, timeline)
-                    async for event in answer:
-                        if isinstance(event, Finished):
-                            # Who watches this stream closes its books on `Finished`, not on our end.
-                            record(tokens, timeline)
-                        yield event
+        lease = await held.enter_async_context(self._pool.lease(files))
+        text = await asyncio.shield(loading_text)
+        if lease.was_loaded:
+            timeline.model_load = Interval(arrived_ns, time.time_ns())
+        prompt = await self._prepare(request, text, timeline)
+        tokens = lease.engine.generate(
+            prompt.token_ids,
+            prompt.max_tokens,
+            list(text.end_token_ids),
+            prompt.sampling,
+            wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
+        )
+        return text, tokens
 
     async def load(self, model_id: str) -> None:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""
@@ -80,23 +92,6 @@ class LocalBackend:
         loading_text = self._load_text(files)
         async with self._pool.lease(files):
             await asyncio.shield(loading_text)
-
-    @contextmanager
-    def _time_limit(
-        self, request: ChatRequest, tokens: TokenStream, arrived_ns: int
-    ) -> Iterator[None]:
-        """End the sequence when its time is up, even when a slow reader keeps us from looking at the clock."""
-        limit_s = self._time_limits_s[request.operation]
-        error = RequestTimeout(
-            f"The answer took longer than {limit_s:g} s, the limit of this endpoint. Ask for fewer tokens, or "
-            f"have the administrator raise it (docs/settings.md)."
-        )
-        left_s = limit_s - (time.time_ns() - arrived_ns) / 1e9
-        alarm = asyncio.get_running_loop().call_later(left_s, tokens.expire, error)
-        try:
-            yield
-        finally:
-            alarm.cancel()
 
     async def _prepare(self, request: ChatRequest, text: ModelText, timeline: Timeline) -> Prompt:
         start_ns = time.time_ns()

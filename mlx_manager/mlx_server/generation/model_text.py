@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
 from mlx_manager.chat.request import Conversation, Message, RawPrompt, Sampling
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
@@ -57,7 +55,7 @@ class ModelText:
                 tokenize=False,
                 **conversation.template_arguments,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program that came with the model
             raise InvalidRequest(
                 f"The chat template of {self.model_id} refuses these messages: {error}",
                 param="messages",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-logger = logging.getLogger("mlx_manager.access")
+from mlx_manager.observability.server_spans import is_excluded
 
-QUIET_PATHS = frozenset({"/health", "/api/health"})
-QUIET_PREFIX = "/static/"
+logger = logging.getLogger("mlx_manager.access")
 
 
 class AccessLogMiddleware:
@@ -21,7 +21,7 @@ class AccessLogMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _is_quiet(scope["path"]):
+        if scope["type"] != "http" or is_excluded(scope):
             await self._app(scope, receive, send)
             return
         start_s, status = time.perf_counter(), 500
@@ -39,7 +39,8 @@ class AccessLogMiddleware:
             logger.info(
                 "%s %s %d %.3f s request_id=%s",
                 scope["method"],
-                scope["path"],
+                # Encoded again: a decoded path can hold line breaks and escape sequences.
+                quote(scope["path"]),
                 status,
                 time.perf_counter() - start_s,
                 scope["state"]["request_id"],
@@ -62,7 +63,3 @@ def strip_queries_from_uvicorn() -> None:
     access = logging.getLogger("uvicorn.access")
     if not any(isinstance(known, WithoutQuery) for known in access.filters):
         access.addFilter(WithoutQuery())
-
-
-def _is_quiet(path: str) -> bool:
-    return path in QUIET_PATHS or path.startswith(QUIET_PREFIX)

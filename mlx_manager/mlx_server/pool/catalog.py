@@ -27,11 +27,6 @@ class ModelFiles:
     source: Source
     created_s: int
 
-    @property
-    def revision(self) -> str | None:
-        """The commit on the hub; None for models that don't come from there."""
-        return self.path.name if self.source == "hub-cache" else None
-
     def read_json(self, name: str) -> dict[str, Any]:
         """Return one of the model's JSON files; empty when there is none."""
         file = self.path / name

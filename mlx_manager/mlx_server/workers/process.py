@@ -142,6 +142,11 @@ class EngineProcess:
         self._streams[stream.sequence_id] = stream
         return stream
 
+    def end_requests(self, error: MlxManagerError) -> None:
+        """Give every request up and let its reader meet `error`."""
+        for stream in list(self._streams.values()):
+            stream.expire(error)
+
     async def stop(self) -> None:
         """End the process and wait until it has gone. Requests in flight fail."""
         self._is_stopping = True

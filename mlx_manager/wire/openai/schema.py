@@ -1,7 +1,7 @@
 """The bodies of OpenAI's API that this version takes and gives, as the `openai` SDK 3.54 sends and reads them.
 
-A body keeps every field that was sent. Which of those that change an answer are honoured is decided in
-`parameters`; nothing is dropped in silence.
+A body and its messages keep every field that was sent. Which of those that change an answer are honoured is decided in
+`parameters`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+MAX_MODEL_ID = 256
 MAX_STOP_STRINGS = 16
+StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
+# `fail_fast`: a list of a million wrong items gets one complaint, not a million.
 
 
 class ContentPart(BaseModel):
@@ -63,7 +67,7 @@ class GenerationBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str
+    model: Annotated[str, Field(min_length=1, max_length=MAX_MODEL_ID)]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     temperature: Temperature | None = None
@@ -71,11 +75,7 @@ class GenerationBody(BaseModel):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Probability | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOP_STRINGS)]
-        | None
-    ) = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
 
     @property
     def includes_usage(self) -> bool:
@@ -86,9 +86,9 @@ class GenerationBody(BaseModel):
 class ChatCompletionBody(GenerationBody):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -98,5 +98,10 @@ class CompletionBody(GenerationBody):
     `max_tokens` left out means 16, as in OpenAI's API.
     """
 
-    prompt: str | list[int] | list[str] | list[list[int]]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    prompt: (
+        str
+        | Annotated[list[int], Field(fail_fast=True)]
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
+    )
+    max_tokens: TokenCount | None = None

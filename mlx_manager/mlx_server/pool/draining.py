@@ -1,0 +1,43 @@
+"""When the process is told to stop: requests get some time to finish, and then a clear error."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from mlx_manager.mlx_server.pool.pool import ModelPool
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def draining(pool: ModelPool, grace_s: float) -> Iterator[None]:
+    """On SIGINT or SIGTERM, end the pool's requests after `grace_s`; whoever handled the signal before still does.
+
+    The web server only waits for its connections, and cancels them in the end, which no client could tell from a
+    crash. Does nothing outside the main thread, where there are no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(loop.call_later, grace_s, pool.end_requests)
+        previous = before[signal.Signals(number)]
+        if callable(previous):
+            previous(number, frame)
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            if previous is not None:
+                signal.signal(number, previous)
