@@ -1,0 +1,1 @@
+"""The built-in starter model: weights, tokenizer and card, a demonstration."""

@@ -1,0 +1,87 @@
+"""A training in small: the way of the real one, in a few steps."""
+
+import math
+from itertools import islice
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm import load, stream_generate
+
+from tools.starter.batches import batched
+from tools.starter.build import build
+from tools.starter.corpus import samples
+from tools.starter.exam import all_questions, examine
+from tools.starter.knowledge import topics, unknown
+from tools.starter.shape import config, new_model
+from tools.starter.train import Progress
+
+VOCAB_SIZE = 512
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Progress]:
+    folder = tmp_path_factory.mktemp("starter")
+    return folder, build(folder, steps=12, vocab_size=VOCAB_SIZE)
+
+
+def test_the_loss_falls(trained: tuple[Path, Progress]) -> None:
+    assert trained[1].loss < math.log(VOCAB_SIZE)
+
+
+def test_the_saved_folder_loads_and_generates(trained: tuple[Path, Progress]) -> None:
+    model, tokenizer = load(str(trained[0]))[:2]
+    prompt = tokenizer.encode("Hello")
+    assert list(stream_generate(model, tokenizer, prompt, max_tokens=3))
+
+
+def test_an_unfinished_model_can_be_examined(trained: tuple[Path, Progress]) -> None:
+    questions = [question for question in all_questions() if question.part == "calls"][:2]
+    record = examine(trained[0], questions=questions)
+    assert record["parts"]["calls"]["asked"] == 2
+
+
+def test_a_fresh_model_copies_what_was_there_before() -> None:
+    mx.set_default_device(mx.cpu)
+    mx.random.seed(1)
+    model = new_model(config(1000, 1, 0))
+    once = mx.random.randint(2, 1000, (8, 20))
+    rows = mx.concatenate([once, mx.random.randint(2, 1000, (8, 9)), once], axis=1)
+    guesses = model(rows)[:, 29:-1].argmax(axis=-1)
+    assert (guesses == once[:, 1:]).mean().item() > 0.9
+
+
+def test_the_same_seed_gives_the_same_samples() -> None:
+    first, second, other = (list(islice(samples(seed), 50)) for seed in (1, 1, 2))
+    assert first == second
+    assert first != other
+
+
+def test_every_answer_in_a_batch_is_learned_and_no_question(
+    trained: tuple[Path, Progress],
+) -> None:
+    tokenizer = load(str(trained[0]))[1]
+    batch = next(batched(samples(3), tokenizer._tokenizer))
+    learned = tokenizer.decode(batch.targets.tolist())
+    answers = {topic.answer for topic in topics().values()} | {unknown().answer}
+    assert any(f"{answer}<|im_end|>" in learned for answer in answers)
+    assert "<|im_start|>" not in learned
+
+
+def test_targets_are_the_tokens_that_follow(trained: tuple[Path, Progress]) -> None:
+    tokenizer = load(str(trained[0]))[1]
+    batch = next(batched(samples(3), tokenizer._tokenizer))
+    width = batch.tokens.shape[1]
+    for position, target in zip(batch.positions, batch.targets, strict=True):
+        row, column = divmod(int(position), width)
+        if column + 1 < width and batch.tokens[row, column + 1] != 0:
+            assert batch.tokens[row, column + 1] == target
+
+
+def test_halves_of_a_batch_hold_all_of_it(trained: tuple[Path, Progress]) -> None:
+    tokenizer = load(str(trained[0]))[1]
+    batch = next(batched(samples(4), tokenizer._tokenizer))
+    halves = batch.halves()
+    assert np.array_equal(np.concatenate([half.tokens for half in halves]), batch.tokens)
+    assert np.array_equal(np.concatenate([half.targets for half in halves]), batch.targets)
