@@ -21,8 +21,16 @@ class Captions(SpanProcessor):
         if isinstance(method, str) and isinstance(path, str):
             span.set_attribute(names.MESSAGE, f"{method} {path}")
         elif isinstance(method, str) and isinstance(url, str):
-            parts = urlsplit(url)
-            span.set_attribute(names.MESSAGE, f"{method} {parts.netloc}{parts.path}")
+            span.set_attribute(names.MESSAGE, f"{method} {_place(url)}")
 
     def on_end(self, span: ReadableSpan) -> None:
         """The caption stays."""
+
+
+def _place(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        # Redaction puts brackets where Python wants an IPv6 address; the request goes on whatever its caption.
+        return url
+    return parts.netloc + parts.path

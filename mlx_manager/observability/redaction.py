@@ -1,8 +1,10 @@
-"""Take secrets and quoted input out of spans and logs, in front of every sink.
+"""Take secrets and quoted input out of spans and logs, in front of every sink, and cut what is too long for them.
 
 Logfire's own scrubbing misses query strings, exception texts and status descriptions, and removes harmless names
 (`session_id`, `auth_provider`), so it is off and this stands in its place. `Redactor` must be the first processor:
 Logfire hands every processor the same finished copy of a span, and those behind see what the first has left of it.
+
+All of this runs on the event loop and on text that clients choose: each pattern takes linear time, on a bounded text.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import re
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from urllib.parse import urlsplit, urlunsplit
 
 from logfire.types import ExceptionCallbackHelper
@@ -25,6 +28,13 @@ from mlx_manager.observability import attributes as names
 Attributes = dict[str, AttributeValue]
 
 REDACTED = "[redacted]"
+CUT = "…"
+
+# In characters; nothing of ours needs more.
+TEXT_LENGTH = 1000
+_LENGTHS = {"exception.stacktrace": 4000, "db.query.text": 4000, "logfire.json_schema": 4000}
+_NAME_LENGTH = 200
+_MOST_ITEMS = 32
 
 _URLS = frozenset({"url.full", "url.original", "http.url", "http.target", "url.path"})
 _DROPPED = frozenset({"url.query", "url.fragment", "exception.logfire.data"})
@@ -54,15 +64,18 @@ _SECRET_WORDS = (
 )
 _SECRET_NAME = re.compile(rf"(?:^|[._-])(?:{_SECRET_WORDS})$", re.IGNORECASE)
 # A cheap look first: most values hold none of these and are not searched any further.
-_SUSPECT = re.compile(r"[=?]|://|sk-|bearer|basic ", re.IGNORECASE)
+_SUSPECT = re.compile(r"[=?]|://|sk-|bearer|basic", re.IGNORECASE)
+# What a secret ends with (`@`, `=`) may lie behind the cut: a text's last word counts as one when it could be one.
 _SECRET_TEXT = re.compile(
     rf"(?P<pair>\b(?:{_SECRET_WORDS}|key)=)[^\s&'\"<>]+"
-    r"|(?P<url>\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]+@"
+    # Begins behind the scheme: looking for its first letter would read a long run of `a.a.` once per letter.
+    rf"|(?P<url>://)[^\s/@'\"]+(?:@|{CUT}\Z)"
     r"|(?P<scheme>\b(?:bearer|basic)\s+)[^\s'\",]+"
-    r"|(?P<key>\bsk-)[A-Za-z0-9_-]{6,}"
-    r"|(?P<query>(?<=[\w/])\?)[^\s'\"=]+=[^\s'\"]*",
+    rf"|(?P<key>\bsk-)(?:[A-Za-z0-9_-]{{6,}}|[A-Za-z0-9_-]*{CUT}\Z)",
     re.IGNORECASE,
 )
+# Takes a whole word, with or without `=`: a search for it would begin anew at each `?`.
+_QUERY = re.compile(r"(?<=[\w/])\?([^\s'\"]+)")
 
 
 class Redactor(SpanProcessor):
@@ -70,6 +83,8 @@ class Redactor(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Blank what a running span must not show; an attribute can't be removed from it, only replaced."""
+        if (span_name := clean_text(span.name)) != span.name:
+            span.update_name(span_name)
         for name, value in (span.attributes or {}).items():
             clean = clean_value(name, value)
             if clean is not value:
@@ -79,8 +94,9 @@ class Redactor(SpanProcessor):
         """Rewrite the copy that all later processors are given."""
         # There is no public way to change a span that has ended. This object is no live span: Logfire made it
         # for its processors, of which this is the first.
-        attributes = span.attributes or {}
-        span._attributes = _without_refused_path(clean_attributes(attributes), span.name)
+        span._name = clean_text(span.name)
+        attributes = clean_attributes(span.attributes or {})
+        span._attributes = _without_refused_path(attributes, span._name)
         if span.events:
             span._events = [_clean_event(event) for event in span.events]
         if span.status.description is not None:
@@ -106,8 +122,7 @@ class LogRedactor(LogRecordProcessor):
                 for name, value in record.attributes.items()
                 if name not in _EXCEPTION_TEXTS and (clean := clean_any(name, value)) is not None
             }
-        if isinstance(record.body, str):
-            record.body = clean_text(record.body)
+        record.body = clean_any("", record.body)
 
     def shutdown(self) -> None:
         """Nothing is held back."""
@@ -146,28 +161,43 @@ def clean_attributes(attributes: Mapping[str, AttributeValue]) -> Attributes:
 
 def clean_value(name: str, value: AttributeValue) -> AttributeValue | None:
     """`value` itself when it is harmless, another one when it isn't, None when the attribute has to go."""
-    if _is_dropped(name):
+    if len(name) > _NAME_LENGTH or _is_dropped(name):
         return None
     if isinstance(value, str):
         return _clean_string(name, value)
-    if isinstance(value, Sequence) and any(isinstance(item, str) for item in value):
-        return tuple(_clean_string(name, str(item)) for item in value)
+    if isinstance(value, Sequence):
+        return _clean_items(name, value)
+    # Protobuf's integers have 64 bits. Not a `range`: it would count all its numbers for a value of a subclass.
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return CUT
     return value
 
 
 def clean_any(name: str, value: AnyValue) -> AnyValue | None:
-    """The same for a log record's attribute, which may be nested."""
+    """The same for a log record's body or attribute, which may be nested."""
+    if len(name) > _NAME_LENGTH or _is_dropped(name):
+        return None
+    if value is None or isinstance(value, str | bool | int | float):
+        return None if value is None else clean_value(name, value)
+    if _is_secret(name):
+        return REDACTED
     if isinstance(value, Mapping):
-        return {key: clean_any(key, item) for key, item in value.items()}
-    if isinstance(value, str):
-        cleaned = clean_value(name, value)
-        return cleaned if isinstance(cleaned, str) else None
-    return None if clean_value(name, "") is None else value
+        items = ((key, clean_any(key, item)) for key, item in islice(value.items(), _MOST_ITEMS))
+        return {key: clean for key, clean in items if clean is not None}
+    if isinstance(value, bytes):
+        return value[:TEXT_LENGTH]
+    return [clean_any(name, item) for item in value[:_MOST_ITEMS]]
 
 
-def clean_text(text: str) -> str:
-    """Free text without what looks like a key, a password, a token or a query string."""
-    return _SECRET_TEXT.sub(_keep_label, text) if _SUSPECT.search(text) else text
+def clean_text(text: str, length: int = TEXT_LENGTH) -> str:
+    """Free text without what looks like a key, a password, a token or a query string.
+
+    Cut behind `length` characters, and free of what has no encoding: the OTLP exporter would drop a whole batch.
+    """
+    text = _encodable(text if len(text) <= length else text[:length] + CUT)
+    if not _SUSPECT.search(text):
+        return text
+    return _QUERY.sub(_drop_query, _SECRET_TEXT.sub(_keep_label, text))
 
 
 def clean_url(url: str) -> str:
@@ -184,7 +214,12 @@ def clean_url(url: str) -> str:
 # Names are few and values many: each name is looked at once.
 @lru_cache(maxsize=4096)
 def _is_dropped(name: str) -> bool:
-    return name in _DROPPED or name in _CONTENT or name.startswith(_DROPPED_PREFIXES)
+    return (
+        name in _DROPPED
+        or name in _CONTENT
+        or name.startswith(_DROPPED_PREFIXES)
+        or _encodable(name) != name
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -195,11 +230,35 @@ def _is_secret(name: str) -> bool:
 def _clean_string(name: str, value: str) -> str:
     if _is_secret(name):
         return REDACTED
-    return clean_text(clean_url(value) if name in _URLS else value)
+    length = _LENGTHS.get(name, TEXT_LENGTH)
+    if name in _URLS:
+        value = clean_url(value if len(value) <= length else value[:length] + CUT)
+    return clean_text(value, length)
+
+
+def _clean_items(name: str, items: Sequence[str | bool | int | float]) -> AttributeValue:
+    kept = items if len(items) <= _MOST_ITEMS else items[:_MOST_ITEMS]
+    if any(isinstance(item, str) for item in kept):
+        return tuple(_clean_string(name, str(item)) for item in kept)
+    return kept  # type: ignore[return-value]  # numbers of one kind, as they came
+
+
+def _encodable(text: str) -> str:
+    """The text with half surrogate pairs, which JSON can carry and UTF-8 can't, replaced or joined."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def _keep_label(match: re.Match[str]) -> str:
     return next((group for group in match.groups() if group), "") + REDACTED
+
+
+def _drop_query(match: re.Match[str]) -> str:
+    is_query = "=" in match[1] or match[1].endswith(CUT)
+    return f"?{REDACTED}" if is_query else match[0]
 
 
 def _without_refused_path(attributes: Attributes, name: str) -> Attributes:
@@ -216,12 +275,15 @@ def _clean_event(event: Event) -> Event:
     if attributes.get("exception.message", REDACTED) != REDACTED:
         for name in _EXCEPTION_TEXTS:
             attributes.pop(name, None)
-    return Event(event.name, attributes, event.timestamp)
+    return Event(clean_text(event.name), attributes, event.timestamp)
 
 
 def _frames(error: BaseException) -> str:
     frames = traceback.walk_tb(error.__traceback__)
-    return "\n".join(
+    text = "\n".join(
         f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_qualname}'
         for frame, line in frames
     )
+    # The innermost stand last and say most.
+    length = _LENGTHS["exception.stacktrace"]
+    return text if len(text) <= length else CUT + text[1 - length :]

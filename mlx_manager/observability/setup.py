@@ -12,7 +12,7 @@ from typing import Literal
 
 import logfire
 from logfire import AdvancedOptions, ConsoleOptions, MetricsOptions
-from opentelemetry import metrics, trace
+from opentelemetry import metrics, propagate, trace
 from opentelemetry._logs import get_logger_provider
 from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.metrics.view import DropAggregation, View
@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from mlx_manager import __version__
 from mlx_manager.observability.background import Background
 from mlx_manager.observability.captions import Captions
+from mlx_manager.observability.propagation import BoundedTraceContext
 from mlx_manager.observability.redaction import LogRedactor, Redactor, keep_only_frames
 from mlx_manager.observability.sinks import Sinks
 
@@ -135,6 +136,7 @@ def _configure_logfire(
             exception_callback=keep_only_frames, log_record_processors=[LogRedactor()]
         ),
     )
+    propagate.set_global_textmap(BoundedTraceContext())
 
 
 # Logfire's own views turn histograms into exponential ones, which have no buckets of ours and fail a Prometheus scrape.

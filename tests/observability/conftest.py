@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,8 @@ from tests.support.spans import UntracedTransport, spans
 __all__ = ["spans"]
 
 ROOT = Path(__file__).parents[2]
+# Of the form that Logfire's library takes for one.
+TOKEN = "pylf_v1_us_" + "x" * 43
 
 
 @pytest.fixture
@@ -23,6 +26,21 @@ async def untraced() -> AsyncIterator[httpx.AsyncClient]:
     """A client that leaves no spans, so that the server's are the only ones."""
     async with httpx.AsyncClient(transport=UntracedTransport()) as client:
         yield client
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def refused_port() -> Iterator[int]:
+    """A port that nobody listens on, and nobody else can have meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]

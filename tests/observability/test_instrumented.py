@@ -30,7 +30,7 @@ from mlx_manager.chat.events import (
     collect,
 )
 from mlx_manager.chat.request import ChatRequest, Conversation, Message, Origin, RawPrompt, Sampling
-from mlx_manager.errors import EngineFailed, ModelNotFound
+from mlx_manager.errors import EngineFailed, ModelNotFound, ShuttingDown
 from mlx_manager.observability import attributes as names
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.metrics import ChatMetrics
@@ -245,7 +245,12 @@ async def test_a_stream_may_be_read_by_one_task_and_closed_by_another(
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(EngineFailed(f"about {SECRET}"), "engine_failed"), (KeyError(SECRET), "KeyError")],
+    [
+        (EngineFailed(f"about {SECRET}"), "engine_failed"),
+        (KeyError(SECRET), "KeyError"),
+        # The client is still there: it is told, and the trace says whose doing it was.
+        (ShuttingDown(f"about {SECRET}"), "shutting_down"),
+    ],
 )
 async def test_a_failure_is_an_error_with_its_code_and_without_its_text(
     spans: Spans, metrics: ChatMetrics, reader: InMemoryMetricReader, error: Exception, code: str
@@ -259,6 +264,7 @@ async def test_a_failure_is_an_error_with_its_code_and_without_its_text(
     assert span.status.status_code is StatusCode.ERROR
     assert span.status.description is None
     assert (span.attributes or {})["error.type"] == code
+    assert "mlx.cancelled" not in (span.attributes or {})
     assert span.events == ()
     assert SECRET not in spans.text()
     assert spans.named("decode")
@@ -266,6 +272,7 @@ async def test_a_failure_is_an_error_with_its_code_and_without_its_text(
     (point,) = found[names.REQUEST_DURATION.name]
     assert (point.attributes or {})["error.type"] == code
     assert found[names.TIME_TO_FIRST_TOKEN.name] == []
+    assert found[names.REQUESTS_CANCELLED.name] == []
 
 
 async def test_a_request_that_is_refused_has_no_phases_and_no_model_in_its_numbers(

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
 
 import httpx
 import logfire
 import pytest
 from fastapi import FastAPI, Request
-from opentelemetry import _logs
+from opentelemetry import _logs, trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, get_current_span
 
 from mlx_manager.observability.logfire_config import instrument_fastapi
-from mlx_manager.observability.redaction import LogRedactor, clean_text, clean_value
+from mlx_manager.observability.redaction import (
+    CUT,
+    TEXT_LENGTH,
+    LogRedactor,
+    Redactor,
+    clean_any,
+    clean_text,
+    clean_value,
+)
 from tests.observability.conftest import Python
 from tests.support.running import RunningServer, eventually, running
 from tests.support.spans import Spans
 
 SECRET = "marked-secret-4711"
+LONE_SURROGATE = "\ud83d"
+# Once 20,000 of the first held the event loop up for eleven seconds.
+HOSTILE = (
+    *("a?", "a.", "a.=", "a?b=", "://a", "a://", "://a@", "sk-", "sk-a.", "key", "key=&", "token-"),
+    *("bearer ", "bearer\t\t", "basic", "=", "?", "@", "#", " ", "a", CUT, "://" + CUT, "a?" + CUT),
+)
 
 
 def make_app() -> FastAPI:
@@ -147,6 +167,154 @@ def test_free_text_loses_what_looks_like_a_secret_and_nothing_else(text: str, cl
     assert clean_text(text) == clean
 
 
+@pytest.mark.parametrize("pattern", HOSTILE)
+def test_no_text_takes_long_to_clean(pattern: str) -> None:
+    text = pattern * (1_000_000 // len(pattern))
+
+    assert seconds_to_clean(lambda: clean_value("gen_ai.request.model", text)) < 1
+    assert seconds_to_clean(lambda: clean_value("url.full", f"http://{text}")) < 1
+    assert seconds_to_clean(lambda: clean_value("exception.stacktrace", text)) < 1
+    assert seconds_to_clean(lambda: clean_value("gen_ai.request.stop_sequences", [text] * 4)) < 1
+    assert seconds_to_clean(lambda: clean_value(text, "value")) < 1
+    assert seconds_to_clean(lambda: clean_any("", {"nested": [text]})) < 1
+
+
+@pytest.mark.parametrize("pattern", HOSTILE)
+@pytest.mark.parametrize("end", ["", "=", "@", " "])
+def test_the_search_itself_takes_linear_time(pattern: str, end: str) -> None:
+    """Also without the cut: a quadratic one needs minutes for this."""
+    text = pattern * (200_000 // len(pattern)) + end
+
+    assert seconds_to_clean(lambda: clean_text(text, len(text))) < 5
+
+
+def seconds_to_clean(clean: Callable[[], object]) -> float:
+    start = time.process_time()
+    clean()
+    return time.process_time() - start
+
+
+def test_a_long_text_is_cut_and_says_so() -> None:
+    cut = clean_text("a" * 1_000_000)
+
+    assert cut == "a" * TEXT_LENGTH + CUT
+    assert clean_text(cut) == cut
+    assert clean_text("a" * TEXT_LENGTH) == "a" * TEXT_LENGTH
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        f"http://user:{SECRET}@host/path",
+        f"http://{SECRET}:x@host/path",
+        f"/path?{SECRET}=1",
+        f"/path?a=1&b={SECRET}",
+        f"api_key={SECRET}",
+        f"Bearer {SECRET}",
+        f"Basic {SECRET}",
+        f"sk-{SECRET}",
+    ],
+)
+@pytest.mark.parametrize("name", ["gen_ai.request.model", "url.full", "url.path"])
+def test_the_cut_lets_no_part_of_a_secret_through(name: str, secret: str) -> None:
+    for visible in range(len(secret) + 1):
+        before = "a" * (TEXT_LENGTH - visible - 1) + " "
+        text = before + secret + "b" * TEXT_LENGTH
+        cleaned = clean_value(name, text)
+        assert isinstance(cleaned, str)
+        assert SECRET[:3] not in cleaned
+
+
+def test_the_innermost_frames_of_a_deep_failure_are_kept(spans: Spans) -> None:
+    def deeper(depth: int) -> None:
+        if depth == 0:
+            raise ValueError(SECRET)
+        deeper(depth - 1)
+
+    with pytest.raises(ValueError, match=SECRET), logfire.span("outer"):
+        deeper(300)
+
+    (event,) = spans.one("outer").events
+    frames = str((event.attributes or {})["exception.stacktrace"])
+    assert len(frames) <= 4000
+    assert frames.startswith(CUT)
+    assert frames.endswith("deeper")
+
+
+@pytest.mark.parametrize(
+    "url", [f"http://user:{'p' * 2000}@host/", "http://[broken/", "http://h\u2100/", "http://[x]/"]
+)
+def test_no_url_keeps_a_request_from_being_sent(spans: Spans, url: str) -> None:
+    """Its span starts on the way, and an exception there would be the request's."""
+    attributes = {"http.request.method": "GET", "url.full": url}
+    with trace.get_tracer("test").start_as_current_span("GET", attributes=attributes):
+        pass
+
+    caption = (spans.one("GET").attributes or {})["logfire.msg"]
+    assert str(caption).startswith("GET http://")
+    assert "ppp" not in spans.text()
+
+
+def test_lists_and_names_are_bounded_too() -> None:
+    assert len(clean_value("list", ["a"] * 1000)) == 32  # type: ignore[arg-type]
+    assert len(clean_value("list", [1] * 1000)) == 32  # type: ignore[arg-type]
+    assert clean_value("n" * 1000, "value") is None
+    assert clean_value("number", 2**63 - 1) == 2**63 - 1
+    assert clean_value("number", HTTPStatus.NOT_FOUND) == 404
+    assert clean_value("number", -(2**63)) == -(2**63)
+    assert clean_value("number", 2**63) == CUT
+
+
+@pytest.mark.parametrize("end", ["", "x"])
+def test_half_a_surrogate_pair_spoils_no_batch(
+    spans: Spans, caplog: pytest.LogCaptureFixture, end: str
+) -> None:
+    """Its span arrives with a mark in its place, next to the others; UTF-8 knows no half pairs."""
+    broken = LONE_SURROGATE + end
+    with logfire.span("innocent"):
+        pass
+    tracer = trace.get_tracer("test")
+    with tracer.start_as_current_span(f"chat {broken}", attributes={"first": broken}) as span:
+        span.set_attributes({"model": broken, "stop": [broken, "b"], f"name {broken}": "value"})
+        span.set_attribute("number", 2**70)
+        span.add_event(f"event {broken}", {"text": broken})
+        span.update_name(f"renamed {broken}")
+
+    batch = encode_spans(spans.all)
+
+    ((scope, other),) = [resource.scope_spans for resource in batch.resource_spans]
+    assert [span.name for span in (*scope.spans, *other.spans)] == [
+        "innocent",
+        f"renamed \ufffd{end}",
+    ]
+    assert "Failed to encode" not in caplog.text
+
+
+def test_a_running_span_has_a_clean_name_too() -> None:
+    """Sinks that show spans as they start are given the span itself."""
+    exporter = InMemorySpanExporter()
+
+    class Starting(SpanProcessor):
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+            exporter.export([span])
+
+    provider = TracerProvider()
+    provider.add_span_processor(Redactor())
+    provider.add_span_processor(Starting())
+
+    provider.get_tracer("test").start_span(
+        f"chat {LONE_SURROGATE} sk-{SECRET}", attributes={"model": LONE_SURROGATE}
+    )
+
+    (span,) = exporter.get_finished_spans()
+    assert span.name == "chat \ufffd sk-[redacted]"
+    assert dict(span.attributes or {}) == {"model": "\ufffd"}
+
+
+def test_both_halves_of_a_surrogate_pair_are_joined() -> None:
+    assert clean_text("\ud83d\ude00 \ud83d") == "\U0001f600 \ufffd"
+
+
 def test_log_records_are_cleaned_too() -> None:
     provider, exporter = LoggerProvider(), InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
     provider.add_log_record_processor(LogRedactor())
@@ -158,7 +326,8 @@ def test_log_records_are_cleaned_too() -> None:
             attributes={
                 "exception.message": SECRET,
                 "password": SECRET,
-                "nested": {"token": SECRET},
+                "nested": {"token": SECRET, "list": [f"sk-{SECRET}"]},
+                "token": {"nested": SECRET},
             },
         )
     )
