@@ -16,7 +16,9 @@ from mlx_lm.models.qwen3 import Model, ModelArgs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+# `shout` is a variable of its own, for tests of what a request may pass to a template.
 CHAT_TEMPLATE = (
+    "{% if shout %}LOUD {% endif %}"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -14,16 +14,10 @@ from playwright.sync_api import Page, sync_playwright
 
 from mlx_manager import __version__
 from mlx_manager.app import create_app
+from tests.support.browser import BROWSERS, find_browser
 from tests.support.running import RunningServer, running, settings_for
 
-CHROMIUM = next(
-    (
-        path
-        for name in ("chromium", "chromium-browser")
-        if (path := Path("/usr/bin") / name).exists()
-    ),
-    None,
-)
+CHROMIUM = find_browser()
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -46,7 +40,7 @@ def manager(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterat
 def page(manager: RunningServer) -> Iterator[Page]:
     """The first page in a real browser, at the width of a phone."""
     if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
+        pytest.skip(f"none of {', '.join(BROWSERS)} on this machine")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport=NARROW)  # type: ignore[arg-type]

@@ -1,14 +1,26 @@
 """What a newcomer is told when the machine does not fit, and that every script parses."""
 
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from mlx_manager.mlx_server.workers.blas import find_openblas
+from tests.support.browser import BROWSERS, find_browser
 from tools.setup.check_platform import obstacle
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "tools" / "setup").glob("*.sh"))
+
+
+@pytest.fixture
+def few_tools(tmp_path: Path) -> Path:
+    """A folder to be the PATH of a machine that has what the scripts need, and nothing else."""
+    for tool in ("uname", "id", "dirname", "sh"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -53,15 +65,47 @@ def test_system_packages_can_be_turned_off() -> None:
     assert (skipped.returncode, skipped.stdout) == (0, "")
 
 
-def test_a_machine_without_apt_is_told_what_to_add_and_goes_on(tmp_path: Path) -> None:
-    for tool in ("uname", "id"):
-        (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
-
-    told = run("system-packages.sh", "test", PATH=str(tmp_path))
+def test_a_machine_without_apt_is_told_what_to_add_and_goes_on(few_tools: Path) -> None:
+    told = run("system-packages.sh", "test", PATH=str(few_tools))
 
     assert told.returncode == 0
     assert "apt-get" not in told.stdout
     assert "chromium" in told.stdout or told.stdout == ""
+
+
+def test_the_scripts_find_the_openblas_that_engines_preload() -> None:
+    found = run("find-openblas.sh")
+    preloaded = run("with-openblas.sh", "sh", "-c", 'printf %s "${LD_PRELOAD:-}"')
+
+    assert found.returncode == preloaded.returncode == 0
+    assert found.stdout.strip() == preloaded.stdout == str(find_openblas() or "")
+
+
+def test_a_command_with_openblas_keeps_its_users_number_of_threads() -> None:
+    show = ("sh", "-c", 'printf %s "${OPENBLAS_NUM_THREADS:-unset}"')
+
+    assert run("with-openblas.sh", *show).stdout == "unset"
+    assert run("with-openblas.sh", *show, OPENBLAS_NUM_THREADS="1").stdout == "1"
+
+
+def test_set_up_asks_for_what_is_missing_and_for_nothing_else(few_tools: Path) -> None:
+    told = run("system-packages.sh", "test", PATH=str(few_tools)).stdout
+
+    assert ("openblas" in told) == (find_openblas() is None and sys.platform == "linux")
+    assert ("chromium" in told) == (sys.platform == "linux")
+
+
+@pytest.mark.parametrize("browser", BROWSERS)
+def test_set_up_takes_the_browsers_that_the_tests_of_the_pages_take(
+    few_tools: Path, monkeypatch: pytest.MonkeyPatch, browser: str
+) -> None:
+    (few_tools / browser).symlink_to("/usr/bin/env")
+    monkeypatch.setenv("PATH", str(few_tools))
+
+    told = run("system-packages.sh", "test", PATH=str(few_tools)).stdout
+
+    assert find_browser() == str(few_tools / browser)
+    assert "chromium" not in told
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)

@@ -11,7 +11,6 @@ from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from mlx_manager.wire.openai.parameters import HARMLESS
-from tests.support.running import RunningServer
 
 MODEL = "test/tiny"
 MESSAGES: list[Any] = [{"role": "user", "content": "Count to a million."}]
@@ -67,7 +66,8 @@ async def test_an_answer_has_every_field_that_the_api_reference_promises(
 
 
 async def test_a_stream_carries_the_same_text_as_the_whole_answer(openai: AsyncOpenAI) -> None:
-    whole, chunks = await ask(openai), await ask_streamed(openai)
+    # Long enough to come in pieces from a server that has no processor to itself.
+    whole, chunks = await ask(openai, max_tokens=400), await ask_streamed(openai, max_tokens=400)
     assert text_of(chunks) == content_of(whole)
     assert len(chunks) > 3
 
@@ -253,7 +253,12 @@ async def test_a_developer_message_is_a_system_message(openai: AsyncOpenAI) -> N
     assert content_of(answers[0]) == content_of(answers[1])
 
 
-async def test_variables_for_the_template_are_passed_on(
-    openai: AsyncOpenAI, server: RunningServer
-) -> None:
-    await ask(openai, extra_body={"chat_template_kwargs": {"enable_thinking": True}})
+async def test_variables_for_the_template_are_passed_on(openai: AsyncOpenAI) -> None:
+    plain, shouted, hushed = [
+        await ask(openai, extra_body={"chat_template_kwargs": variables})
+        for variables in ({}, {"shout": True}, {"shout": False, "enable_thinking": True})
+    ]
+    assert shouted.usage is not None
+    assert plain.usage is not None
+    assert shouted.usage.prompt_tokens > plain.usage.prompt_tokens
+    assert hushed.usage == plain.usage

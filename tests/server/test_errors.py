@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 
+from tests.support.running import eventually
+
 MESSAGE = {"model": "test/tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+# With a complaint about each, a million wrong messages take 12 s.
+QUICK_S = 3.0
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
+        ("GET", "/v1", 404),
         ("GET", "/v1/nothing", 404),
         ("DELETE", "/v1/models", 405),
         ("GET", "/v1/models/no/such", 404),
@@ -93,3 +102,46 @@ async def test_a_request_id_that_is_not_plain_is_replaced(
 async def test_two_requests_have_two_ids(http: httpx.AsyncClient) -> None:
     first, second = await http.get("/health"), await http.get("/health")
     assert first.headers["X-Request-ID"] != second.headers["X-Request-ID"]
+
+
+async def test_health_can_be_asked_without_a_body(http: httpx.AsyncClient) -> None:
+    response = await http.head("/health")
+    assert (response.status_code, response.content) == (200, b"")
+
+
+async def test_a_path_with_control_characters_is_one_plain_line_in_the_log(
+    http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "mlx_manager"):
+        response = await http.get("/evil%0Apath%1b[31m%C2%85%E2%80%A8%7f")
+        request_id = response.headers["X-Request-ID"]
+        await eventually(lambda: request_id in caplog.text)
+    assert response.status_code == 404
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("mlx_manager")]
+    [line] = [line for line in lines if request_id in line]
+    assert "/evil" in line
+    assert "path" in line
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [({"messages": [1] * 1_000_000}, "messages.0"), ({"model": "a?" * 20_000}, "model")],
+)
+async def test_a_huge_field_that_is_wrong_is_refused_quickly_and_shortly(
+    http: httpx.AsyncClient, changes: dict[str, Any], param: str
+) -> None:
+    start_s = time.perf_counter()
+    response = await http.post("/v1/chat/completions", json={**MESSAGE, **changes})
+    assert time.perf_counter() - start_s < QUICK_S
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert len(response.content) < 1000
+
+
+async def test_a_json_body_without_its_content_type_is_told_which_to_send(
+    http: httpx.AsyncClient,
+) -> None:
+    response = await http.post("/v1/chat/completions", content=json.dumps(MESSAGE))
+    assert response.status_code == 400
+    assert "application/json" in response.json()["error"]["message"]

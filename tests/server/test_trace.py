@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sqlite3
 from typing import Any
 
 import httpx
@@ -13,7 +12,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tests.support.running import RunningServer, eventually
+from tests.support.running import AuditedRequest, RunningServer, eventually
 from tests.support.spans import Spans, UntracedTransport
 
 MODEL = "test/tiny"
@@ -179,21 +178,14 @@ async def test_a_model_that_had_to_be_loaded_shows_in_the_trace(
 
 
 async def test_each_request_leaves_one_row_that_leads_to_its_trace(
-    client: httpx.AsyncClient, spans: Spans, server: RunningServer
+    client: httpx.AsyncClient, server: RunningServer
 ) -> None:
     response = await client.post("/v1/chat/completions", json=body())
-    await spans.wait("INSERT")
-    file = server.state.database.engine.url.database
-    assert file is not None
-    with sqlite3.connect(file) as database:
-        rows = database.execute(
-            "SELECT status, outcome, input_tokens, output_tokens, trace_id FROM audit_log"
-            " WHERE request_id = ?",
-            [response.headers["X-Request-ID"]],
-        ).fetchall()
+    request_id, trace_id = response.headers["X-Request-ID"], response.headers["X-Trace-ID"]
+    await eventually(lambda: bool(server.audited(request_id)))
     usage = response.json()["usage"]
     counts = (usage["prompt_tokens"], usage["completion_tokens"])
-    assert rows == [(200, "completed", *counts, response.headers["X-Trace-ID"])]
+    assert server.audited(request_id) == [AuditedRequest(200, "completed", *counts, trace_id)]
 
 
 async def test_health_leaves_no_span(client: httpx.AsyncClient, spans: Spans) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import uvicorn
 import uvloop
@@ -20,6 +23,18 @@ from mlx_manager.mlx_server.pool.pool import ModelPool, Resident
 from mlx_manager.mlx_server.state import ServerState
 
 START_S = 60.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class AuditedRequest:
+    """What the audit log says of one request; tokens are None when the engine never took it."""
+
+    status: int | None
+    outcome: str
+    input_tokens: int | None
+    output_tokens: int | None
+    trace_id: str | None
 
 
 @dataclass(frozen=True)
@@ -42,13 +57,48 @@ class RunningServer:
     def resident(self, model_id: str) -> Resident:
         return next(one for one in self.pool.residents if one.files.id == model_id)
 
+    def audited(self, request_id: str) -> list[AuditedRequest]:
+        """The rows that the audit log has of a request; they are written shortly after its end."""
+        rows = self._query(
+            "SELECT status, outcome, input_tokens, output_tokens, trace_id FROM audit_log"
+            " WHERE request_id = ?",
+            request_id,
+        )
+        return [AuditedRequest(*row) for row in rows]
+
+    def audited_outcomes(self, prefix: str) -> dict[str, list[str]]:
+        """The outcomes in the audit log by request id, of those ids that begin with `prefix`."""
+        outcomes = defaultdict[str, list[str]](list)
+        for request_id, outcome in self._query(
+            "SELECT request_id, outcome FROM audit_log WHERE request_id GLOB ?", f"{prefix}*"
+        ):
+            outcomes[request_id].append(outcome)
+        return outcomes
+
+    def _query(self, statement: str, parameter: str) -> list[Any]:
+        file = self.state.database.engine.url.database
+        assert file is not None
+        with closing(sqlite3.connect(file)) as database:
+            return database.execute(statement, [parameter]).fetchall()
+
     async def count_tasks(self) -> int:
         """Tasks of the server's event loop."""
 
         async def count() -> int:
             return len(asyncio.all_tasks())
 
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(count(), self.loop))
+        return await self._inside(count())
+
+    async def fill_thread_pool(self) -> None:
+        """Have the server's event loop start every thread that it will ever have."""
+
+        async def fill() -> None:
+            await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.1) for _ in range(64)))
+
+        await self._inside(fill())
+
+    async def _inside(self, work: Coroutine[None, None, T]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
     def active(self, model_id: str) -> int:
         """Sequences that the model's engine has been given and that have not ended."""
@@ -88,7 +138,7 @@ def running(app: FastAPI) -> Iterator[RunningServer]:
     finally:
         server.should_exit = True
         thread.join(START_S)
-        assert not thread.is_alive(), "the server did not stop"
+        assert not thread.is_alive(), f"the server did not stop: {asyncio.all_tasks(loops[0])}"
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:

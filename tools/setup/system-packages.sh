@@ -21,10 +21,7 @@ want() { # want PACKAGE REASON
 }
 
 has_openblas() {
-    for library in /usr/lib/*/openblas-*/libblas.so.3 /usr/lib64/libopenblas*.so*; do
-        [ ! -e "$library" ] || return 0
-    done
-    return 1
+    [ -n "$(sh "$(dirname "$0")/find-openblas.sh")" ]
 }
 
 has_browser() {

@@ -1,0 +1,165 @@
+"""A stream whose client reads slowly, stops reading or leaves: an ASGI connection that the test holds in its hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from mlx_manager.chat.backend import ChatBackend
+from mlx_manager.chat.request import ChatRequest, Conversation, Message, Origin, Sampling
+from mlx_manager.mlx_server.api.streaming import EventStream, first_of
+from mlx_manager.mlx_server.generation.local import LocalBackend
+from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
+from mlx_manager.mlx_server.pool.pool import ModelPool
+from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
+from mlx_manager.wire.openai.errors import error_event
+from mlx_manager.wire.openai.streams import to_chunks
+from tests.support.running import eventually
+
+MODEL = "test/tiny"
+TOKENS = 200
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pool(model_dir: Path) -> AsyncIterator[ModelPool]:
+    async def start(files: ModelFiles) -> EngineProcess:
+        return await EngineProcess.start(files.id, files.path, EngineOptions())
+
+    pool = ModelPool(Catalog({}, [model_dir], None), start, max_loaded=1)
+    yield pool
+    await pool.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def backend(pool: ModelPool) -> ChatBackend:
+    return LocalBackend(pool, {"chat": 600.0, "text_completion": 600.0})
+
+
+@dataclass
+class Connection:
+    """A client that takes `takes` pieces at once, and the rest only when it `resumes`."""
+
+    takes: int
+    resumes: asyncio.Event = field(default_factory=asyncio.Event)
+    leaves: asyncio.Event = field(default_factory=asyncio.Event)
+    pieces: list[bytes] = field(default_factory=list)
+    is_complete: bool = False
+
+    async def receive(self) -> dict[str, Any]:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        """Return when the client has room for the message, as a server's `send` does."""
+        if message["type"] == "http.response.start":
+            return
+        if len(self.pieces) == self.takes:
+            await self.resumes.wait()
+        self.pieces.append(message["body"])
+        self.is_complete = not message.get("more_body", False)
+
+    @property
+    def events(self) -> list[str]:
+        lines = b"".join(self.pieces).decode().splitlines()
+        return [line.removeprefix("data: ") for line in lines if line]
+
+    @property
+    def text(self) -> str:
+        *events, done = self.events
+        assert done == "[DONE]"
+        deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
+        return "".join(delta.get("content") or "" for delta in deltas)
+
+
+async def answer(
+    backend: ChatBackend, client: Connection, max_tokens: int = TOKENS, limit_s: float = 60
+) -> None:
+    """Stream one answer to `client`; equal requests get equal answers.
+
+    With `top_k` no answer ends by itself: the end of a turn is never among the likely tokens.
+    """
+    request = ChatRequest(
+        model=MODEL,
+        input=Conversation((Message("user", "Count to a million."),)),
+        origin=Origin("a-request", "/v1/chat/completions"),
+        sampling=Sampling(temperature=1, top_k=20, seed=7),
+        max_tokens=max_tokens,
+        stream=True,
+    )
+    chunks = to_chunks(backend.stream(request), request, 0, False)
+    to_event = partial(error_event, request_id="a-request")
+    stream = EventStream(await first_of(chunks), chunks, to_event, limit_s)
+    await stream({"type": "http"}, client.receive, client.send)
+
+
+def is_free(pool: ModelPool) -> bool:
+    """Whether nobody has a lease of the model or a place in its batch."""
+    [resident] = pool.residents
+    return resident.leases == 0 and has_computed_all(pool)
+
+
+def has_computed_all(pool: ModelPool) -> bool:
+    """Whether every answer has ended for the engine, read or not."""
+    [resident] = pool.residents
+    return resident.engine is not None and resident.engine.active_sequences == 0
+
+
+async def test_a_client_that_stops_reading_holds_nobody_up_and_loses_nothing(
+    pool: ModelPool, backend: ChatBackend
+) -> None:
+    slow, quick = Connection(takes=3), Connection(takes=10 * TOKENS)
+    reading = asyncio.create_task(answer(backend, slow))
+    await eventually(lambda: len(slow.pieces) == 3)
+    await eventually(lambda: has_computed_all(pool))  # the engine waits for no reader
+    await answer(backend, quick)
+    assert (len(slow.pieces), slow.is_complete, quick.is_complete) == (3, False, True)
+
+    slow.resumes.set()
+    await reading
+    assert slow.is_complete
+    assert slow.text == quick.text
+    assert len(slow.text) > TOKENS
+    assert len(slow.pieces) < 12 < len(quick.pieces)
+    assert is_free(pool)
+
+
+async def test_a_client_that_never_reads_on_is_cut_off_at_the_limit(
+    pool: ModelPool, backend: ChatBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Connection(takes=3)
+    reading = asyncio.create_task(answer(backend, client, max_tokens=3000, limit_s=1))
+    await eventually(lambda: len(client.pieces) == 3)
+    assert not is_free(pool)
+    async with asyncio.timeout(5):
+        await reading
+    assert len(client.pieces) == 3
+    assert not client.is_complete
+    assert pool.residents[0].leases == 0
+    await eventually(lambda: is_free(pool), timeout_s=5)
+    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "within 1 s" in warning.getMessage()
+
+
+async def test_a_client_that_leaves_while_nothing_can_be_written_is_noticed(
+    pool: ModelPool, backend: ChatBackend
+) -> None:
+    client = Connection(takes=3)
+    reading = asyncio.create_task(answer(backend, client, max_tokens=3000))
+    await eventually(lambda: len(client.pieces) == 3)
+    assert not is_free(pool)
+    client.leaves.set()
+    async with asyncio.timeout(5):
+        await reading
+    assert not client.is_complete
+    await eventually(lambda: is_free(pool), timeout_s=5)
