@@ -10,6 +10,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+# OpenBLAS's threads spin for a while after each product, in case another comes (2 to the power of 26 ticks by default).
+# Between the small products of decoding they only take the cores away from the rest: docs/decisions/0005.
+SLEEP_AT_ONCE = "4"
+
 LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 # Only these export the plain CBLAS names that mlx links; the openblas64 flavours don't.
 PATTERNS = (
@@ -37,4 +41,8 @@ def engine_environment(environment: Mapping[str, str], library: Path | None) -> 
     if library is None:
         return quiet
     preloads = [str(library), *environment.get("LD_PRELOAD", "").split()]
-    return {**quiet, "LD_PRELOAD": " ".join(preloads)}
+    return {
+        "OPENBLAS_THREAD_TIMEOUT": SLEEP_AT_ONCE,
+        **quiet,
+        "LD_PRELOAD": " ".join(preloads),
+    }
