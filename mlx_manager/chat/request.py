@@ -37,12 +37,22 @@ class Conversation:
     messages: tuple[Message, ...]
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """Characters of all messages."""
+        return sum(len(message.content) for message in self.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class RawPrompt:
     """A prompt that no template touches: text, or token ids as the client encoded them."""
 
     prompt: str | tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Characters, or token ids."""
+        return len(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)

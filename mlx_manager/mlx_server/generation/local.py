@@ -26,6 +26,9 @@ from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
+# Characters or token ids up to which a prompt is encoded on the event loop: a tenth of a millisecond, where a hop to a
+# thread costs more, and many at once wait for each other's interpreter lock.
+INLINE_SIZE = 2000
 # Nobody sees the pieces of an answer that isn't streamed: it is read in long ones.
 WHOLE_ANSWER_WAKE_TOKENS = 64
 
@@ -95,7 +98,10 @@ class LocalBackend:
 
     async def _prepare(self, request: ChatRequest, text: ModelText, timeline: Timeline) -> Prompt:
         start_ns = time.time_ns()
-        prompt = await asyncio.to_thread(prepare, request, text)
+        if request.input.size < INLINE_SIZE:
+            prompt = prepare(request, text)
+        else:
+            prompt = await asyncio.to_thread(prepare, request, text)
         timeline.prompt_tokens = len(prompt.token_ids)
         timeline.queued_ns = time.time_ns()
         timeline.tokenize = Interval(start_ns, timeline.queued_ns)
