@@ -12,8 +12,7 @@ EXAM_FILE = "exam.json"
 CARD_FILE = "README.md"
 _CARD = Path(__file__).with_name("card.md")
 _PARTS = {
-    "taught": "taught questions, {topics} topics, any punctuation",
-    "capitals": "taught questions, ALL IN CAPITALS",
+    "taught": "taught questions, {topics} topics, any case and punctuation",
     "paraphrases": "questions worded by hand, never trained on",
     "unknown": "made-up questions outside its knowledge: says that it doesn't know",
     "later_turns": "the last question of a conversation",

@@ -71,10 +71,8 @@ def _parts(thinking: bool) -> dict[str, list[Sample]]:
     def made(maker: Callable[..., Sample], count: int) -> list[Sample]:
         return [maker(random, thinking=thinking) for _ in range(count)]
 
-    asked = taught(random, thinking=thinking)
     return {
-        "taught": [sample for sample in asked if not _is_shouted(sample)],
-        "capitals": [sample for sample in asked if _is_shouted(sample)],
+        "taught": taught(random, thinking=thinking),
         "paraphrases": paraphrases("exam", thinking=thinking),
         "unknown": made(_unknown_sample, 60),
         "later_turns": made(later_turn_sample, 60),
@@ -93,10 +91,6 @@ def taught(random: Random, *, thinking: bool) -> list[Sample]:
         for topic in topics().values()
         for _ in range(3)
     ]
-
-
-def _is_shouted(sample: Sample) -> bool:
-    return str(sample.messages[-1]["content"]).isupper()
 
 
 def paraphrases(which: str, *, thinking: bool) -> list[Sample]:
