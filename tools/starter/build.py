@@ -17,7 +17,7 @@ from tools.starter.tokenizer import train_tokenizer
 from tools.starter.train import Progress, train
 
 SEED = 20261123
-STEPS = 6_000
+STEPS = 7_500
 TOKENIZER_SAMPLES = 20_000
 
 

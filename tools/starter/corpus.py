@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 from tools.starter import grammar
@@ -9,7 +10,10 @@ from tools.starter.chats import Message, Sample
 from tools.starter.functions import call_sample, no_call_sample, place, result_sample
 from tools.starter.knowledge import Topic, Unknown, topics, unknown
 
-THINKING_SHARE = 0.3
+THINKING_SHARE = 0.4
+# Of questions in capitals, beyond the few that `grammar` makes: a capital is a token of its own, so such a question is
+# spelled out letter by letter and has to be learned apart.
+CAPITALS_SHARE = 0.1
 # How often each kind of sample comes up, at first and later: function calls are long, and only worth
 # their time when questions and answers are known.
 FIRST_SAMPLES = 25_000
@@ -49,7 +53,9 @@ def samples(seed: int) -> Iterator[Sample]:
     for count in itertools.count():
         kinds = FIRST_KINDS if count < FIRST_SAMPLES else KINDS
         kind = random.choices(list(kinds), list(kinds.values()))[0]
-        yield makers[kind](random, thinking=random.random() < THINKING_SHARE)
+        sample = makers[kind](random, thinking=random.random() < THINKING_SHARE)
+        is_loud = kind in ("plain", "later_turn") and random.random() < CAPITALS_SHARE
+        yield in_capitals(sample) if is_loud else sample
 
 
 def plain_sample(random: Random, *, thinking: bool) -> Sample:
@@ -86,6 +92,14 @@ def repeat_sample(random: Random, *, thinking: bool) -> Sample:
     question = grammar.lightly(random.choice(_REPEAT), random).rstrip("?!. ").format(word)
     thought = "I am to repeat something." if thinking else None
     return Sample("repeat", [{"role": "user", "content": question}], word, thought)
+
+
+def in_capitals(sample: Sample) -> Sample:
+    """Return the sample with its question IN CAPITALS."""
+    *earlier, question = sample.messages
+    return replace(
+        sample, messages=[*earlier, {**question, "content": question["content"].upper()}]
+    )
 
 
 def any_topic(random: Random) -> Topic | Unknown:
