@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.pool.draining import draining
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
+from mlx_manager.observability.afterwards import Afterwards
 from mlx_manager.observability.context import current_trace_id
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.setup import flush
@@ -40,6 +41,7 @@ class ServerState:
     database: Database
     pool: ModelPool
     backend: ChatBackend
+    afterwards: Afterwards
 
 
 @asynccontextmanager
@@ -48,20 +50,25 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
     async with AsyncExitStack() as stack:
         # After the process's lifespan uvicorn may leave without exit handlers: what isn't sent by then is lost.
         stack.push_async_callback(asyncio.to_thread, flush, FLUSH_S)
+        afterwards = Afterwards()
         database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
         instrument_sqlalchemy(database.engine)
         await upgrade(database)
         writer = AuditWriter(database, retention_days=settings.audit_retention_days)
         await stack.enter_async_context(writer)
+        stack.callback(afterwards.drain)
         pool = make_pool(settings)
         stack.push_async_callback(pool.close)
         stack.enter_context(draining(pool, settings.shutdown_timeout_s))
         local = LocalBackend(pool, settings.time_limits_s)
         if settings.preload is not None:
             await local.load(settings.preload)
-        audited = AuditedBackend(local, writer, name="mlx", trace_id=current_trace_id)
-        yield ServerState(settings, database, pool, InstrumentedBackend(audited))
+        audited = AuditedBackend(
+            local, writer, name="mlx", trace_id=current_trace_id, later=afterwards.later
+        )
+        backend = InstrumentedBackend(audited, later=afterwards.later)
+        yield ServerState(settings, database, pool, backend, afterwards)
 
 
 def make_pool(settings: Settings) -> ModelPool:

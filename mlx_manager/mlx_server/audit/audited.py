@@ -14,6 +14,7 @@ from mlx_manager.chat.events import ChatEvent, Finished, Started, TextDelta, Tim
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.audit.tables import AuditRow, Outcome
+from mlx_manager.observability.afterwards import Later, at_once
 
 
 class RowSink(Protocol):
@@ -25,10 +26,10 @@ class RowSink(Protocol):
 
 
 class AuditedBackend:
-    """Answers as `backend` does; when an answer ends, however it does, its row goes to `sink`.
+    """Answers as `backend` does; after an answer's end, however it came, its row goes to `sink`.
 
-    `name` is what the log calls the backend. `trace_id` is asked as each stream starts. `clock_ns`
-    is the clock that stamps the `Timeline`: nanoseconds since the Unix epoch.
+    `name` is what the log calls the backend. `trace_id` is asked as each stream starts. `clock_ns` is the clock that
+    stamps the `Timeline`: nanoseconds since the Unix epoch. `later` says when the row of an ended answer is made.
     """
 
     def __init__(
@@ -39,16 +40,20 @@ class AuditedBackend:
         name: str,
         trace_id: Callable[[], str | None],
         clock_ns: Callable[[], int] = time.time_ns,
+        later: Later = at_once,
     ) -> None:
         self._backend = backend
         self._sink = sink
+        self._later = later
         self._name = name
         self._trace_id = trace_id
         self._clock_ns = clock_ns
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`, watched."""
-        entry = _Entry(self._sink, request, self._name, self._trace_id(), self._clock_ns)
+        entry = _Entry(
+            self._sink, self._later, request, self._name, self._trace_id(), self._clock_ns
+        )
         try:
             async with aclosing(self._backend.stream(request)) as events:
                 async for event in events:
@@ -71,12 +76,14 @@ class _Entry:
     def __init__(
         self,
         sink: RowSink,
+        later: Later,
         request: ChatRequest,
         backend: str,
         trace_id: str | None,
         clock_ns: Callable[[], int],
     ) -> None:
         self._sink = sink
+        self._later = later
         self._request = request
         self._backend = backend
         self._trace_id = trace_id
@@ -97,9 +104,10 @@ class _Entry:
     def close(self, outcome: Outcome, error: BaseException | None = None) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self._sink.put(self._row(outcome, error))
+            ended_ns = self._clock_ns()
+            self._later(lambda: self._sink.put(self._row(outcome, error, ended_ns)))
 
-    def _row(self, outcome: Outcome, error: BaseException | None) -> AuditRow:
+    def _row(self, outcome: Outcome, error: BaseException | None, ended_ns: int) -> AuditRow:
         request, origin = self._request, self._request.origin
         row = AuditRow(
             started_at=datetime.fromtimestamp(self._started_ns / 1e9, UTC),
@@ -113,7 +121,7 @@ class _Entry:
             status=self._status(outcome, error),
             outcome=outcome,
             error_code=_code(error) if outcome == "failed" else None,
-            duration_s=_seconds(self._started_ns, self._clock_ns()),
+            duration_s=_seconds(self._started_ns, ended_ns),
             client_address=_fit(origin.client_address, 64) if origin.client_address else None,
         )
         self._add_work(row)
