@@ -40,6 +40,8 @@ class PrometheusReader(MetricReader):
     def scrape(self, accept: str) -> Scrape:
         """Read the metrics now; OpenMetrics unless the Accept header wants plain text and doesn't name it."""
         with self._lock:
+            # Where there is no metric at all, nothing is received.
+            self._families = []
             self.collect()
             found = _Found(self._families)
         if "openmetrics" not in accept and "text/" in accept:
