@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.registry import Collector
 
-from mlx_manager.observability.families import Exemplars, families
+from mlx_manager.observability.exposition import Exemplars, families
 
 OPENMETRICS = CONTENT_TYPE_LATEST
 CLASSIC = CONTENT_TYPE_PLAIN_0_0_4

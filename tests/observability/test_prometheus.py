@@ -12,7 +12,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 
 from mlx_manager.observability import attributes as names
-from mlx_manager.observability.families import family_name, labels
+from mlx_manager.observability.exposition import family_name, labels
 from mlx_manager.observability.observed import Figure, Observed, dropped
 from mlx_manager.observability.prometheus import PrometheusReader
 from tests.support.scrape import Scrape

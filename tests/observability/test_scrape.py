@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlx_manager.observability import attributes
-from mlx_manager.observability.families import family_name
+from mlx_manager.observability.exposition import family_name
 from tests.conftest import ENDLESS_TOKENS, TINY
 from tests.observability.conftest import Python
 from tests.support.process import Started, started

@@ -64,7 +64,7 @@ class EngineProcess:
         self.last_heard_s = time.monotonic()
         self._path = path
         self._options = options
-        self._told = watch
+        self._watcher = watch
         self._streams: dict[int, TokenStream] = {}
         self._sequence_ids = itertools.count(1)
         self._last_line = ""
@@ -267,7 +267,7 @@ class EngineProcess:
                 self._dispatch(message)
             case Heartbeat(vitals=vitals):
                 self.vitals = vitals
-                self._told.stepped(self.model_id, vitals.steps)
+                self._watcher.stepped(self.model_id, vitals.steps)
             case Ready():
                 self.ready = message
                 self._settle_load(None)
