@@ -103,7 +103,8 @@ class Runner:
     def _kv_bytes(self) -> int | None:
         try:
             kv_bytes: int = self._generator.prompt_cache_nbytes
-        except NotImplementedError:  # mlx-lm's answer for a kind of cache that doesn't count itself
+        except (NotImplementedError, AttributeError):
+            # Some of mlx-lm's caches don't count themselves.
             return None
         return kv_bytes
 
