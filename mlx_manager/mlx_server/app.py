@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from mlx_manager import __version__
-from mlx_manager.mlx_server.api import completions, health, models
+from mlx_manager.mlx_server.api import completions, health, metrics, models
 from mlx_manager.mlx_server.api.errors import (
     describe_errors,
     failure_response,
@@ -54,7 +54,7 @@ def server_app(title: str, settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    for module in (health, completions, models):
+    for module in (health, metrics, completions, models):
         app.include_router(module.router)
     describe_errors(app)
     install_error_handlers(app)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mlx_manager.chat.request import Operation
@@ -100,6 +100,15 @@ class Settings(BaseSettings):
     )
     audit_retention_days: float = Field(
         30.0, gt=0, description="Days that a row of the audit log is kept."
+    )
+    metrics: bool = Field(
+        False,
+        description="Offer all metrics to Prometheus at `/metrics`, to readers on this machine.",
+    )
+    metrics_key: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="Key with which `/metrics` is read from other machines, sent as a bearer token.",
     )
     blas_library: Path | None = Field(
         None,

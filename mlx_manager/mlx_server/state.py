@@ -17,16 +17,19 @@ from mlx_manager.mlx_server.audit.audited import AuditedBackend
 from mlx_manager.mlx_server.audit.writer import AuditWriter
 from mlx_manager.mlx_server.config import Settings
 from mlx_manager.mlx_server.generation.local import LocalBackend
+from mlx_manager.mlx_server.observability.engine_metrics import EngineMetrics, engine_figures
 from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlalchemy
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.draining import draining
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
+from mlx_manager.mlx_server.workers.watch import EngineWatch
 from mlx_manager.observability.afterwards import Afterwards
 from mlx_manager.observability.context import current_trace_id
 from mlx_manager.observability.instrumented import InstrumentedBackend
-from mlx_manager.observability.setup import flush
+from mlx_manager.observability.observed import dropped
+from mlx_manager.observability.setup import flush, metric_source
 
 FLUSH_S = 2.0
 STARTER_ID = "mlx-manager/starter"
@@ -58,9 +61,11 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         writer = AuditWriter(database, retention_days=settings.audit_retention_days)
         await stack.enter_async_context(writer)
         stack.callback(afterwards.drain)
-        pool = make_pool(settings)
+        pool = make_pool(settings, EngineMetrics())
         stack.push_async_callback(pool.close)
         stack.enter_context(draining(pool, settings.shutdown_timeout_s))
+        stack.enter_context(metric_source(lambda: engine_figures(pool)))
+        stack.enter_context(metric_source(dropped({"audit": lambda: writer.lost})))
         local = LocalBackend(pool, settings.time_limits_s)
         if settings.preload is not None:
             await local.load(settings.preload)
@@ -71,8 +76,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         yield ServerState(settings, database, pool, backend, afterwards)
 
 
-def make_pool(settings: Settings) -> ModelPool:
-    """Return an empty pool over the models that the settings name."""
+def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
+    """Return an empty pool over the models that the settings name; `watch` is told of its engines."""
     options = EngineOptions(
         max_batch=settings.max_batch,
         max_waiting=settings.max_waiting,
@@ -84,9 +89,9 @@ def make_pool(settings: Settings) -> ModelPool:
     )
 
     async def start_engine(files: ModelFiles) -> EngineProcess:
-        return await EngineProcess.start(files.id, files.path, options)
+        return await EngineProcess.start(files.id, files.path, options, watch)
 
-    return ModelPool(make_catalog(settings), start_engine, settings.max_loaded_models)
+    return ModelPool(make_catalog(settings), start_engine, settings.max_loaded_models, watch)
 
 
 def make_catalog(settings: Settings) -> Catalog:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.observability.attributes import CANCELLED
 
-EXCLUDED_PATHS = frozenset({"/health", "/api/health"})
+EXCLUDED_PATHS = frozenset({"/health", "/api/health", "/metrics"})
 EXCLUDED_PREFIX = "/static/"
 # nginx's number for a request whose client closed the connection before there was an answer.
 CLIENT_CLOSED_REQUEST = 499
