@@ -14,7 +14,7 @@ from mlx_manager import starter
 from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.database import Database, open_database, upgrade
 from mlx_manager.mlx_server.audit.audited import AuditedBackend
-from mlx_manager.mlx_server.audit.writer import AuditWriter
+from mlx_manager.mlx_server.audit.log import AuditLog
 from mlx_manager.mlx_server.config import Settings
 from mlx_manager.mlx_server.generation.local import LocalBackend
 from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlalchemy
@@ -23,7 +23,6 @@ from mlx_manager.mlx_server.pool.draining import draining
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
-from mlx_manager.observability.context import current_trace_id
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.setup import flush
 
@@ -40,6 +39,7 @@ class ServerState:
     database: Database
     pool: ModelPool
     backend: ChatBackend
+    audit: AuditLog
 
 
 @asynccontextmanager
@@ -52,16 +52,16 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         stack.push_async_callback(database.close)
         instrument_sqlalchemy(database.engine)
         await upgrade(database)
-        writer = AuditWriter(database, retention_days=settings.audit_retention_days)
-        await stack.enter_async_context(writer)
+        audit = AuditLog(database, retention_days=settings.audit_retention_days)
+        await stack.enter_async_context(audit)
         pool = make_pool(settings)
         stack.push_async_callback(pool.close)
         stack.enter_context(draining(pool, settings.shutdown_timeout_s))
         local = LocalBackend(pool, settings.time_limits_s)
         if settings.preload is not None:
             await local.load(settings.preload)
-        audited = AuditedBackend(local, writer, name="mlx", trace_id=current_trace_id)
-        yield ServerState(settings, database, pool, InstrumentedBackend(audited))
+        audited = AuditedBackend(local, audit.entry_of, name="mlx")
+        yield ServerState(settings, database, pool, InstrumentedBackend(audited), audit)
 
 
 def make_pool(settings: Settings) -> ModelPool:
