@@ -21,6 +21,7 @@ from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlal
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.draining import draining
 from mlx_manager.mlx_server.pool.pool import ModelPool
+from mlx_manager.mlx_server.time_limits.limits import TimeLimits
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
 from mlx_manager.observability.instrumented import InstrumentedBackend
@@ -40,6 +41,7 @@ class ServerState:
     pool: ModelPool
     backend: ChatBackend
     audit: AuditLog
+    time_limits: TimeLimits
 
 
 @asynccontextmanager
@@ -57,11 +59,14 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         pool = make_pool(settings)
         stack.push_async_callback(pool.close)
         stack.enter_context(draining(pool, settings.shutdown_timeout_s))
-        local = LocalBackend(pool, settings.time_limits_s)
+        limits = TimeLimits(database, settings.time_limits_s, settings.time_limits_set)
+        await limits.load()
+        local = LocalBackend(pool, limits)
         if settings.preload is not None:
             await local.load(settings.preload)
         audited = AuditedBackend(local, audit.entry_of, name="mlx")
-        yield ServerState(settings, database, pool, InstrumentedBackend(audited), audit)
+        backend = InstrumentedBackend(audited)
+        yield ServerState(settings, database, pool, backend, audit, limits)
 
 
 def make_pool(settings: Settings) -> ModelPool:

@@ -54,6 +54,8 @@ async def _answer(
     state: ServerState, request: ChatRequest, http: Request, includes_usage: bool
 ) -> Response:
     created_s = int(time.time())
+    # Read here, as the backend does: what changes meanwhile is for the next request.
+    limit_s = state.time_limits[request.operation] + LAST_WORDS_S
     events = state.backend.stream(request)
     try:
         if not request.stream:
@@ -67,7 +69,7 @@ async def _answer(
         first,
         chunks,
         partial(error_event, request_id=request.origin.request_id),
-        limit_s=state.settings.time_limits_s[request.operation] + LAST_WORDS_S,
+        limit_s=limit_s,
     )
 
 
