@@ -370,3 +370,18 @@ async def test_no_task_is_left_behind(database: Database) -> None:
     async with AuditWriter(database) as writer:
         writer.put(make_record())
     assert asyncio.all_tasks() == before
+
+
+async def test_leaving_while_a_batch_is_written_does_not_wait_for_another(
+    database: Database,
+) -> None:
+    writer = AuditWriter(database, batch_interval_s=0.0)
+    async with asyncio.timeout(10):
+        await writer.__aenter__()
+        async with writer.writing:
+            writer.put(make_record())
+            await asyncio.sleep(0.1)  # the batch waits for the lock
+            leaving = asyncio.create_task(writer.__aexit__(None, None, None))
+            await asyncio.sleep(0)
+        await leaving
+    assert len(await stored(database)) == 1

@@ -75,7 +75,7 @@ async def count_outcomes(session: AsyncSession, wanted: RequestFilter) -> dict[O
     """Return how many requests came to which end; those that none came to are left out."""
     query = select(AuditRow.outcome, func.count()).where(*_conditions(wanted))
     counted = await session.execute(query.group_by(AuditRow.outcome))
-    return dict(counted.tuples().all())
+    return dict(counted.all())
 
 
 async def search_all(

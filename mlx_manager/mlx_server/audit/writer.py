@@ -137,7 +137,9 @@ class AuditWriter:
                 return
             for _ in batch:
                 self._waiting.popleft()
-        self._has_rows.clear()
+        # Set for good once the log is left, which may have been while this batch was written.
+        if not self._is_closing.is_set():
+            self._has_rows.clear()
 
     async def _settle(self, batch: Sequence[Record]) -> bool:
         """Write `batch`; say whether it is done with. After trouble it is not, and comes again."""
