@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.responses import JSONResponse
 
 from mlx_manager import __version__
+from mlx_manager.mlx_server.api import requests, timeouts
 from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.mlx_server.api.health import health_response
 from mlx_manager.mlx_server.app import server_app
@@ -35,6 +36,8 @@ def create_app(server_settings: ServerSettings) -> FastAPI:
     """Return the manager with the inference server in it."""
     app = server_app("MLX Manager", server_settings)
     app.include_router(router)
+    app.include_router(requests.router)
+    app.include_router(timeouts.router)
     app.include_router(pages.router)
     app.mount("/static", pages.static_files, name="static")
     instrument_fastapi(app)

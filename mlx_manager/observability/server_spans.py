@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.observability.attributes import CANCELLED
 
-EXCLUDED_PATHS = frozenset({"/health", "/api/health", "/metrics"})
+# The list of requests is polled by whoever watches it live.
+EXCLUDED_PATHS = frozenset({"/health", "/api/health", "/api/requests", "/metrics"})
 EXCLUDED_PREFIX = "/static/"
 # nginx's number for a request whose client closed the connection before there was an answer.
 CLIENT_CLOSED_REQUEST = 499
