@@ -13,7 +13,12 @@ from mlx_manager.mlx_server.observability.logfire_config import (
 )
 
 settings = Settings()
-configure_logfire(environment=settings.environment, console=settings.console)
+configure_logfire(
+    environment=settings.environment,
+    console=settings.console,
+    sample_ratio=settings.trace_sample_ratio,
+    slow_s=settings.trace_slow_s,
+)
 instrument_httpx()
 instrument_llm_clients()
 

@@ -21,6 +21,11 @@ __all__ = [
 SERVICE_NAME = "mlx-server"
 
 
-def configure_logfire(environment: Environment = "development", console: bool = False) -> None:
+def configure_logfire(
+    environment: Environment = "development",
+    console: bool = False,
+    sample_ratio: float | None = None,
+    slow_s: float | None = None,
+) -> None:
     """Configure the process's telemetry as the server's; harmless and silent when it is configured already."""
-    configure(TelemetryOptions(SERVICE_NAME, environment, console))
+    configure(TelemetryOptions(SERVICE_NAME, environment, console, sample_ratio, slow_s))
