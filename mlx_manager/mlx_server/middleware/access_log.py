@@ -37,14 +37,24 @@ class AccessLogMiddleware:
             await self._app(scope, receive, send_and_see)
         finally:
             logger.info(
-                "%s %s %d %.3f s request_id=%s",
-                scope["method"],
-                # Encoded again: a decoded path can hold line breaks and escape sequences.
-                quote(scope["path"]),
-                status,
-                time.perf_counter() - start_s,
-                scope["state"]["request_id"],
+                "%(method)s %(path)s %(status)d %(duration_s).3f s request_id=%(request_id)s",
+                {
+                    "method": scope["method"],
+                    # Encoded again: a decoded path can hold line breaks and escape sequences.
+                    "path": quote(_shown_path(scope, status)),
+                    "status": status,
+                    "duration_s": time.perf_counter() - start_s,
+                    "request_id": scope["state"]["request_id"],
+                },
+                extra={"event": "request answered"},
             )
+
+
+def _shown_path(scope: Scope, status: int) -> str:
+    """The path, or the route's template when the request was refused: what was refused may hold anything."""
+    path: str = scope["path"]
+    template: str | None = getattr(scope.get("route"), "path", None)
+    return template if status >= 400 and template else path
 
 
 class WithoutQuery(logging.Filter):
