@@ -68,11 +68,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came from. `request_id` is the one id that headers, audit, errors and traces share."""
+    """Where a request came from.
+
+    `request_id` is the one id that headers, audit, errors and traces share; `session` is the conversation that the
+    client says it belongs to.
+    """
 
     request_id: str
     endpoint: str
     client_address: str | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

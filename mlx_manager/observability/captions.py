@@ -9,6 +9,15 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from mlx_manager.observability import attributes as names
 
+# Keys are longer; names of models and of what we serve are shorter.
+LONGEST_SEGMENT = 24
+
+
+def without_long_segments(path: str) -> str:
+    """A path that no route has vouched for (yet), without the parts that could be a key."""
+    segments = path.split("/")
+    return "/".join(part if len(part) <= LONGEST_SEGMENT else "…" for part in segments)
+
 
 class Captions(SpanProcessor):
     """Captions HTTP spans as they start. Stands behind the `Redactor`, whose cleaned URLs it reads."""
@@ -19,12 +28,17 @@ class Captions(SpanProcessor):
         method, path = attributes.get(names.HTTP_METHOD), attributes.get(names.URL_PATH)
         url = attributes.get(names.URL_FULL)
         if isinstance(method, str) and isinstance(path, str):
-            span.set_attribute(names.MESSAGE, f"{method} {path}")
+            span.set_attribute(names.MESSAGE, f"{method} {without_long_segments(path)}")
         elif isinstance(method, str) and isinstance(url, str):
             span.set_attribute(names.MESSAGE, f"{method} {_place(url)}")
 
     def on_end(self, span: ReadableSpan) -> None:
-        """The caption stays."""
+        """The caption stays; the path of a request that met no route is shortened, too."""
+        attributes = span.attributes or {}
+        path = attributes.get(names.URL_PATH)
+        if isinstance(path, str) and names.HTTP_ROUTE not in attributes:
+            # As in the `Redactor`: this object was made for the processors, and has no public way to be changed.
+            span._attributes = {**attributes, names.URL_PATH: without_long_segments(path)}
 
 
 def _place(url: str) -> str:

@@ -14,6 +14,7 @@ from mlx_manager.chat.events import ChatEvent, Finished, Started, TextDelta, Tim
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.audit.tables import AuditRow, Outcome
+from mlx_manager.observability.redaction import clean_text
 
 
 class RowSink(Protocol):
@@ -157,5 +158,6 @@ def _between(start_ns: int | None, end_ns: int | None) -> float | None:
 
 
 def _fit(text: str, length: int = 255) -> str:
-    """Make what a client wrote fit a column: no lone surrogate, no NUL, not too long."""
-    return text[:length].encode("utf-8", "replace").decode().replace("\0", "")
+    """Make what a client wrote fit a column: no lone surrogate, no NUL, not too long, and no key in it."""
+    plain = text[:length].encode("utf-8", "replace").decode().replace("\0", "")
+    return clean_text(plain)[:length]

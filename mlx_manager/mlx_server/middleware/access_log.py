@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_manager.observability.captions import without_long_segments
 from mlx_manager.observability.server_spans import is_excluded
 
 logger = logging.getLogger("mlx_manager.access")
@@ -51,10 +52,12 @@ class AccessLogMiddleware:
 
 
 def _shown_path(scope: Scope, status: int) -> str:
-    """The path, or the route's template when the request was refused: what was refused may hold anything."""
+    """The path, as spans have it: what was refused, or met no route, may hold anything."""
     path: str = scope["path"]
     template: str | None = getattr(scope.get("route"), "path", None)
-    return template if status >= 400 and template else path
+    if template is None:
+        return without_long_segments(path)
+    return template if status >= 400 else path
 
 
 class WithoutQuery(logging.Filter):
