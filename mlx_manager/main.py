@@ -16,6 +16,7 @@ configure_logfire(
     console=settings.console,
     sample_ratio=server_settings.trace_sample_ratio,
     slow_s=server_settings.trace_slow_s,
+    records_content=server_settings.capture_content != "off",
 )
 instrument_httpx()
 instrument_llm_clients()

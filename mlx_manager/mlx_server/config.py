@@ -49,6 +49,11 @@ class Settings(BaseSettings):
         description="Seconds beyond which a trace is sent whatever the share; so is, in any case, the slowest "
         "hundredth of each route.",
     )
+    capture_content: Literal["off", "hashed", "on"] = Field(
+        "off",
+        description="Whether prompts and answers are recorded on spans, and so reach every sink: not at all, as "
+        "hashes with lengths (under a key that is new with each start), or as they are.",
+    )
     database_url: str = Field(
         f"sqlite+aiosqlite:///{HOME / 'mlx-manager.db'}",
         description="SQLAlchemy URL of the database that holds the audit log.",

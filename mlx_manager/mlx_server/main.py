@@ -18,6 +18,7 @@ configure_logfire(
     console=settings.console,
     sample_ratio=settings.trace_sample_ratio,
     slow_s=settings.trace_slow_s,
+    records_content=settings.capture_content != "off",
 )
 instrument_httpx()
 instrument_llm_clients()

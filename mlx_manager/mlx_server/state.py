@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.pool.draining import draining
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
+from mlx_manager.observability.content import recording_content
 from mlx_manager.observability.context import current_trace_id
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.setup import flush
@@ -61,7 +62,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         if settings.preload is not None:
             await local.load(settings.preload)
         audited = AuditedBackend(local, writer, name="mlx", trace_id=current_trace_id)
-        yield ServerState(settings, database, pool, InstrumentedBackend(audited))
+        recorded = recording_content(audited, settings.capture_content)
+        yield ServerState(settings, database, pool, InstrumentedBackend(recorded))
 
 
 def make_pool(settings: Settings) -> ModelPool:

@@ -46,6 +46,11 @@ ERROR_TYPE: Final = "error.type"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 
+# What was said: only with content capture switched on.
+SYSTEM_INSTRUCTIONS: Final = "gen_ai.system_instructions"
+INPUT_MESSAGES: Final = "gen_ai.input.messages"
+OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
+
 # Ours: how the work went.
 BACKEND: Final = "mlx.backend"
 REQUEST_ID: Final = "mlx.request.id"

@@ -19,6 +19,9 @@ def configure_logfire(
     console: bool = False,
     sample_ratio: float | None = None,
     slow_s: float | None = None,
+    records_content: bool = False,
 ) -> None:
     """Configure the process's telemetry as the manager's; harmless and silent when it is configured already."""
-    configure(TelemetryOptions(SERVICE_NAME, environment, console, sample_ratio, slow_s))
+    configure(
+        TelemetryOptions(SERVICE_NAME, environment, console, sample_ratio, slow_s, records_content)
+    )

@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from mlx_manager import __version__
 from mlx_manager.observability.background import Background
 from mlx_manager.observability.captions import Captions
+from mlx_manager.observability.content import ContentRedactor
 from mlx_manager.observability.destinations import (
     Exports,
     metric_destinations,
@@ -45,6 +46,7 @@ class TelemetryOptions:
     """Who is speaking, whether people read along on the terminal, and which traces leave the machine.
 
     Without a `sample_ratio` it is what `OTEL_TRACES_SAMPLER` says; `slow_s` is from when on a trace is kept anyway.
+    `records_content` lets through what a `ContentRecorder` has written.
     """
 
     service_name: str
@@ -52,6 +54,7 @@ class TelemetryOptions:
     console: bool = False
     sample_ratio: float | None = None
     slow_s: float | None = None
+    records_content: bool = False
     service_version: str = __version__
 
 
@@ -184,7 +187,11 @@ def _configure_pipeline(
         service_version=options.service_version,
         environment=options.environment,
         console=_console(options),
-        additional_span_processors=[Redactor(), Captions(), *span_processors],
+        additional_span_processors=[
+            ContentRedactor() if options.records_content else Redactor(),
+            Captions(),
+            *span_processors,
+        ],
         metrics=MetricsOptions(additional_readers=metric_readers, views=_VIEWS),
         sampling=SamplingOptions(head=RecordingSampler(sampling)),
         # `redaction` stands in its place and says why.
