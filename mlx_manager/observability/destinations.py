@@ -54,7 +54,10 @@ class Destination(Generic[E]):
 
 
 class Exports(SpanProcessor):
-    """Sends spans to every destination, each through an outbox of its own. Stands behind the `Redactor`."""
+    """Sends spans to every destination, each through an outbox of its own. Stands behind the `Redactor`.
+
+    Flushes and closes the outbox of a `console`, too, so that all are waited for at once.
+    """
 
     def __init__(
         self,
@@ -62,7 +65,10 @@ class Exports(SpanProcessor):
         metrics: Sequence[Destination[MetricExporter]],
         sampling: Sampling,
         losses: Losses,
+        *,
+        console: Outbox[str] | None = None,
     ) -> None:
+        self._console = [console] if console else []
         self._exporters = [destination.exporter for destination in spans]
         self._spans = [
             Outbox(to.name, _sends_spans(to.exporter), losses, delay_s=0.5) for to in spans
@@ -107,8 +113,8 @@ class Exports(SpanProcessor):
             exporter.shutdown()
 
     @property
-    def _outboxes(self) -> list[Outbox[ReadableSpan] | Outbox[MetricsData]]:
-        return [*self._spans, *self._metrics]
+    def _outboxes(self) -> list[Outbox[ReadableSpan] | Outbox[MetricsData] | Outbox[str]]:
+        return [*self._spans, *self._metrics, *self._console]
 
     def _put(self, span: ReadableSpan) -> None:
         for outbox in self._spans:

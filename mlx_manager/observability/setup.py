@@ -5,11 +5,12 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import logfire
 from logfire import AdvancedOptions, ConsoleOptions, MetricsOptions
@@ -23,6 +24,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from mlx_manager import __version__
 from mlx_manager.observability.background import Background
 from mlx_manager.observability.captions import Captions
+from mlx_manager.observability.console import BackgroundText
 from mlx_manager.observability.content import ContentRedactor
 from mlx_manager.observability.destinations import (
     Exports,
@@ -163,13 +165,19 @@ def _configure_logfire(
 ) -> None:
     # They say it again for each try; ours say once when an outage begins and once when it ends.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+    console = BackgroundText(sys.stdout, losses) if options.console else None
     exports = Exports(
-        span_destinations(os.environ), metric_destinations(os.environ), sampling, losses
+        span_destinations(os.environ),
+        metric_destinations(os.environ),
+        sampling,
+        losses,
+        console=console.outbox if console else None,
     )
     with _without_exporters_of_logfire():
         _configure_pipeline(
             options,
             sampling,
+            console,
             (*span_processors, exports),
             (*metric_readers, *exports.metric_readers),
         )
@@ -178,6 +186,7 @@ def _configure_logfire(
 def _configure_pipeline(
     options: TelemetryOptions,
     sampling: Sampling,
+    console: BackgroundText | None,
     span_processors: Sequence[SpanProcessor],
     metric_readers: Sequence[MetricReader],
 ) -> None:
@@ -186,7 +195,7 @@ def _configure_pipeline(
         service_name=options.service_name,
         service_version=options.service_version,
         environment=options.environment,
-        console=_console(options),
+        console=_console(console),
         additional_span_processors=[
             ContentRedactor() if options.records_content else Redactor(),
             Captions(),
@@ -212,10 +221,15 @@ def _configure_pipeline(
 _VIEWS = (View(instrument_name="otel.sdk.*", aggregation=DropAggregation()),)
 
 
-def _console(options: TelemetryOptions) -> ConsoleOptions | Literal[False]:
-    if not options.console:
+def _console(output: BackgroundText | None) -> ConsoleOptions | Literal[False]:
+    if output is None:
         return False
-    return ConsoleOptions(span_style="show-parents", show_project_link=False, min_log_level="info")
+    return ConsoleOptions(
+        span_style="show-parents",
+        show_project_link=False,
+        min_log_level="info",
+        output=cast(TextIO, output),
+    )
 
 
 @contextmanager

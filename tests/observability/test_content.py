@@ -176,7 +176,7 @@ async def test_content_is_bounded_and_the_newest_is_kept() -> None:
 
 async def test_text_that_has_no_encoding_is_recorded_all_the_same() -> None:
     for capture in ("on", "hashed"):
-        recorded = Recorded(capture, Says("\ud83d"))  # type: ignore[arg-type]
+        recorded = Recorded(capture, Says("\ud83d"))
         found = await recorded.of(Message("user", "\ud83d"))
         found["gen_ai.input.messages"].encode()
         found["gen_ai.output.messages"].encode()

@@ -167,6 +167,26 @@ def test_a_sink_that_is_set_up_wrongly_is_off_and_says_so(
     assert "marked-secret" not in done.stderr
 
 
+def test_a_console_that_nobody_reads_holds_nothing_up(python: Python) -> None:
+    """The pipe takes 64 KiB and then blocks whoever writes."""
+    done = python("""
+import json, os, sys
+out, saved = os.pipe(), os.dup(1)
+sys.stdout = os.fdopen(out[1], "w")
+from mlx_manager.observability.setup import TelemetryOptions, configure, flush, losses, shutdown
+configure(TelemetryOptions("test", console=True))
+import logfire
+for number in range(3000):
+    with logfire.span("work " + "x" * 200):
+        pass
+flushed, _ = flush(0.5), shutdown(0.5)
+os.write(saved, json.dumps([flushed, losses().by_sink()["console"] > 1000]).encode())
+os._exit(0)
+""")
+
+    assert done.stdout == "[false, true]", done.stderr
+
+
 class Raises(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         raise OSError("disk full")
