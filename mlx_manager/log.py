@@ -24,7 +24,11 @@ STACK = "stack"
 _STACK_ATTRIBUTE = "exception.stacktrace"
 # Wide enough for all of them, so that what follows stands in one column.
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# What the library puts on every record, and uvicorn's second copy of its message, in colours.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    *("message", "asctime", "taskName"),
+    "color_message",
+}
 # Line breaks are kept, and what follows them indented; the rest could move a terminal's cursor.
 _VISIBLE = {
     code: f"\\x{code:02x}"

@@ -33,12 +33,16 @@ class Captions(SpanProcessor):
             span.set_attribute(names.MESSAGE, f"{method} {_place(url)}")
 
     def on_end(self, span: ReadableSpan) -> None:
-        """The caption stays; the path of a request that met no route is shortened, too."""
+        """Show the whole path of a request that met a route; shorten that of one that met none."""
         attributes = span.attributes or {}
         path = attributes.get(names.URL_PATH)
-        if isinstance(path, str) and names.HTTP_ROUTE not in attributes:
-            # As in the `Redactor`: this object was made for the processors, and has no public way to be changed.
-            span._attributes = {**attributes, names.URL_PATH: without_long_segments(path)}
+        if not isinstance(path, str):
+            return
+        if names.HTTP_ROUTE not in attributes:
+            path = without_long_segments(path)
+        caption = f"{attributes.get(names.HTTP_METHOD)} {path}"
+        # As in the `Redactor`: this object was made for the processors, and has no public way to be changed.
+        span._attributes = {**attributes, names.URL_PATH: path, names.MESSAGE: caption}
 
 
 def _place(url: str) -> str:

@@ -230,7 +230,8 @@ def test_ours_uvicorns_libraries_and_pythons_warnings_come_out_as_one_format(
     sys.stderr = written = io.StringIO()
     configure_logging("info", log_format, current_ids, clean_any)
     logging.getLogger("mlx_manager.x").info("ours")
-    logging.getLogger("uvicorn.error").info("uvicorn's")
+    coloured = {"color_message": "\x1b[32muvicorn's"}
+    logging.getLogger("uvicorn.error").info("uvicorn's", extra=coloured)
     logging.getLogger("library").warning("a library's")
     logging.getLogger("library").info("too quiet")
     with warnings.catch_warnings():
@@ -250,6 +251,7 @@ def test_ours_uvicorns_libraries_and_pythons_warnings_come_out_as_one_format(
     else:
         assert all(TIME.match(line) for line in lines)
     assert SECRET not in written.getvalue()
+    assert "[32m" not in written.getvalue()
 
 
 def test_a_line_that_is_written_in_a_span_leads_to_it(python: Python) -> None:
