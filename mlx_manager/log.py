@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
@@ -118,7 +119,6 @@ class TextLines(_Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; what has more than one is indented, so that no text can pass for a line of its own."""
-        seconds = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         level = _LEVELS.get(record.levelname, record.levelname)
         message = self.message(record)
         fields = {**self.extra(record), **self.ids()}
@@ -126,10 +126,12 @@ class TextLines(_Lines):
         tail = "".join(
             f" {key}={_word(fields[key])}" for key in fields if _is_new(fields, key, message)
         )
-        text = f"{seconds}.{record.msecs:03.0f} {level:<5} {record.name}: {message}{tail}"
+        milliseconds = int(record.msecs)
+        seconds = _local_time(int(record.created))
+        text = f"{seconds}.{milliseconds:03d} {level:<5} {record.name}: {message}{tail}"
         if stack := self.stack(record):
             text += f"\n{stack}"
-        return text.translate(_VISIBLE).replace("\n", "\n    ")
+        return text if text.isprintable() else text.translate(_VISIBLE).replace("\n", "\n    ")
 
 
 class JsonLines(_Lines):
@@ -167,6 +169,14 @@ def _is_new(fields: Mapping[str, Any], key: str, message: str) -> bool:
     return f"{key}={fields[key]}" not in message
 
 
+# Lines come many to the second.
+@lru_cache(maxsize=4)
+def _local_time(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def _word(value: Any) -> str:
     text = str(value)
+    if text.isalnum():
+        return text
     return json.dumps(text, ensure_ascii=False) if re.search(r"[\s\"=]", text) or not text else text

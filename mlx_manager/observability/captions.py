@@ -8,6 +8,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from mlx_manager.observability import attributes as names
+from mlx_manager.observability.redaction import CUT
 
 # Keys are longer; names of models and of what we serve are shorter.
 LONGEST_SEGMENT = 24
@@ -16,7 +17,7 @@ LONGEST_SEGMENT = 24
 def without_long_segments(path: str) -> str:
     """A path that no route has vouched for (yet), without the parts that could be a key."""
     segments = path.split("/")
-    return "/".join(part if len(part) <= LONGEST_SEGMENT else "…" for part in segments)
+    return "/".join(part if len(part) <= LONGEST_SEGMENT else CUT for part in segments)
 
 
 class Captions(SpanProcessor):

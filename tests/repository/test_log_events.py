@@ -28,9 +28,10 @@ def logged(tree: ast.AST) -> Iterator[tuple[str, str]]:
 def named_event(call: ast.Call) -> str | None:
     """The event that the call names itself, where its template begins with a field."""
     for keyword in call.keywords:
-        if keyword.arg == "extra":
-            event: str | None = ast.literal_eval(keyword.value).get("event")
-            return event
+        if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict):
+            for key, value in zip(keyword.value.keys, keyword.value.values, strict=True):
+                if key is not None and ast.literal_eval(key) == "event":
+                    return str(ast.literal_eval(value))
     return None
 
 

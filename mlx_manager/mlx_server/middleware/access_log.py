@@ -10,6 +10,7 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.observability.captions import without_long_segments
+from mlx_manager.observability.redaction import CUT
 from mlx_manager.observability.server_spans import is_excluded
 
 logger = logging.getLogger("mlx_manager.access")
@@ -38,26 +39,28 @@ class AccessLogMiddleware:
             await self._app(scope, receive, send_and_see)
         finally:
             logger.info(
-                "%(method)s %(path)s %(status)d %(duration_s).3f s request_id=%(request_id)s",
+                "%(method)s %(path)s %(status)d %(duration_s).3f s",
                 {
                     "method": scope["method"],
-                    # Encoded again: a decoded path can hold line breaks and escape sequences.
-                    "path": quote(_shown_path(scope, status)),
+                    "path": _shown_path(scope, status),
                     "status": status,
                     "duration_s": time.perf_counter() - start_s,
+                },
+                extra={
+                    "event": "request answered",
                     "request_id": scope["state"]["request_id"],
                 },
-                extra={"event": "request answered"},
             )
 
 
 def _shown_path(scope: Scope, status: int) -> str:
     """The path, as spans have it: what was refused, or met no route, may hold anything."""
-    path: str = scope["path"]
-    template: str | None = getattr(scope.get("route"), "path", None)
-    if template is None:
-        return without_long_segments(path)
-    return template if status >= 400 else path
+    template: str | None = getattr(scope.get("route"), "path_format", None)
+    if template is not None and status >= 400:
+        return template
+    path = scope["path"] if template else without_long_segments(scope["path"])
+    # Encoded again: a decoded path can hold line breaks and escape sequences.
+    return quote(path).replace(quote(CUT), CUT)
 
 
 class WithoutQuery(logging.Filter):
