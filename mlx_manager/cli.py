@@ -24,6 +24,8 @@ from mlx_manager.database import open_database
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.log import configure_logging
 from mlx_manager.mlx_server.config import Settings as ServerSettings
+from mlx_manager.observability.context import current_ids
+from mlx_manager.observability.redaction import clean_any
 
 # What answers need to be written out once their requests have been ended.
 CLOSING_S = 5
@@ -181,7 +183,7 @@ async def _open_and_close(database_url: str) -> None:
 def _run(application: str, name: str, host: str, port: int, settings: ServerSettings) -> None:
     listener = _listen(host, port)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format, current_ids, clean_any)
     config = uvicorn.Config(
         application,
         log_config=None,

@@ -12,7 +12,12 @@ from mlx_manager.observability.logfire_config import configure_logfire, instrume
 
 settings, server_settings = Settings(), ServerSettings()
 configure_logfire(
-    environment=settings.environment, console=settings.console, metrics=server_settings.metrics
+    environment=settings.environment,
+    console=settings.console,
+    metrics=server_settings.metrics,
+    sample_ratio=server_settings.trace_sample_ratio,
+    slow_s=server_settings.trace_slow_s,
+    records_content=server_settings.capture_content != "off",
 )
 instrument_httpx()
 instrument_llm_clients()

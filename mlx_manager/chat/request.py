@@ -68,14 +68,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Origin:
-    """Where a request came from. `request_id` is the one id that headers, audit, errors and traces share.
+    """Where a request came from.
 
-    Each is itself and equals no other: a client may send the same id twice.
+    `request_id` is the one id that headers, audit, errors and traces share; `session` is the conversation that the
+    client says it belongs to. Each is itself and equals no other: a client may send the same id twice.
     """
 
     request_id: str
     endpoint: str
     client_address: str | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

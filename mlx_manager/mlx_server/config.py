@@ -32,6 +32,28 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is printed."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="How log lines look: aligned for people, or one JSON object each; on standard error.",
+    )
+    trace_sample_ratio: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the traces that Logfire and an OTLP collector get, besides all that failed or were slow; "
+        "by default what `OTEL_TRACES_SAMPLER` says, or all. What a caller's `traceparent` decides comes first.",
+    )
+    trace_slow_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds beyond which a trace is sent whatever the share; so is, in any case, the slowest "
+        "hundredth of each route.",
+    )
+    capture_content: Literal["off", "hashed", "on"] = Field(
+        "off",
+        description="Whether prompts and answers are recorded on spans, and so reach every sink: not at all, as "
+        "hashes with lengths (under a key that is new with each start), or as they are.",
+    )
     database_url: str = Field(
         f"sqlite+aiosqlite:///{HOME / 'mlx-manager.db'}",
         description="SQLAlchemy URL of the database that holds the audit log and changed settings.",

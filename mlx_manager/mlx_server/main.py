@@ -14,7 +14,12 @@ from mlx_manager.mlx_server.observability.logfire_config import (
 
 settings = Settings()
 configure_logfire(
-    environment=settings.environment, console=settings.console, metrics=settings.metrics
+    environment=settings.environment,
+    console=settings.console,
+    metrics=settings.metrics,
+    sample_ratio=settings.trace_sample_ratio,
+    slow_s=settings.trace_slow_s,
+    records_content=settings.capture_content != "off",
 )
 instrument_httpx()
 instrument_llm_clients()

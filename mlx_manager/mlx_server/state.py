@@ -27,6 +27,7 @@ from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
 from mlx_manager.mlx_server.workers.watch import EngineWatch
 from mlx_manager.observability.afterwards import Afterwards
+from mlx_manager.observability.content import recording_content
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.observed import dropped
 from mlx_manager.observability.setup import flush, metric_source
@@ -67,14 +68,15 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         stack.push_async_callback(pool.close)
         stack.enter_context(draining(pool, settings.shutdown_timeout_s))
         stack.enter_context(metric_source(lambda: engine_figures(pool)))
-        stack.enter_context(metric_source(dropped({"audit": lambda: audit.lost})))
+        stack.enter_context(metric_source(dropped(lambda: {"audit": audit.lost})))
         limits = TimeLimits(database, settings.time_limits_s, settings.time_limits_set)
         await limits.load()
         local = LocalBackend(pool, limits)
         if settings.preload is not None:
             await local.load(settings.preload)
         audited = AuditedBackend(local, audit.entry_of, name="mlx")
-        backend = InstrumentedBackend(audited, later=afterwards.later)
+        recorded = recording_content(audited, settings.capture_content)
+        backend = InstrumentedBackend(recorded, later=afterwards.later)
         yield ServerState(settings, database, pool, backend, audit, limits, afterwards)
 
 

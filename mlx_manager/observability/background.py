@@ -16,28 +16,27 @@ class Background:
     """
 
     def __init__(self, name: str) -> None:
-        self._waiting: SimpleQueue[tuple[Callable[[], object], Future[None]]] = SimpleQueue()
+        self._waiting: SimpleQueue[tuple[Callable[[], object], Future[object]]] = SimpleQueue()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def do(self, work: Callable[[], object], timeout_s: float | None = None) -> bool:
-        """Do `work` and wait for it; False when that took longer than `timeout_s`, and then it goes on unwatched.
+        """Do `work` and wait for it; False when it says so or takes longer than `timeout_s`, and goes on unwatched.
 
         Raises what `work` raises, unless that is too late.
         """
-        done: Future[None] = Future()
+        done: Future[object] = Future()
         self._waiting.put((work, done))
         try:
-            done.result(timeout_s)
+            return done.result(timeout_s) is not False
         except TimeoutError:
             return False
-        return True
 
     def _run(self) -> None:
         while True:
             work, done = self._waiting.get()
             try:
-                work()
+                result = work()
             except BaseException as error:  # noqa: BLE001 -- it belongs to whoever waits for `done`
                 done.set_exception(error)
             else:
-                done.set_result(None)
+                done.set_result(result)

@@ -8,6 +8,16 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from mlx_manager.observability import attributes as names
+from mlx_manager.observability.redaction import CUT
+
+# Keys are longer; names of models and of what we serve are shorter.
+LONGEST_SEGMENT = 24
+
+
+def without_long_segments(path: str) -> str:
+    """A path that no route has vouched for (yet), without the parts that could be a key."""
+    segments = path.split("/")
+    return "/".join(part if len(part) <= LONGEST_SEGMENT else CUT for part in segments)
 
 
 class Captions(SpanProcessor):
@@ -19,12 +29,21 @@ class Captions(SpanProcessor):
         method, path = attributes.get(names.HTTP_METHOD), attributes.get(names.URL_PATH)
         url = attributes.get(names.URL_FULL)
         if isinstance(method, str) and isinstance(path, str):
-            span.set_attribute(names.MESSAGE, f"{method} {path}")
+            span.set_attribute(names.MESSAGE, f"{method} {without_long_segments(path)}")
         elif isinstance(method, str) and isinstance(url, str):
             span.set_attribute(names.MESSAGE, f"{method} {_place(url)}")
 
     def on_end(self, span: ReadableSpan) -> None:
-        """The caption stays."""
+        """Show the whole path of a request that met a route; shorten that of one that met none."""
+        attributes = span.attributes or {}
+        path = attributes.get(names.URL_PATH)
+        if not isinstance(path, str):
+            return
+        if names.HTTP_ROUTE not in attributes:
+            path = without_long_segments(path)
+        caption = f"{attributes.get(names.HTTP_METHOD)} {path}"
+        # As in the `Redactor`: this object was made for the processors, and has no public way to be changed.
+        span._attributes = {**attributes, names.URL_PATH: path, names.MESSAGE: caption}
 
 
 def _place(url: str) -> str:

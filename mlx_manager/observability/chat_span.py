@@ -221,6 +221,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.BACKEND: backend,
         names.OUTPUT_TYPE: "text",
         names.REQUEST_ID: request.origin.request_id,
+        names.CONVERSATION_ID: request.origin.session,
         names.REQUEST_MODEL: request.model,
         names.REQUEST_STREAM: request.stream,
         names.REQUEST_MAX_TOKENS: request.max_tokens,

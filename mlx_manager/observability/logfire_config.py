@@ -15,7 +15,16 @@ SERVICE_NAME = "mlx-manager"
 
 
 def configure_logfire(
-    environment: Environment = "development", console: bool = False, metrics: bool = False
+    environment: Environment = "development",
+    console: bool = False,
+    metrics: bool = False,
+    sample_ratio: float | None = None,
+    slow_s: float | None = None,
+    records_content: bool = False,
 ) -> None:
     """Configure the process's telemetry as the manager's; harmless and silent when it is configured already."""
-    configure(TelemetryOptions(SERVICE_NAME, environment, console, metrics))
+    configure(
+        TelemetryOptions(
+            SERVICE_NAME, environment, console, metrics, sample_ratio, slow_s, records_content
+        )
+    )

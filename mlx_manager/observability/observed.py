@@ -28,20 +28,20 @@ class Figure:
 Source = Callable[[], Iterable[Figure]]
 
 
-def dropped(counts: Mapping[str, Callable[[], int]]) -> Source:
-    """Return the source of what sinks of telemetry have left out, by the sink's name, since each began."""
+def dropped(counts: Callable[[], Mapping[str, int]]) -> Source:
+    """Return the source of what sinks of telemetry have left out since each began; `counts` says it by their names."""
     return lambda: [
-        Figure(names.TELEMETRY_DROPPED, count(), {names.SINK: sink})
-        for sink, count in counts.items()
+        Figure(names.TELEMETRY_DROPPED, count, {names.SINK: sink})
+        for sink, count in counts().items()
     ]
 
 
 class Observed:
     """The observable instruments of the process. OpenTelemetry can't take one back, so sources come and go here."""
 
-    def __init__(self, meter: Meter | None = None) -> None:
+    def __init__(self, *sources: Source, meter: Meter | None = None) -> None:
         self._lock = threading.Lock()
-        self._sources: tuple[Source, ...] = ()
+        self._sources = sources
         meter = meter or own_meter()
         make = {"gauge": meter.create_observable_gauge, "counter": meter.create_observable_counter}
         for metric in names.OBSERVED:

@@ -14,7 +14,8 @@ class BoundedTraceContext(TraceContextTextMapPropagator):
     """W3C's trace context, of which headers that are too long are not read.
 
     OpenTelemetry parses `tracestate` in quadratic time, on the event loop: 60,000 blanks took 13 s. Baggage is left
-    out on purpose: it would carry whatever a caller writes into a header on to the clouds that we call.
+    out on purpose: it would carry whatever a caller writes into a header on to the clouds that we call. Its one use,
+    the conversation's id, is read by `mlx_server.middleware.session`.
     """
 
     def extract(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TextIO, cast
 
 import logfire
 from logfire import AdvancedOptions, ConsoleOptions, MetricsOptions
+from logfire.sampling import SamplingOptions
 from opentelemetry import metrics, propagate, trace
 from opentelemetry._logs import get_logger_provider
 from opentelemetry.sdk.metrics.export import MetricReader
@@ -22,10 +25,19 @@ from mlx_manager import __version__
 from mlx_manager.observability.background import Background
 from mlx_manager.observability.captions import Captions
 from mlx_manager.observability.client_metrics import AnthropicCalls, ClientMetrics
-from mlx_manager.observability.observed import Observed, Source
+from mlx_manager.observability.console import BackgroundText
+from mlx_manager.observability.content import ContentRedactor
+from mlx_manager.observability.destinations import (
+    Exports,
+    metric_destinations,
+    span_destinations,
+)
+from mlx_manager.observability.losses import Losses
+from mlx_manager.observability.observed import Observed, Source, dropped
 from mlx_manager.observability.prometheus import PrometheusReader, Scrape
 from mlx_manager.observability.propagation import BoundedTraceContext
 from mlx_manager.observability.redaction import LogRedactor, Redactor, keep_only_frames
+from mlx_manager.observability.sampling import RecordingSampler, Sampling, sampling_from
 from mlx_manager.observability.sinks import Sinks
 
 Environment = Literal["development", "production"]
@@ -36,12 +48,20 @@ EXIT_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class TelemetryOptions:
-    """Who is speaking, whether people read along on the terminal, and whether Prometheus may read the metrics."""
+    """Who is speaking, who reads along, and which traces leave the machine.
+
+    `console` is for people at the terminal, `metrics` lets Prometheus read. Without a `sample_ratio` it is what
+    `OTEL_TRACES_SAMPLER` says; `slow_s` is from when on a trace is kept anyway. `records_content` lets through what a
+    `ContentRecorder` has written.
+    """
 
     service_name: str
     environment: Environment = "development"
     console: bool = False
     metrics: bool = False
+    sample_ratio: float | None = None
+    slow_s: float | None = None
+    records_content: bool = False
     service_version: str = __version__
 
 
@@ -52,6 +72,7 @@ class _Process:
     options: TelemetryOptions
     background: Background
     sinks: Sinks
+    losses: Losses
     observed: Observed
     prometheus: PrometheusReader | None
 
@@ -70,32 +91,51 @@ def configure(
     """Set up the telemetry of the process and return True; do nothing and return False when it is set up already.
 
     The first call wins: with both applications in one process, the one imported first names the service. What
-    `span_processors` are given is redacted. No network is touched unless `LOGFIRE_TOKEN` is set (or a standard
-    `OTEL_EXPORTER_OTLP_ENDPOINT`). When the process ends, what is waiting is sent, for `EXIT_TIMEOUT_S` at most.
+    `span_processors` are given is redacted. No network is touched unless `LOGFIRE_TOKEN` or a standard
+    `OTEL_EXPORTER_OTLP_ENDPOINT` is set. When the process ends, what is waiting is sent, for `EXIT_TIMEOUT_S` at most.
     """
     global _process
     with _lock:
         if _process is not None:
             return False
         _prefer_current_conventions()
-        background, sinks = Background("telemetry"), Sinks()
+        background, losses = Background("telemetry"), Losses()
+        sinks = Sinks(losses)
+        sampling = sampling_from(os.environ, options.sample_ratio, options.slow_s)
         prometheus = PrometheusReader() if options.metrics else None
         readers = [*metric_readers, *([prometheus] if prometheus else [])]
-        # From a daemon thread, or Logfire's check of the token (10 s when nobody answers) would hold the exit up.
-        background.do(lambda: _configure_logfire(options, (sinks, *span_processors), readers))
+        # From a daemon thread: threads inherit that, and the SDK's would hold the exit up.
+        background.do(
+            lambda: _configure_logfire(
+                options, sampling, (sinks, *span_processors), readers, losses
+            )
+        )
+        observed = Observed(dropped(losses.by_sink))
         # Registered after the SDK's own handlers, so it runs before them.
         atexit.register(shutdown, EXIT_TIMEOUT_S)
-        _process = _Process(options, background, sinks, Observed(), prometheus)
+        _process = _Process(options, background, sinks, losses, observed, prometheus)
         return True
 
 
 @contextmanager
-def span_sink(processor: SpanProcessor) -> Iterator[None]:
-    """Give every span that ends to `processor`, redacted, until the block ends. Telemetry must be configured."""
+def span_sink(processor: SpanProcessor, name: str = "sink") -> Iterator[None]:
+    """Give every span that ends to `processor`, redacted, sampled or not, until the block ends.
+
+    Its losses are counted under `name`. Telemetry must be configured.
+    """
+    with _configured().sinks.attached(processor, name):
+        yield
+
+
+def losses() -> Losses:
+    """What each sink has lost; a sink of one's own adds to it. Telemetry must be configured."""
+    return _configured().losses
+
+
+def _configured() -> _Process:
     if _process is None:
         raise RuntimeError("Telemetry is not configured yet: call configure() first.")
-    with _process.sinks.attached(processor):
-        yield
+    return _process
 
 
 @contextmanager
@@ -136,29 +176,67 @@ def shutdown(timeout_s: float) -> bool:
 
     Happens by itself when the process ends.
     """
-    is_done = _within(timeout_s, lambda: logfire.shutdown(_milliseconds(timeout_s)))
+    is_done = _within(timeout_s, lambda: _flush_and_stop(timeout_s))
     _forget_exit_handlers()
     return is_done
 
 
+def _flush_and_stop(timeout_s: float) -> bool:
+    # Logfire's own order would collect the last metrics when their receivers have been shut down.
+    # Not all of the time: what couldn't be sent is still to be counted.
+    is_flushed = logfire.force_flush(_milliseconds(timeout_s * 0.8))
+    logfire.shutdown(_milliseconds(timeout_s * 0.2), flush=False)
+    return is_flushed
+
+
 def _configure_logfire(
     options: TelemetryOptions,
+    sampling: Sampling,
+    span_processors: Sequence[SpanProcessor],
+    metric_readers: Sequence[MetricReader],
+    losses: Losses,
+) -> None:
+    # They say it again for each try; ours say once when an outage begins and once when it ends.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+    console = BackgroundText(sys.stdout, losses) if options.console else None
+    exports = Exports(
+        span_destinations(os.environ),
+        metric_destinations(os.environ),
+        sampling,
+        losses,
+        console=console.outbox if console else None,
+    )
+    with _without_exporters_of_logfire():
+        _configure_pipeline(
+            options,
+            sampling,
+            console,
+            (*span_processors, exports),
+            (*metric_readers, *exports.metric_readers),
+        )
+
+
+def _configure_pipeline(
+    options: TelemetryOptions,
+    sampling: Sampling,
+    console: BackgroundText | None,
     span_processors: Sequence[SpanProcessor],
     metric_readers: Sequence[MetricReader],
 ) -> None:
     logfire.configure(
-        send_to_logfire="if-token-present",
+        send_to_logfire=False,
         service_name=options.service_name,
         service_version=options.service_version,
         environment=options.environment,
-        console=_console(options),
+        console=_console(console),
         additional_span_processors=[
-            Redactor(),
+            ContentRedactor() if options.records_content else Redactor(),
             Captions(),
             AnthropicCalls(ClientMetrics()),
             *span_processors,
         ],
         metrics=MetricsOptions(additional_readers=metric_readers, views=_VIEWS),
+        sampling=SamplingOptions(head=RecordingSampler(sampling)),
         # `redaction` stands in its place and says why.
         scrubbing=False,
         inspect_arguments=False,
@@ -177,10 +255,31 @@ def _configure_logfire(
 _VIEWS = (View(instrument_name="otel.sdk.*", aggregation=DropAggregation()),)
 
 
-def _console(options: TelemetryOptions) -> ConsoleOptions | Literal[False]:
-    if not options.console:
+def _console(output: BackgroundText | None) -> ConsoleOptions | Literal[False]:
+    if output is None:
         return False
-    return ConsoleOptions(span_style="show-parents", show_project_link=False, min_log_level="info")
+    return ConsoleOptions(
+        span_style="show-parents",
+        show_project_link=False,
+        min_log_level="info",
+        output=cast(TextIO, output),
+    )
+
+
+@contextmanager
+def _without_exporters_of_logfire() -> Iterator[None]:
+    """Keep Logfire from building OTLP exporters of its own beside ours; it asks these variables and nothing else."""
+    names = [f"OTEL_{signal}_EXPORTER" for signal in ("TRACES", "METRICS", "LOGS")]
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "none"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _prefer_current_conventions() -> None:

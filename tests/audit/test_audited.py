@@ -265,8 +265,14 @@ async def test_a_clock_that_is_set_back_makes_no_duration_negative() -> None:
 
 @pytest.mark.parametrize(
     ("written", "kept"),
-    [("m" * 300, "m" * 255), ("a\ud800b", "a?b"), ("a\0b", "ab"), ("模型", "模型")],
-    ids=["long", "surrogate", "null", "plain"],
+    [
+        ("m" * 300, "m" * 255),
+        ("a\ud800b", "a?b"),
+        ("a\0b", "ab"),
+        ("模型", "模型"),
+        ("sk-abcdef123", "sk-[redacted]"),
+    ],
+    ids=["long", "surrogate", "null", "plain", "key"],
 )
 async def test_whatever_name_a_client_writes_fits_the_log(
     database: Database, written: str, kept: str

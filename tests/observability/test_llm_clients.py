@@ -293,8 +293,8 @@ instrument_llm_clients()
 
     assert done.stderr == ""
     assert [line for line in done.stdout.splitlines() if "installed" in line] == [
-        "DEBUG openai is not installed; its calls can't be traced",
-        "DEBUG anthropic is not installed; its calls can't be traced",
+        "DEBUG SDK not installed: openai; its calls can't be traced",
+        "DEBUG SDK not installed: anthropic; its calls can't be traced",
     ]
 
 

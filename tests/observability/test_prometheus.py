@@ -129,7 +129,7 @@ def test_the_resource_is_target_info(reader: PrometheusReader, meter: Meter) -> 
 def test_observed_figures_come_from_who_is_there_now(
     reader: PrometheusReader, meter: Meter
 ) -> None:
-    observed = Observed(meter)
+    observed = Observed(meter=meter)
     model = {names.REQUEST_MODEL: "m"}
 
     def depth() -> list[float]:
@@ -143,8 +143,8 @@ def test_observed_figures_come_from_who_is_there_now(
 
 def test_each_sink_counts_what_it_dropped(reader: PrometheusReader, meter: Meter) -> None:
     lost = {"audit": 2, "traces": 5}
-    source = dropped({"audit": lambda: lost["audit"], "traces": lambda: lost["traces"]})
-    with Observed(meter).attached(source):
+    source = dropped(lambda: lost)
+    with Observed(meter=meter).attached(source):
         lost["traces"] += 1
         scrape = scraped(reader)
     assert scrape.total("mlx_telemetry_dropped_total", sink="audit") == 2

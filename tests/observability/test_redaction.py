@@ -350,3 +350,14 @@ except httpx.ConnectError:
 
     assert "GET 127.0.0.1:1/path" in done.stdout
     assert SECRET not in done.stdout + done.stderr
+
+
+async def test_a_path_that_met_no_route_is_shown_without_what_could_be_a_key(
+    server: RunningServer, untraced: httpx.AsyncClient, spans: Spans
+) -> None:
+    await untraced.get(f"{server.url}/nothing/{SECRET}-{SECRET}/here")
+    await eventually(lambda: bool(spans.of_kind(SpanKind.SERVER)))
+
+    (request,) = spans.of_kind(SpanKind.SERVER)
+    assert (request.attributes or {})["url.path"] == "/nothing/…/here"
+    assert SECRET not in spans.text()

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from tests.observability.conftest import TOKEN
-from tests.support.process import started
+from tests.support.collector import Behaviour, collecting
+from tests.support.process import Started, started
 
 # 3 s on a free machine: two for telemetry, one for the engine.
 STOP_S = 25.0
@@ -22,20 +23,49 @@ def test_a_server_whose_telemetry_cannot_leave_answers_and_stops_in_time(
 ) -> None:
     address = f"http://127.0.0.1:{request.getfixturevalue(sink)}"
     with started(tmp_path, "server", LOGFIRE_TOKEN=TOKEN, LOGFIRE_BASE_URL=address) as server:
-        answer = httpx.post(
-            f"{server.url}/v1/chat/completions",
-            json={
-                "model": "mlx-manager/starter",
-                "messages": [{"role": "user", "content": "Hello"}],
-                "max_tokens": 4,
-            },
-            timeout=60,
-        )
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["usage"]["completion_tokens"] > 0
-
-        asked_to_stop = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.wait() == -signal.SIGTERM
-        assert time.monotonic() - asked_to_stop < STOP_S
+        ask(server)
+        stop(server)
     assert "Traceback" not in server.text
+
+
+@pytest.mark.parametrize("behaviour", ["is silent", "is slow", "fails", "is busy"])
+def test_a_server_with_a_sick_collector_answers_stops_in_time_and_tells_the_other_sink_all(
+    tmp_path: Path, behaviour: Behaviour
+) -> None:
+    with collecting(behaviour) as sick, collecting() as well:
+        with started(
+            tmp_path,
+            "serve",
+            LOGFIRE_TOKEN=TOKEN,
+            LOGFIRE_BASE_URL=sick.url,
+            OTEL_EXPORTER_OTLP_ENDPOINT=well.url,
+        ) as server:
+            for _ in range(3):
+                ask(server)
+            stop(server)
+        assert well.span_names.count("chat mlx-manager/starter") == 3
+        assert well.span_names.count("POST /v1/chat/completions") == 3
+        assert well.span_names.count("decode") == 3
+        assert "gen_ai.server.request.duration" in well.metric_names
+    assert "Traceback" not in server.text
+
+
+def ask(server: Started) -> None:
+    answer = httpx.post(
+        f"{server.url}/v1/chat/completions",
+        json={
+            "model": "mlx-manager/starter",
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 4,
+        },
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] > 0
+
+
+def stop(server: Started) -> None:
+    asked_to_stop = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait() == -signal.SIGTERM
+    assert time.monotonic() - asked_to_stop < STOP_S

@@ -114,14 +114,36 @@ async def test_a_path_with_control_characters_is_one_plain_line_in_the_log(
 ) -> None:
     with caplog.at_level(logging.INFO, "mlx_manager"):
         response = await http.get("/evil%0Apath%1b[31m%C2%85%E2%80%A8%7f")
-        request_id = response.headers["X-Request-ID"]
-        await eventually(lambda: request_id in caplog.text)
+        await eventually(lambda: bool(accesses(caplog)))
     assert response.status_code == 404
-    lines = [r.getMessage() for r in caplog.records if r.name.startswith("mlx_manager")]
-    [line] = [line for line in lines if request_id in line]
+    [record] = accesses(caplog)
+    line = record.getMessage()
+    assert vars(record)["request_id"] == response.headers["X-Request-ID"]
     assert "/evil" in line
     assert "path" in line
-    assert all(line.isprintable() for line in lines)
+    assert line.isprintable()
+
+
+async def test_a_refused_path_is_its_routes_in_the_log_and_an_unknown_one_is_cut(
+    http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = "k" * 32
+    with caplog.at_level(logging.INFO, "mlx_manager"):
+        await http.get(f"/v1/models/{key}")
+        await http.get(f"/nothing/{key}/here")
+        await http.get("/v1/models/test/tiny")
+        await eventually(lambda: len(accesses(caplog)) == 3)
+
+    lines = [record.getMessage().split(" 0.")[0] for record in accesses(caplog)]
+    assert lines == [
+        "GET /v1/models/{model_id} 404",
+        "GET /nothing/…/here 404",
+        "GET /v1/models/test/tiny 200",
+    ]
+
+
+def accesses(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == "mlx_manager.access"]
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,10 @@ class EventStream(Response):
         except TimeoutError:
             # The backend has long met its own limit; this reader doesn't take even that error. Returning before
             # the last byte makes the server close the connection.
-            logger.warning("a client did not read its stream within %g s", self._limit_s)
+            logger.warning(
+                "client cut off: it did not read its stream within %(limit_s)g s",
+                {"limit_s": self._limit_s},
+            )
 
     async def _write(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}

@@ -8,6 +8,7 @@ from mlx_manager.chat.events import Finished, Started, Timeline
 from mlx_manager.chat.request import Operation, Origin
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.audit.tables import Outcome
+from mlx_manager.observability.redaction import clean_text
 from mlx_manager.wire.openai.errors import error_type
 
 OPERATIONS: dict[str, Operation] = {
@@ -154,5 +155,6 @@ def _fit_any(text: str | None, length: int = 255) -> str | None:
 
 
 def _fit(text: str, length: int = 255) -> str:
-    """Make what a client wrote fit a column: no lone surrogate, no NUL, not too long."""
-    return text[:length].encode("utf-8", "replace").decode().replace("\0", "")
+    """Make what a client wrote fit a column: no lone surrogate, no NUL, not too long, and no key in it."""
+    plain = text[:length].encode("utf-8", "replace").decode().replace("\0", "")
+    return clean_text(plain)[:length]

@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_manager.observability.captions import without_long_segments
+from mlx_manager.observability.redaction import CUT
 from mlx_manager.observability.server_spans import is_excluded
 
 logger = logging.getLogger("mlx_manager.access")
@@ -37,14 +39,28 @@ class AccessLogMiddleware:
             await self._app(scope, receive, send_and_see)
         finally:
             logger.info(
-                "%s %s %d %.3f s request_id=%s",
-                scope["method"],
-                # Encoded again: a decoded path can hold line breaks and escape sequences.
-                quote(scope["path"]),
-                status,
-                time.perf_counter() - start_s,
-                scope["state"]["request_id"],
+                "%(method)s %(path)s %(status)d %(duration_s).3f s",
+                {
+                    "method": scope["method"],
+                    "path": _shown_path(scope, status),
+                    "status": status,
+                    "duration_s": time.perf_counter() - start_s,
+                },
+                extra={
+                    "event": "request answered",
+                    "request_id": scope["state"]["request_id"],
+                },
             )
+
+
+def _shown_path(scope: Scope, status: int) -> str:
+    """The path, as spans have it: what was refused, or met no route, may hold anything."""
+    template: str | None = getattr(scope.get("route"), "path_format", None)
+    if template is not None and status >= 400:
+        return template
+    path = scope["path"] if template else without_long_segments(scope["path"])
+    # Encoded again: a decoded path can hold line breaks and escape sequences.
+    return quote(path).replace(quote(CUT), CUT)
 
 
 class WithoutQuery(logging.Filter):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.chat.request import Origin
 from mlx_manager.mlx_server.audit.entry import Entry
+from mlx_manager.mlx_server.middleware.session import session_of
 from mlx_manager.mlx_server.state import ServerState
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 
@@ -61,4 +63,9 @@ def _is_for_a_model(scope: Scope) -> bool:
 
 def _origin(scope: Scope) -> Origin:
     client = scope["client"]
-    return Origin(scope["state"]["request_id"], scope["path"], client[0] if client else None)
+    return Origin(
+        scope["state"]["request_id"],
+        scope["path"],
+        client[0] if client else None,
+        session_of(Headers(scope=scope)),
+    )

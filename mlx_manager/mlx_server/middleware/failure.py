@@ -6,12 +6,13 @@ Without this the web server logs the exception's text, which may quote the reque
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlx_manager.log import frames_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,12 @@ class FailureMiddleware:
         except Exception as error:  # noqa: BLE001 - the last place that could answer it
             request = Request(scope)
             logger.error(
-                "request failed: %s request_id=%s\n%s",
-                type(error).__name__,
-                request.state.request_id,
-                "".join(traceback.format_tb(error.__traceback__)).rstrip(),
+                "request failed: %(error)s request_id=%(request_id)s\n%(stack)s",
+                {
+                    "error": type(error).__name__,
+                    "request_id": request.state.request_id,
+                    "stack": frames_of(error),
+                },
             )
             if not has_started:
                 await self._to_response(request)(scope, receive, send)

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-ACCEPTED = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Not one that looks like a key: ids are recorded everywhere.
+ACCEPTED = re.compile(r"(?!.*\bsk-)[A-Za-z0-9._:-]{1,128}", re.IGNORECASE)
 REQUEST_ID_HEADER = "X-Request-ID"
 TRACE_ID_HEADER = "X-Trace-ID"
 

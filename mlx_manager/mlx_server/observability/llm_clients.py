@@ -10,7 +10,7 @@ from wrapt import register_post_import_hook
 
 from mlx_manager.mlx_server.observability.openai_calls import trace_openai
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _hooked: set[str] = set()
 
 
@@ -23,7 +23,7 @@ def instrument_llm_clients() -> None:
     """
     for package in ("openai", "anthropic"):
         if not _is_installed(package):
-            _log.debug("%s is not installed; its calls can't be traced", package)
+            logger.debug("SDK not installed: %(sdk)s; its calls can't be traced", {"sdk": package})
     if _is_installed("openai") and "openai" not in _hooked:
         _hooked.add("openai")
         register_post_import_hook(_on_openai, "openai")

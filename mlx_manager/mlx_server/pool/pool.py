@@ -139,7 +139,10 @@ class ModelPool:
         for name, resident in self._residents.items():
             if resident.leases == 0:
                 del self._residents[name]
-                logger.info("unloading %s to make room for %s", name, model_id)
+                logger.info(
+                    "model unloaded %(model)s to make room for %(other)s",
+                    {"model": name, "other": model_id},
+                )
                 await self._unload(resident)
                 return
         raise Overloaded(
@@ -186,8 +189,16 @@ class ModelPool:
         if (ready := engine.ready) is None:
             return
         logger.info(
-            "model loaded %s weights_bytes=%d dtype=%s device=%s load_s=%.2f pid=%s",
-            *(model_id, ready.weights_bytes, ready.dtype, ready.device, seconds, engine.pid),
+            "model loaded %(model)s weights_bytes=%(weights_bytes)d dtype=%(dtype)s device=%(device)s "
+            "load_s=%(load_s).2f pid=%(pid)s",
+            {
+                "model": model_id,
+                "weights_bytes": ready.weights_bytes,
+                "dtype": ready.dtype,
+                "device": ready.device,
+                "load_s": seconds,
+                "pid": engine.pid,
+            },
         )
         if not ready.has_fast_blas:
             logger.warning(
@@ -201,7 +212,10 @@ class ModelPool:
             started_s = time.monotonic()
             if resident.engine is not None:
                 how = await resident.engine.gone()
-                logger.error("engine of %s %s; starting a fresh one", resident.files.id, how)
+                logger.error(
+                    "engine died: %(model)s %(how)s; starting a fresh one",
+                    {"model": resident.files.id, "how": how},
+                )
             resident.restarts += 1
             self._watch.restarted(resident.files.id)
             try:
@@ -210,9 +224,8 @@ class ModelPool:
                 await self._ready_engine(resident)
             except Exception as error:  # noqa: BLE001 - logged; without a supervisor nothing would try again
                 logger.error(
-                    "engine of %s could not be replaced: %s",
-                    resident.files.id,
-                    _kind(error),
+                    "engine not replaced: %(model)s error=%(error)s",
+                    {"model": resident.files.id, "error": _kind(error)},
                 )
         resident.supervisor = None
 

@@ -212,7 +212,9 @@ class EngineProcess:
         while line := await _read_line(process.stdout):
             text = line.decode(errors="replace").rstrip()
             self._last_line = text
-            logger.warning("engine of %s: %s", self.model_id, text)
+            logger.warning(
+                "engine says: %(text)s model=%(model)s", {"model": self.model_id, "text": text}
+            )
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """End a process that no longer speaks; declare one gone that has ended."""
@@ -224,7 +226,7 @@ class EngineProcess:
             # Not at the first look: when this process was stopped itself (Ctrl-Z, a closed lid), what the engine
             # said in the meantime may still be unread.
             if silent_looks > 1 and not exited.done():
-                logger.error("engine of %s stalled; ending it", self.model_id)
+                logger.error("engine stalled: %(model)s; ending it", {"model": self.model_id})
                 self._declare_gone(f"stalled for {self._options.stall_timeout_s:g} s")
                 _kill(process)
         self._declare_gone(_how_it_ended(exited.result()))

@@ -1,0 +1,261 @@
+"""Content is recorded as far as the setting says, in the conventions' shape, bounded, and nothing else with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from mlx_manager.chat.events import (
+    ChatEvent,
+    Finished,
+    Started,
+    TextDelta,
+    Timeline,
+    Usage,
+    collect,
+)
+from mlx_manager.chat.request import (
+    ChatRequest,
+    Conversation,
+    Message,
+    Origin,
+    RawPrompt,
+    ToolCall,
+)
+from mlx_manager.errors import EngineFailed
+from mlx_manager.observability.content import (
+    CONTENT_LENGTH,
+    MOST_MESSAGES,
+    Capture,
+    ContentRecorder,
+    recording_content,
+    without_content,
+)
+from mlx_manager.observability.instrumented import InstrumentedBackend
+from tests.observability.conftest import TOKEN, Python
+from tests.support.collector import collecting
+from tests.support.process import started
+from tests.support.running import wait_until
+
+ORIGIN = Origin("r-1", "/v1/chat/completions")
+CONTENT = ("gen_ai.system_instructions", "gen_ai.input.messages", "gen_ai.output.messages")
+
+
+class Says:
+    """A backend that says the same to everybody, and may fail over it."""
+
+    def __init__(self, *texts: str, error: Exception | None = None) -> None:
+        self._texts, self._error = texts, error
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        await asyncio.sleep(0)
+        yield Started("m", Timeline())
+        for text in self._texts:
+            yield TextDelta(text)
+        if self._error:
+            raise self._error
+        yield Finished("stop", Usage(1, 1))
+
+
+def conversation(*messages: Message) -> ChatRequest:
+    return ChatRequest("m", Conversation(messages), ORIGIN)
+
+
+class Recorded:
+    """What is on the span of a chat, as a processor in front of which nothing stands has it."""
+
+    def __init__(self, capture: Capture, backend: Says | None = None) -> None:
+        self.exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        recorder = recording_content(backend or Says("Good ", "day"), capture)
+        self.backend = InstrumentedBackend(recorder, tracer=provider.get_tracer("test"))
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        (span,) = [span for span in self.exporter.get_finished_spans() if span.name == "chat m"]
+        return dict(span.attributes or {})
+
+    async def of(self, *messages: Message) -> dict[str, Any]:
+        await collect(self.backend.stream(conversation(*messages)))
+        return self.attributes
+
+
+async def test_nothing_is_recorded_unless_asked_for() -> None:
+    backend = Says()
+    assert recording_content(backend, "off") is backend
+    assert not set(CONTENT) & set(await Recorded("off").of(Message("user", "Hello")))
+
+
+async def test_a_conversation_is_recorded_in_the_shape_of_the_conventions() -> None:
+    call = ToolCall("call-1", "weather", {"city": "Bern"})
+    found = await Recorded("on").of(
+        Message("system", "Be kind."),
+        Message("user", "Weather?"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "sunny", tool_call_id="call-1"),
+    )
+
+    assert json.loads(found["gen_ai.system_instructions"]) == [
+        {"type": "text", "content": "Be kind."}
+    ]
+    assert json.loads(found["gen_ai.input.messages"]) == [
+        {"role": "user", "parts": [{"type": "text", "content": "Weather?"}]},
+        {
+            "role": "assistant",
+            "parts": [
+                {
+                    "type": "tool_call",
+                    "id": "call-1",
+                    "name": "weather",
+                    "arguments": '{"city":"Bern"}',
+                }
+            ],
+        },
+        {
+            "role": "tool",
+            "parts": [{"type": "tool_call_response", "id": "call-1", "response": "sunny"}],
+        },
+    ]
+    assert json.loads(found["gen_ai.output.messages"]) == [
+        {
+            "role": "assistant",
+            "parts": [{"type": "text", "content": "Good day"}],
+            "finish_reason": "stop",
+        }
+    ]
+
+
+@pytest.mark.parametrize(("prompt", "content"), [("Once", "Once"), ((1, 2, 3), "1 2 3")])
+async def test_a_raw_prompt_is_one_message(prompt: str | tuple[int, ...], content: str) -> None:
+    recorder = ContentRecorder(Says("x"), None)
+    asked = recorder._asked(ChatRequest("m", RawPrompt(prompt), ORIGIN))
+
+    (message,) = json.loads(str(asked["gen_ai.input.messages"]))
+    assert message["parts"] == [{"type": "text", "content": content}]
+
+
+async def test_hashes_find_equal_texts_and_give_nothing_away() -> None:
+    messages = Message("user", "Good day"), Message("user", "Good day"), Message("user", "Bye")
+    recorded = Recorded("hashed")
+    found = await recorded.of(*messages)
+    other = await Recorded("hashed").of(*messages)
+
+    first, second, third = (
+        message["parts"][0] for message in json.loads(found["gen_ai.input.messages"])
+    )
+    (answer,) = json.loads(found["gen_ai.output.messages"])
+    assert first == second == answer["parts"][0] != third
+    assert first["length"] == 8
+    assert first["content"].startswith("hmac-sha256:")
+    assert found["gen_ai.input.messages"] != other["gen_ai.input.messages"], "keys differ"
+    assert "day" not in str(found)
+
+
+async def test_content_is_bounded_and_the_newest_is_kept() -> None:
+    messages = [Message("user", f"{number} " + "x" * 1000) for number in range(500)]
+    found = await Recorded("on", Says("y" * 100_000)).of(*messages)
+
+    turns = json.loads(found["gen_ai.input.messages"])
+    assert len(turns) == MOST_MESSAGES
+    assert turns[-1]["parts"][0]["content"] == messages[-1].content
+    assert turns[0]["parts"][0]["content"] == "…"
+    assert len(found["gen_ai.input.messages"]) < CONTENT_LENGTH + MOST_MESSAGES * 100
+    assert len(found["gen_ai.output.messages"]) < CONTENT_LENGTH + 200
+
+
+async def test_text_that_has_no_encoding_is_recorded_all_the_same() -> None:
+    for capture in ("on", "hashed"):
+        recorded = Recorded(capture, Says("\ud83d"))
+        found = await recorded.of(Message("user", "\ud83d"))
+        found["gen_ai.input.messages"].encode()
+        found["gen_ai.output.messages"].encode()
+
+
+async def test_an_answer_that_fails_is_recorded_as_far_as_it_came() -> None:
+    recorded = Recorded("on", Says("Goo", error=EngineFailed("it died")))
+    with pytest.raises(EngineFailed):
+        await recorded.of(Message("user", "Hello"))
+
+    (answer,) = json.loads(recorded.attributes["gen_ai.output.messages"])
+    assert answer["parts"][0]["content"] == "Goo"
+    assert answer["finish_reason"] == "error"
+
+
+async def test_an_answer_that_its_reader_left_is_recorded_as_far_as_it_came() -> None:
+    recorded = Recorded("on", Says("Goo", "d day"))
+    async with aclosing(recorded.backend.stream(conversation(Message("user", "Hi")))) as events:
+        await anext(events)
+        await anext(events)
+
+    (answer,) = json.loads(recorded.attributes["gen_ai.output.messages"])
+    assert answer["parts"][0]["content"] == "Goo"
+
+
+def test_content_can_be_taken_off_a_span_again() -> None:
+    kept = {"gen_ai.request.model": "m"}
+    assert without_content(kept | dict.fromkeys(CONTENT, "said")) == kept
+
+
+SPANS = """
+from mlx_manager.observability.setup import TelemetryOptions, configure, flush
+configure(TelemetryOptions("test", records_content=%s))
+from opentelemetry import trace
+for scope in ("mlx_manager", "some.sdk"):
+    with trace.get_tracer(scope).start_as_current_span(scope) as span:
+        span.set_attribute("gen_ai.input.messages", "marked-content")
+        span.set_attribute("gen_ai.tool.definitions", "marked-definitions")
+        span.set_attribute("authorization", "marked-key")
+flush(10)
+"""
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_redaction_lets_ours_through_only_when_it_is_switched_on(
+    python: Python, records: bool
+) -> None:
+    with collecting() as collector:
+        python(SPANS % records, LOGFIRE_TOKEN=TOKEN, LOGFIRE_BASE_URL=collector.url)
+        spans = {span.name: str(span.attributes) for span in collector.spans}
+
+    assert ("marked-content" in spans["mlx_manager"]) is records
+    assert "marked-content" not in spans["some.sdk"]
+    assert all("marked-definitions" not in text for text in spans.values())
+    assert all("marked-key" not in text for text in spans.values())
+
+
+def test_the_setting_reaches_the_exported_span_of_a_real_chat(tmp_path: Path) -> None:
+    with (
+        collecting() as collector,
+        started(
+            tmp_path,
+            "server",
+            MLX_SERVER_CAPTURE_CONTENT="on",
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        ) as server,
+    ):
+        answer = httpx.post(
+            f"{server.url}/v1/chat/completions",
+            json={
+                "model": "mlx-manager/starter",
+                "messages": [{"role": "user", "content": "Hello there"}],
+            },
+            timeout=60,
+        )
+        wait_until(lambda: "chat mlx-manager/starter" in collector.span_names)
+        (chat,) = [span for span in collector.spans if span.name.startswith("chat")]
+
+    found = {item.key: item.value.string_value for item in chat.attributes}
+    assert "Hello there" in found["gen_ai.input.messages"]
+    (said,) = json.loads(found["gen_ai.output.messages"])
+    assert said["parts"][0]["content"] == answer.json()["choices"][0]["message"]["content"]

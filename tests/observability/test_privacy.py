@@ -1,0 +1,298 @@
+"""Marked secrets through every route of both applications and every way to fail, and then a search of every sink."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.routing import Mount, Route
+
+from mlx_manager import app as manager
+from mlx_manager.mlx_server import app as server
+from tests.conftest import ENDLESS_TOKENS, TINY
+from tests.observability.conftest import ROOT, TOKEN, clean_environment
+from tests.support.collector import Collector, collecting
+from tests.support.process import URL
+from tests.support.running import settings_for, wait_until
+
+# The application under test with two routes that fail as nobody expected.
+BROKEN = """
+from starlette.responses import StreamingResponse
+from {main} import app
+
+@app.post("/broken")
+async def break_at_once(body: dict):
+    raise ValueError(str(body))
+
+@app.post("/broken-later")
+async def break_later(body: dict):
+    async def pieces():
+        yield b"one"
+        raise ValueError(str(body))
+    return StreamingResponse(pieces())
+"""
+RUN = """
+from mlx_manager.cli import _read, _run
+from mlx_manager.mlx_server.config import Settings
+_run("broken:app", "It", "127.0.0.1", 0, _read(Settings))
+"""
+MAX_BODY_BYTES = 4096
+
+
+@dataclass
+class Secrets:
+    """Strings that occur nowhere else; each says where it was put."""
+
+    made: list[str] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
+
+    def new(self, place: str) -> str:
+        secret = f"zq{next(self.numbers):04d}-marked-{place}"
+        self.made.append(secret)
+        return secret
+
+    def found_in(self, text: bytes) -> list[str]:
+        return [secret for secret in self.made if secret.encode() in text]
+
+
+@dataclass
+class Application:
+    """A running application, all of whose sinks can be read."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    output: Path
+    home: Path
+    collector: Collector
+
+    @property
+    def database(self) -> Path:
+        return self.home / "audit.db"
+
+    def sinks(self) -> dict[str, bytes]:
+        """Every byte that any sink was given."""
+        exported = b"".join(body for _, body in self.collector.bodies)
+        # Whatever it wrote: it has no other home than this folder.
+        files = (file for file in self.home.rglob("*") if file.is_file())
+        return {
+            "log and console": self.output.read_bytes(),
+            "OTLP and Logfire": exported,
+            "files": b"".join(
+                file.read_bytes()
+                for file in files
+                if file.suffix not in (".py", ".pyc") and file != self.output
+            ),
+        }
+
+
+@pytest.fixture(params=["mlx_manager.main", "mlx_manager.mlx_server.main"])
+def main(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["text", "json"])
+def application(
+    request: pytest.FixtureRequest, main: str, tmp_path: Path, model_dir: Path
+) -> Iterator[Application]:
+    (tmp_path / "broken.py").write_text(BROKEN.format(main=main))
+    output = tmp_path / "output"
+    with collecting() as collector, output.open("wb") as written:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN],
+            cwd=tmp_path,
+            env=clean_environment(tmp_path)
+            | {
+                "PYTHONPATH": f"{ROOT}:{tmp_path}",
+                "MLX_SERVER_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path / 'audit.db'}",
+                "MLX_SERVER_MODEL_DIRS": str(model_dir),
+                "MLX_SERVER_HUB_CACHE": str(tmp_path / "hub"),
+                "MLX_SERVER_MAX_BODY_BYTES": str(MAX_BODY_BYTES),
+                "MLX_SERVER_LOG_LEVEL": "debug",
+                "MLX_SERVER_LOG_FORMAT": request.param,
+                "MLX_SERVER_CONSOLE": "true",
+                "MLX_MANAGER_CONSOLE": "true",
+                "LOGFIRE_TOKEN": TOKEN,
+                "LOGFIRE_BASE_URL": collector.url,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            },
+            stdout=written,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            wait_until(lambda: bool(URL.search(output.read_text())) or process.poll() is not None)
+            found = URL.search(output.read_text())
+            assert found, output.read_text()
+            yield Application(process, found[1], output, tmp_path, collector)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def routes(main: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Method and path template of every route, with a method that it doesn't take."""
+    create = manager.create_app if main == "mlx_manager.main" else server.create_app
+    app: FastAPI = create(settings_for(folder, folder))
+    for path, methods in walked(app):
+        for method in sorted({*methods, "DELETE"} - {"HEAD"}):
+            yield method, path
+
+
+def walked(router: Any) -> Iterator[tuple[str, set[str]]]:
+    for route in router.routes:
+        if isinstance(route, APIRoute | Route):
+            yield route.path, set(route.methods or ())
+        elif isinstance(route, Mount):
+            yield f"{route.path}/app.css", {"GET"}
+        else:
+            # A router that was included stands there as a route of FastAPI's own kind.
+            yield from walked(route.original_router)
+
+
+def headers(secrets: Secrets) -> dict[str, str]:
+    return {
+        "Authorization": f"Bearer {secrets.new('authorization')}",
+        "Cookie": f"session={secrets.new('cookie')}",
+        "x-api-key": secrets.new("api-key"),
+        "Proxy-Authorization": f"Basic {secrets.new('proxy')}",
+        # Well-formed ones are recorded: that is what they are for.
+        "X-Request-ID": f"{secrets.new('request-id')} (not an id)",
+        "X-Session-ID": f"sk-{secrets.new('session-id')}",
+        "baggage": f"secret={secrets.new('baggage')}",
+        "User-Agent": secrets.new("user-agent"),
+        "Referer": f"http://127.0.0.1/?token={secrets.new('referer')}",
+    }
+
+
+def query(secrets: Secrets) -> dict[str, str]:
+    return {name: secrets.new(f"query-{name}") for name in ("api_key", "token", "q")}
+
+
+def chat(secrets: Secrets, **changes: Any) -> dict[str, Any]:
+    return {
+        "model": TINY,
+        "messages": [
+            {"role": "system", "content": secrets.new("system")},
+            {"role": "user", "content": secrets.new("user-text"), "name": "n"},
+        ],
+        "max_tokens": 24,
+        "user": secrets.new("user"),
+        "metadata": {"key": secrets.new("metadata")},
+        "safety_identifier": secrets.new("safety"),
+        **changes,
+    }
+
+
+def bodies(secrets: Secrets) -> Iterator[bytes]:
+    """What an endpoint takes, and every way to get it wrong."""
+    tool = {"type": "function", "function": {"name": secrets.new("tool")}}
+    plain = {"model": TINY, "max_tokens": 8}
+    for body in (
+        chat(secrets),
+        chat(secrets, stream=True),
+        chat(secrets, model=f"sk-{secrets.new('model')}"),
+        chat(secrets, tools=[tool]),
+        chat(secrets, unknown=secrets.new("unknown")),
+        chat(secrets, temperature=secrets.new("temperature")),
+        chat(secrets, messages=secrets.new("messages")),
+        chat(secrets, chat_template_kwargs={"messages": secrets.new("template")}),
+        chat(secrets, filler="x" * MAX_BODY_BYTES),
+        plain | {"prompt": secrets.new("prompt")},
+        plain | {"prompt": secrets.new("prompt") * 200},
+    ):
+        yield json.dumps(body).encode()
+    yield f'{{"model": "{secrets.new("cut-off")}'.encode()
+    yield f"key={secrets.new('form')}".encode()
+
+
+def send_everything(
+    application: Application, main: str, secrets: Secrets, folder: Path
+) -> set[int]:
+    statuses = set[int]()
+    paths = [*routes(main, folder), ("POST", "/broken"), ("POST", "/nothing/{model_id:path}")]
+    with httpx.Client(base_url=application.url, timeout=60) as http:
+        for method, template in paths:
+            path = template.replace("{model_id:path}", secrets.new("path-of-some-length"))
+            assert "{" not in path, "a new parameter needs a secret"
+            for body in bodies(secrets) if method == "POST" else [b""]:
+                answer = http.request(
+                    method,
+                    path,
+                    params=query(secrets),
+                    headers=headers(secrets) | {"Content-Type": "application/json"},
+                    content=body,
+                )
+                statuses.add(answer.status_code)
+        with contextlib.suppress(httpx.RemoteProtocolError):
+            http.post("/broken-later", json={"secret": secrets.new("broken-later")})
+    return statuses
+
+
+def kill_the_engine_in_mid_stream(application: Application, secrets: Secrets) -> str:
+    """Return what the client got."""
+    body = chat(secrets, stream=True, max_tokens=ENDLESS_TOKENS)
+    url = f"{application.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, headers=headers(secrets), timeout=60) as answer:
+        lines = answer.iter_lines()
+        first = [next(lines) for _ in range(10)]
+        for engine in psutil.Process(application.process.pid).children():
+            engine.kill()
+        return "\n".join([*first, *lines])
+
+
+def answered(application: Application, secrets: Secrets) -> str:
+    answer = httpx.post(
+        f"{application.url}/v1/chat/completions", json=chat(secrets, seed=1), timeout=60
+    )
+    text: str = answer.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def test_no_secret_no_prompt_and_no_answer_reaches_any_sink(
+    application: Application, main: str, tmp_path: Path
+) -> None:
+    secrets = Secrets()
+    statuses = send_everything(application, main, secrets, tmp_path)
+    text = answered(application, secrets)
+    cut = kill_the_engine_in_mid_stream(application, secrets)
+    application.process.send_signal(signal.SIGTERM)
+    application.process.wait(60)
+
+    assert statuses >= {200, 400, 404, 405, 413, 422, 500}
+    assert "engine_failed" in cut
+    assert len(text) > 10
+    sinks = application.sinks()
+    assert {name: secrets.found_in(found) for name, found in sinks.items()} == {
+        name: [] for name in sinks
+    }
+    assert not any(text.encode() in found for found in sinks.values())
+    # And the sinks are no empty ones.
+    assert b"request failed" in sinks["log and console"]
+    assert b"break_at_once" in sinks["log and console"]
+    assert "POST /v1/chat/completions" in application.collector.span_names
+    assert b"mlx.time_to_first_token_s" in sinks["OTLP and Logfire"]
+    with contextlib.closing(sqlite3.connect(application.database)) as database:
+        (rows,) = database.execute("SELECT count(*) FROM audit_log").fetchone()
+    assert rows > 5
+
+
+def test_the_search_would_find_a_secret() -> None:
+    secrets = Secrets()
+    secret = secrets.new("place")
+
+    assert secrets.found_in(f"…{secret}…".encode()) == [secret]
+    assert gzip.decompress(gzip.compress(secret.encode())) == secret.encode()

@@ -1,0 +1,274 @@
+"""What is exported: the ratio, what the caller decided, and always what failed or was slow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, StatusCode, TraceFlags
+
+from mlx_manager.observability.losses import Losses
+from mlx_manager.observability.sampling import RecordingSampler, Sampling, sampling_from
+from mlx_manager.observability.tail import SINK, Limits, Slowness, TailSampler
+
+MILLISECOND_NS = 10**6
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, Sampling()),
+        ({"OTEL_TRACES_SAMPLER_ARG": "0.5"}, Sampling()),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_always_on"}, Sampling()),
+        ({"OTEL_TRACES_SAMPLER": "always_on"}, Sampling(honours_caller=False)),
+        ({"OTEL_TRACES_SAMPLER": "no-such"}, Sampling(honours_caller=False)),
+        (
+            {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.25"},
+            Sampling(0.25),
+        ),
+        (
+            {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.25"},
+            Sampling(0.25, honours_caller=False),
+        ),
+        (
+            {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "nan"},
+            Sampling(),
+        ),
+        (
+            {"OTEL_TRACES_SAMPLER": "parentbased_always_off"},
+            Sampling(0.0, keeps_striking=False),
+        ),
+    ],
+)
+def test_the_standard_variables_say_what_is_sampled(
+    environ: dict[str, str], expected: Sampling
+) -> None:
+    assert sampling_from(environ) == expected
+
+
+def test_a_setting_wins_over_the_standard_variables() -> None:
+    environ = {"OTEL_TRACES_SAMPLER": "always_off"}
+    assert sampling_from(environ, 0.5, 2.0) == Sampling(0.5, 2.0)
+
+
+class Traced:
+    """A provider whose ended spans go through a `TailSampler`; `sent` has the names of those that came out."""
+
+    def __init__(self, sampling: Sampling, limits: Limits | None = None) -> None:
+        self.sent: list[str] = []
+        self.losses = Losses()
+        self.now_s = 0.0
+        self.sampler = TailSampler(
+            sampling,
+            lambda span: self.sent.append(span.name),
+            self.losses,
+            limits=limits,
+            clock_s=lambda: self.now_s,
+        )
+        provider = TracerProvider(sampler=RecordingSampler(sampling))
+        provider.add_span_processor(self.sampler)
+        self.tracer = provider.get_tracer("test")
+
+    @property
+    def held_back(self) -> int:
+        return self.losses.by_sink().get(SINK, 0)
+
+    def start(self, name: str, parent: Span | Context | None = None) -> Span:
+        context = trace.set_span_in_context(parent) if isinstance(parent, Span) else parent
+        return self.tracer.start_span(name, context or Context(), start_time=MILLISECOND_NS)
+
+    def request(
+        self, name: str = "root", *, fails: bool = False, ms: int = 1, caller: Context | None = None
+    ) -> Span:
+        """A request of a span and its child, in which the child may fail."""
+        root = self.start(name, caller)
+        child = self.start("child", root)
+        if fails:
+            child.set_status(StatusCode.ERROR)
+        child.end(2 * MILLISECOND_NS)
+        root.end((1 + ms) * MILLISECOND_NS)
+        return root
+
+
+def called_by(sampled: bool) -> Context:
+    flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
+    return trace.set_span_in_context(
+        NonRecordingSpan(SpanContext(0xABC << 64, 0xDEF, is_remote=True, trace_flags=flags)),
+        Context(),
+    )
+
+
+def test_everything_is_sent_and_nothing_waits_unless_something_is_set() -> None:
+    traced = Traced(Sampling())
+    root = traced.start("root")
+    traced.start("child", root).end()
+
+    assert traced.sent == ["child"]
+
+
+def test_a_ratio_keeps_whole_traces() -> None:
+    traced = Traced(Sampling(0.5))
+    for _ in range(400):
+        traced.request()
+
+    assert 120 < traced.sent.count("root") < 280
+    assert traced.sent.count("child") == traced.sent.count("root")
+    assert len(traced.sent) + traced.held_back == 800
+
+
+def test_a_failure_keeps_its_whole_trace() -> None:
+    traced = Traced(Sampling(0.0))
+    traced.request()
+    traced.request(fails=True)
+
+    assert traced.sent == ["child", "root"]
+    assert traced.held_back == 2
+
+
+def test_nothing_is_kept_when_sampling_is_off() -> None:
+    traced = Traced(sampling_from({"OTEL_TRACES_SAMPLER": "parentbased_always_off"}))
+    traced.request(fails=True)
+
+    assert traced.sent == []
+
+
+def test_what_takes_longer_than_the_threshold_is_kept() -> None:
+    traced = Traced(Sampling(0.0, slow_s=0.5))
+    traced.request(ms=499)
+    traced.request("slow", ms=501)
+
+    assert traced.sent == ["child", "slow"]
+
+
+def test_the_slowest_hundredth_of_a_route_is_kept() -> None:
+    traced = Traced(Sampling(0.0))
+    for _ in range(200):
+        traced.request("quick", ms=10)
+        traced.request("lengthy", ms=1000)
+    assert traced.sent == []
+    traced.request("quick", ms=20)
+    traced.request("lengthy", ms=900)
+
+    assert traced.sent == ["child", "quick"]
+
+
+def test_slowness_forgets_names_and_old_durations() -> None:
+    slowness = Slowness(None)
+    for _ in range(1000):
+        slowness.observe("route", 10.0)
+    for _ in range(600):
+        slowness.observe("route", 1.0)
+    assert slowness.observe("route", 2.0)
+    for number in range(10_000):
+        slowness.observe(str(number), 1.0)
+    assert not slowness.observe("route", 2.0)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_a_callers_no_is_respected_even_for_failures(ratio: float) -> None:
+    traced = Traced(Sampling(ratio))
+    root = traced.request(fails=True, caller=called_by(sampled=False))
+
+    assert traced.sent == []
+    assert not root.get_span_context().trace_flags.sampled
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_a_callers_yes_is_respected(ratio: float) -> None:
+    traced = Traced(Sampling(ratio))
+    root = traced.request(caller=called_by(sampled=True))
+
+    assert traced.sent == ["child", "root"]
+    assert root.get_span_context().trace_flags.sampled
+
+
+def test_a_caller_counts_for_nothing_when_that_is_set() -> None:
+    traced = Traced(Sampling(0.0, honours_caller=False))
+    traced.request(caller=called_by(sampled=True))
+    assert traced.sent == []
+    traced.request(caller=called_by(sampled=False), fails=True)
+    assert traced.sent == ["child", "root"]
+
+
+def test_two_requests_of_one_trace_are_decided_apart() -> None:
+    traced = Traced(Sampling(0.0, honours_caller=False))
+    caller = called_by(sampled=False)
+    first, second = traced.start("first", caller), traced.start("second", caller)
+    second.set_status(StatusCode.ERROR)
+    first.end()
+    second.end()
+
+    assert traced.sent == ["second"]
+
+
+def test_a_span_that_outlives_its_root_is_decided_with_it() -> None:
+    traced = Traced(Sampling(0.0))
+    root = traced.start("root")
+    late = traced.start("late", root)
+    root.end()
+    assert traced.sent == []
+    late.set_status(StatusCode.ERROR)
+    late.end()
+
+    assert traced.sent == ["root", "late"]
+
+
+def limited(limits: Limits, act: Callable[[Traced], object]) -> Traced:
+    """A trace with a failure in it that never ends, and then `act`."""
+    traced = Traced(Sampling(0.0), limits)
+    root = traced.start("root")
+    child = traced.start("child", root)
+    child.set_status(StatusCode.ERROR)
+    child.end()
+    assert traced.sent == []
+    act(traced)
+    return traced
+
+
+def wait_and(do: Callable[[Traced], object]) -> Callable[[Traced], object]:
+    def act(traced: Traced) -> None:
+        traced.now_s = 61.0
+        do(traced)
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("limits", "act"),
+    [
+        (Limits(age_s=60), wait_and(lambda traced: traced.sampler.force_flush())),
+        (Limits(age_s=60), wait_and(lambda traced: traced.request())),
+        (Limits(traces=1), lambda traced: traced.request()),
+        (Limits(spans=1), lambda traced: traced.request()),
+        (Limits(), lambda traced: traced.sampler.shutdown()),
+    ],
+)
+def test_what_never_ends_is_decided_in_the_end(
+    limits: Limits, act: Callable[[Traced], object]
+) -> None:
+    assert "child" in limited(limits, act).sent
+
+
+def test_a_trace_of_too_many_spans_is_decided_early_and_keeps_its_failures() -> None:
+    traced = Traced(Sampling(0.0), Limits(spans_per_trace=2))
+    root = traced.start("root")
+    for _ in range(3):
+        traced.start("child", root).end()
+    failure = traced.start("failure", root)
+    failure.set_status(StatusCode.ERROR)
+    failure.end()
+
+    assert traced.sent == ["failure"]
+    assert traced.held_back == 3
+
+
+def test_a_span_without_a_context_is_no_trouble() -> None:
+    traced = Traced(Sampling(0.5))
+    traced.sampler.on_end(ReadableSpan("made by hand"))
+
+    assert traced.sent == ["made by hand"]
+    assert otel_context.get_current() == {}

@@ -1,0 +1,265 @@
+"""Any sinks at once: a broken one loses its own data, counts it, and costs nobody else anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from mlx_manager.observability.losses import Losses
+from mlx_manager.observability.outbox import Outbox, flush_all
+from mlx_manager.observability.sinks import Sinks
+from tests.observability.conftest import TOKEN, Python
+from tests.support.collector import Behaviour, collecting
+from tests.support.running import wait_until
+
+# Makes a span and a metric, sends them, and prints whether all was sent, what was lost, and how long that took.
+REPORT = """
+import json, time
+from mlx_manager.observability.setup import TelemetryOptions, configure, flush, losses, shutdown
+configure(TelemetryOptions("test"))
+import logfire
+from opentelemetry import metrics
+counter = metrics.get_meter("mlx_manager").create_counter("mlx.requests.cancelled")
+began = time.perf_counter()
+for number in range(%(spans)d):
+    with logfire.span(f"work {number}"):
+        counter.add(1)
+worked = time.perf_counter() - began
+flushed = flush(%(timeout_s)s)
+sent = time.perf_counter() - began
+lost_at_flush = dict(losses().by_sink())
+shutdown(1.0)
+print(json.dumps([flushed, worked < 5, sent < %(timeout_s)s + 5, lost_at_flush, dict(losses().by_sink())]))
+"""
+
+
+def report(spans: int = 3, timeout_s: float = 5.0) -> str:
+    return REPORT % {"spans": spans, "timeout_s": timeout_s}
+
+
+def test_a_collector_gets_spans_and_metrics_by_the_standard_variables(python: Python) -> None:
+    with collecting() as collector:
+        done = python(
+            report(),
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+            OTEL_EXPORTER_OTLP_HEADERS="x-tenant=blue",
+            OTEL_EXPORTER_OTLP_COMPRESSION="gzip",
+        )
+        assert done.stdout.strip() == "[true, true, true, {}, {}]", done.stderr
+        assert collector.span_names == ["work 0", "work 1", "work 2"]
+        assert "mlx.requests.cancelled" in collector.metric_names
+        assert (collector.headers["x-tenant"], collector.headers["Content-Encoding"]) == (
+            "blue",
+            "gzip",
+        )
+        assert {path for path, _ in collector.bodies} == {"/v1/traces", "/v1/metrics"}
+    assert done.stderr == ""
+
+
+def test_each_signal_can_have_an_endpoint_of_its_own(python: Python) -> None:
+    with collecting() as traces, collecting() as numbers:
+        done = python(
+            report(),
+            OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{traces.url}/here",
+            OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"{numbers.url}/there",
+            OTEL_METRICS_EXPORTER="otlp",
+        )
+        assert done.stderr == ""
+        assert {path for path, _ in traces.bodies} == {"/here"}
+        assert {path for path, _ in numbers.bodies} == {"/there"}
+
+
+@pytest.mark.parametrize(
+    "variable", [{"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_TRACES_SAMPLER": "always_off"}]
+)
+def test_traces_can_be_switched_off_alone(python: Python, variable: dict[str, str]) -> None:
+    with collecting() as collector:
+        python(report(), OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **variable)
+        assert collector.span_names == []
+        assert collector.metric_names
+
+
+def test_logfire_and_a_collector_get_the_same_and_not_each_others_keys(python: Python) -> None:
+    with collecting() as logfire, collecting() as collector:
+        done = python(
+            report(),
+            LOGFIRE_TOKEN=TOKEN,
+            LOGFIRE_BASE_URL=logfire.url,
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+            OTEL_EXPORTER_OTLP_HEADERS="x-key=of-the-collector",
+        )
+        assert done.stdout.strip() == "[true, true, true, {}, {}]", done.stderr
+        assert logfire.span_names == collector.span_names == ["work 0", "work 1", "work 2"]
+        assert logfire.metric_names == collector.metric_names
+        assert logfire.headers["Authorization"] == TOKEN
+        assert "x-key" not in logfire.headers
+        assert "Authorization" not in collector.headers
+
+
+@pytest.mark.parametrize("behaviour", ["is silent", "fails", "is busy"])
+def test_a_broken_sink_loses_its_own_data_and_nothing_else(
+    python: Python, behaviour: Behaviour
+) -> None:
+    with collecting(behaviour) as broken, collecting() as well:
+        done = python(
+            report(timeout_s=1.0),
+            LOGFIRE_TOKEN=TOKEN,
+            LOGFIRE_BASE_URL=broken.url,
+            OTEL_EXPORTER_OTLP_ENDPOINT=well.url,
+        )
+        assert well.span_names == ["work 0", "work 1", "work 2"]
+        assert well.metric_names
+    assert done.returncode == 0
+    assert '"logfire": 3' in done.stdout
+    assert '"otlp"' not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_sink_that_refuses_loses_its_own_data_and_nothing_else(
+    python: Python, refused_port: int
+) -> None:
+    with collecting() as well:
+        done = python(
+            report(timeout_s=1.0),
+            LOGFIRE_TOKEN=TOKEN,
+            LOGFIRE_BASE_URL=well.url,
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{refused_port}",
+            OTEL_EXPORTER_OTLP_TIMEOUT="1",
+        )
+        assert well.span_names == ["work 0", "work 1", "work 2"]
+    assert '"otlp": 3' in done.stdout
+    assert '"logfire"' not in done.stdout
+
+
+def test_a_slow_sink_gets_everything_later(python: Python) -> None:
+    with collecting("is slow") as slow, collecting() as fast:
+        done = python(
+            report(timeout_s=10.0),
+            LOGFIRE_TOKEN=TOKEN,
+            LOGFIRE_BASE_URL=slow.url,
+            OTEL_EXPORTER_OTLP_ENDPOINT=fast.url,
+        )
+        assert slow.span_names == fast.span_names == ["work 0", "work 1", "work 2"]
+    assert done.stdout.strip() == "[true, true, true, {}, {}]"
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        {"OTEL_EXPORTER_OTLP_TIMEOUT": "soon marked-secret"},
+        {"OTEL_EXPORTER_OTLP_COMPRESSION": "marked-secret"},
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+    ],
+)
+def test_a_sink_that_is_set_up_wrongly_is_off_and_says_so(
+    python: Python, variable: dict[str, str]
+) -> None:
+    with collecting() as collector:
+        done = python(report(), OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **variable)
+        assert collector.bodies == []
+    assert done.stdout.strip() == "[true, true, true, {}, {}]"
+    assert "telemetry sink misconfigured: otlp is off" in done.stderr
+    assert "marked-secret" not in done.stderr
+
+
+def test_a_console_that_nobody_reads_holds_nothing_up(python: Python) -> None:
+    """The pipe takes 64 KiB and then blocks whoever writes."""
+    done = python("""
+import json, os, sys
+out, saved = os.pipe(), os.dup(1)
+sys.stdout = os.fdopen(out[1], "w")
+from mlx_manager.observability.setup import TelemetryOptions, configure, flush, losses, shutdown
+configure(TelemetryOptions("test", console=True))
+import logfire
+for number in range(3000):
+    with logfire.span("work " + "x" * 200):
+        pass
+flushed, _ = flush(0.5), shutdown(0.5)
+os.write(saved, json.dumps([flushed, losses().by_sink()["console"] > 1000]).encode())
+os._exit(0)
+""")
+
+    assert done.stdout == "[false, true]", done.stderr
+
+
+class Raises(SpanProcessor):
+    def on_end(self, span: ReadableSpan) -> None:
+        raise OSError("disk full")
+
+
+def test_a_local_sink_that_raises_is_counted_and_the_others_get_their_span() -> None:
+    losses, exporter = Losses(), InMemorySpanExporter()
+    sinks = Sinks(losses)
+    span = ReadableSpan("work")
+    with (
+        sinks.attached(Raises(), "broken"),
+        sinks.attached(SimpleSpanProcessor(exporter), "well"),
+    ):
+        sinks.on_end(span)
+
+    assert losses.by_sink() == {"broken": 1}
+
+
+def test_an_outbox_that_is_full_loses_what_comes_and_never_waits() -> None:
+    losses, sent, gate = Losses(), list[int](), Gate()
+    outbox = Outbox("box", gate.passing(sent), losses, capacity=3, batch_size=2, delay_s=0)
+    outbox.put(0)
+    wait_until(lambda: gate.is_reached)
+    for number in range(1, 6):
+        outbox.put(number)
+    assert not outbox.wait(0.01)
+    gate.is_open = True
+    assert flush_all([outbox], 10)
+
+    assert sent == [0, 1, 2, 3]
+    assert losses.by_sink() == {"box": 2}
+
+
+def test_what_an_outbox_cannot_send_is_counted_and_the_next_batch_is_tried() -> None:
+    losses, sent = Losses(), list[int]()
+
+    def send(batch: Sequence[int]) -> bool:
+        if 0 in batch:
+            raise ValueError("no such thing")
+        sent.extend(batch)
+        return 1 not in batch
+
+    outbox = Outbox("box", send, losses, batch_size=1)
+    for number in range(3):
+        outbox.put(number)
+    assert flush_all([outbox], 10)
+
+    assert (sent, losses.by_sink()) == ([1, 2], {"box": 2})
+
+
+def test_a_closed_outbox_counts_what_it_still_had() -> None:
+    losses = Losses()
+    outbox = Outbox[int]("box", lambda batch: True, losses, delay_s=60)
+    outbox.put(1)
+    outbox.close()
+    outbox.put(2)
+
+    assert losses.by_sink() == {"box": 2}
+
+
+class Gate:
+    """Holds sending up until it is opened."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.is_reached = False
+
+    def passing(self, sent: list[int]):  # type: ignore[no-untyped-def]
+        def send(batch: Sequence[int]) -> bool:
+            self.is_reached = True
+            while not self.is_open:
+                time.sleep(0.001)
+            sent.extend(batch)
+            return True
+
+        return send

@@ -1,0 +1,93 @@
+"""A real OTLP/HTTP collector, well or ill: what it was sent, decoded with the protocol's own types."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+Behaviour = Literal["answers", "is silent", "is slow", "fails", "is busy"]
+STATUS = {"answers": 200, "is slow": 200, "fails": 500, "is busy": 429}
+
+
+class Collector:
+    """Keeps every request; `bodies` are unpacked bytes by path, `headers` the latest ones."""
+
+    def __init__(self, port: int, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.bodies: list[tuple[str, bytes]] = []
+        self.headers: dict[str, str] = {}
+        self.is_over = threading.Event()
+        self.url = f"http://127.0.0.1:{port}"
+
+    @property
+    def spans(self) -> list[Span]:
+        return [
+            span
+            for path, body in self.bodies
+            if path.endswith("traces")
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    @property
+    def span_names(self) -> list[str]:
+        return [span.name for span in self.spans]
+
+    @property
+    def metric_names(self) -> set[str]:
+        return {
+            metric.name
+            for path, body in self.bodies
+            if path.endswith("metrics")
+            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+
+@contextmanager
+def collecting(behaviour: Behaviour = "answers") -> Iterator[Collector]:
+    """Listen on a free port until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            collector.headers = dict(self.headers)
+            if collector.behaviour == "is silent":
+                collector.is_over.wait(60)
+                return
+            if collector.behaviour == "is slow":
+                collector.is_over.wait(0.7)
+            if collector.behaviour in ("answers", "is slow"):
+                collector.bodies.append((self.path, body))
+            self.send_response(STATUS[collector.behaviour])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    collector = Collector(server.server_address[1], behaviour)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield collector
+    finally:
+        collector.is_over.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
