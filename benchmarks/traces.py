@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -140,23 +141,17 @@ def _questions(reader: TraceReader) -> Iterator[tuple[str, float, Ask]]:
         "no such text": TraceFilter(text="no such thing"),
         "a request id": TraceFilter(text=newest.request_id),
     }
-    yield "page: newest 50", 50, lambda reader: reader.list_traces(TraceFilter(), 50)
-    yield (
-        "page: the second",
-        50,
-        lambda reader: reader.list_traces(TraceFilter(), 50, first.next_cursor),
-    )
+    yield "page: newest 50", 50, partial(TraceReader.list_traces, wanted=TraceFilter())
+    second = partial(TraceReader.list_traces, wanted=TraceFilter(), cursor=first.next_cursor)
+    yield "page: the second", 50, second
     for name, wanted in filters.items():
-        yield f"page: {name}", 50, lambda reader, wanted=wanted: reader.list_traces(wanted, 50)
-    yield "one trace", 10, lambda reader: reader.get_trace(newest.trace_id)
+        yield f"page: {name}", 50, partial(TraceReader.list_traces, wanted=wanted)
+    yield "one trace", 10, partial(TraceReader.get_trace, trace_id=newest.trace_id)
     for days in (1, DAYS):
         since_ns = now_ns - days * DAY_NS
-        yield (
-            f"percentiles by model, {days} d",
-            300,
-            lambda reader, since_ns=since_ns: reader.stats(since_ns, now_ns),
-        )
-    yield "names of models", 50, lambda reader: reader.models()
+        figures = partial(TraceReader.stats, since_ns=since_ns, until_ns=now_ns)
+        yield f"percentiles by model, {days} d", 300, figures
+    yield "names of models", 50, TraceReader.models
 
 
 def _measured(reader: TraceReader) -> Table:
