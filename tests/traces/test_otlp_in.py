@@ -71,7 +71,7 @@ def protobuf_request(count: int = 1, trace: int = 2, **values: str) -> bytes:
         )
         for key, text in values.items():
             span.attributes.add(key=key).value.string_value = text
-    return request.SerializeToString()
+    return bytes(request.SerializeToString())
 
 
 @pytest.fixture

@@ -58,16 +58,17 @@ def test_order_batches_and_repetition_change_nothing(tmp_path: Path) -> None:
             assert trace is not None
             assert store.list_traces(ALL).traces == (trace.summary,)
             figures = store.stats(START_NS, START_NS + 100 * S).models
+            assert trace.summary.span_count == len(whole)
             outcomes.add(repr((trace, figures)))
     assert len(outcomes) == 1
-    assert trace.summary.span_count == len(whole)
 
 
 def test_a_root_that_comes_last_names_the_trace(store: TraceStore) -> None:
     put(store, server(1, 1, 9, at_s=1), chat(1, at_s=1))
     put(store, span(1, 9, name="agent", service="agent", took_s=9))
     (line,) = store.list_traces(ALL).traces
-    assert (line.name, line.service, line.started_ns, line.duration_ns) == ("agent", "agent", START_NS, 9 * S)  # fmt: skip
+    assert (line.name, line.service) == ("agent", "agent")
+    assert (line.started_ns, line.duration_ns) == (START_NS, 9 * S)
 
 
 def test_a_span_that_is_sent_again_replaces_itself(store: TraceStore) -> None:
@@ -218,7 +219,7 @@ def test_the_oldest_make_room_and_the_file_gets_smaller(tmp_path: Path) -> None:
         lines = store.list_traces(ALL, 500).traces
         kept = [int(line.trace_id, 16) for line in lines]
         assert kept == list(range(200, 200 - len(kept), -1))
-        assert 0 < len(kept) < 100
+        assert 20 < len(kept) < 60
         assert store.stats(START_NS, START_NS + S).models == ()
         with closing(sqlite3.connect(path)) as connection:
             rows = connection.execute("SELECT count(*), count(DISTINCT trace) FROM spans")
@@ -320,5 +321,5 @@ def test_a_place_that_can_not_be_written_is_named(
     path = tmp_path / "traces.db"
     make(path)
     wanted = path if path.exists() else tmp_path / "x" / "traces.db"
-    with pytest.raises(TracesUnavailable, match="traces.db"):
+    with pytest.raises(TracesUnavailable, match=r"traces\.db"):
         TraceStore(wanted)
