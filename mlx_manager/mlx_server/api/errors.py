@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from mlx_manager.errors import InvalidRequest, MlxManagerError
+from mlx_manager.errors import InvalidQuery, InvalidRequest, MlxManagerError
 from mlx_manager.wire.openai.errors import error_body
 
 OPENAI_PREFIX = "/v1/"
@@ -60,7 +60,7 @@ async def _drawn(request: Request, exception: Exception) -> Response:
 
 
 async def _invalid(request: Request, exception: Exception) -> Response:
-    """A body that isn't what the endpoint takes: 400 as OpenAI has it, 422 elsewhere."""
+    """A body or a query that isn't what the endpoint takes: 400 as OpenAI has it, 422 elsewhere."""
     problems = cast(RequestValidationError, exception).errors()
     first = problems[0]
     param = _field(first["loc"][1:])
@@ -69,7 +69,8 @@ async def _invalid(request: Request, exception: Exception) -> Response:
     if is_body and "json" not in request.headers.get("content-type", ""):
         message = "The body must be JSON, sent with the header Content-Type: application/json."
     status = 400 if _is_openai(request) else 422
-    return _rendered(request, status, InvalidRequest.code, InvalidRequest.title, message, param, {})
+    kind = InvalidRequest if is_body else InvalidQuery
+    return _rendered(request, status, kind.code, kind.title, message, param, {})
 
 
 def _field(location: tuple[int | str, ...]) -> str | None:
