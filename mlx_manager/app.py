@@ -14,6 +14,7 @@ from mlx_manager.mlx_server.api.health import health_response
 from mlx_manager.mlx_server.app import server_app
 from mlx_manager.mlx_server.config import Settings as ServerSettings
 from mlx_manager.observability.logfire_config import instrument_fastapi
+from mlx_manager.traces import api as traces
 from mlx_manager.web import pages
 
 router = APIRouter(prefix="/api", tags=["Manager"])
@@ -38,6 +39,7 @@ def create_app(server_settings: ServerSettings) -> FastAPI:
     app.include_router(router)
     app.include_router(requests.router)
     app.include_router(timeouts.router)
+    app.include_router(traces.router)
     app.include_router(pages.router)
     app.mount("/static", pages.static_files, name="static")
     instrument_fastapi(app)

@@ -126,3 +126,59 @@ class RequestTimeout(MlxManagerError):
     code = "request_timeout"
     status = 504
     title = "Request timed out"
+
+
+class InvalidQuery(InvalidRequest):
+    """A query parameter that can't be understood; `param` names it."""
+
+    code = "invalid_query"
+    status = 422
+    title = "Invalid query"
+
+
+class TraceNotFound(MlxManagerError):
+    """No trace with this id is kept."""
+
+    code = "trace_not_found"
+    status = 404
+    title = "Trace not found"
+
+
+class TracesUnavailable(MlxManagerError):
+    """The trace store is switched off, or its file can't be used."""
+
+    code = "traces_unavailable"
+    status = 503
+    title = "Traces unavailable"
+
+
+class Unauthorized(MlxManagerError):
+    """The request needs a key, and has none or a wrong one."""
+
+    code = "unauthorized"
+    status = 401
+    title = "Unauthorized"
+
+
+class Forbidden(MlxManagerError):
+    """Nobody may do this from where the request came."""
+
+    code = "forbidden"
+    status = 403
+    title = "Forbidden"
+
+
+class ContentTooLarge(MlxManagerError):
+    """The body is larger than what is read."""
+
+    code = "content_too_large"
+    status = 413
+    title = "Content too large"
+
+
+class UnsupportedMediaType(MlxManagerError):
+    """The body has a type or an encoding that the endpoint doesn't take."""
+
+    code = "unsupported_media_type"
+    status = 415
+    title = "Unsupported media type"

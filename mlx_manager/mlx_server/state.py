@@ -31,6 +31,8 @@ from mlx_manager.observability.content import recording_content
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.observed import dropped
 from mlx_manager.observability.setup import flush, metric_source
+from mlx_manager.traces.recording import recording
+from mlx_manager.traces.store import StoreOptions, TraceStore
 
 FLUSH_S = 2.0
 STARTER_ID = "mlx-manager/starter"
@@ -48,6 +50,7 @@ class ServerState:
     audit: AuditLog
     time_limits: TimeLimits
     afterwards: Afterwards
+    traces: TraceStore | None
 
 
 @asynccontextmanager
@@ -57,6 +60,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         # After the process's lifespan uvicorn may leave without exit handlers: what isn't sent by then is lost.
         stack.push_async_callback(asyncio.to_thread, flush, FLUSH_S)
         afterwards = Afterwards()
+        # Before the pool, so that it closes after it: what the last requests did is kept, too.
+        traces = await _keep_traces(settings, stack)
         database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
         instrument_sqlalchemy(database.engine)
@@ -77,7 +82,19 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         audited = AuditedBackend(local, audit.entry_of, name="mlx")
         recorded = recording_content(audited, settings.capture_content)
         backend = InstrumentedBackend(recorded, later=afterwards.later)
-        yield ServerState(settings, database, pool, backend, audit, limits, afterwards)
+        yield ServerState(settings, database, pool, backend, audit, limits, afterwards, traces)
+
+
+async def _keep_traces(settings: Settings, stack: AsyncExitStack) -> TraceStore | None:
+    if not settings.traces:
+        return None
+    options = StoreOptions(
+        max_age_s=settings.traces_retention_days * 86_400, max_bytes=settings.traces_max_bytes
+    )
+    store = await stack.enter_async_context(recording(settings.traces_path, options))
+    if store is not None:
+        stack.enter_context(metric_source(dropped(lambda: {"store": store.dropped})))
+    return store
 
 
 def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:

@@ -14,7 +14,8 @@ from mlx_manager.observability.attributes import CANCELLED
 
 # The list of requests is polled by whoever watches it live.
 EXCLUDED_PATHS = frozenset({"/health", "/api/health", "/api/requests", "/metrics"})
-EXCLUDED_PREFIX = "/static/"
+# What looks at traces or brings some must not make more of them.
+EXCLUDED_PREFIXES = ("/static/", "/api/traces", "/otlp/")
 # nginx's number for a request whose client closed the connection before there was an answer.
 CLIENT_CLOSED_REQUEST = 499
 
@@ -22,7 +23,7 @@ CLIENT_CLOSED_REQUEST = 499
 def is_excluded(scope: MutableMapping[str, Any]) -> bool:
     """Whether a request is too frequent and too dull for a trace."""
     path: str = scope["path"]
-    return path in EXCLUDED_PATHS or path.startswith(EXCLUDED_PREFIX)
+    return path in EXCLUDED_PATHS or path.startswith(EXCLUDED_PREFIXES)
 
 
 class ServerSpanMiddleware:

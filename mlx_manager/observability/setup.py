@@ -117,6 +117,11 @@ def configure(
         return True
 
 
+def is_configured() -> bool:
+    """Whether this process has telemetry, and so `span_sink` anything to give."""
+    return _process is not None
+
+
 @contextmanager
 def span_sink(processor: SpanProcessor, name: str = "sink") -> Iterator[None]:
     """Give every span that ends to `processor`, redacted, sampled or not, until the block ends.
