@@ -1,0 +1,27 @@
+"""Figures as people read them: a number, a space, its unit."""
+
+from __future__ import annotations
+
+
+def duration_text(seconds: float) -> str:
+    """Three digits or so: `0.4 ms`, `12.3 ms`, `553 ms`, `2.73 s`, `1 min 12 s`, `2 h 5 min`."""
+    if seconds < 0.9995:
+        milliseconds = seconds * 1000
+        digits = 0 if milliseconds >= 99.95 else 1 if milliseconds >= 0.1 else 2
+        return f"{milliseconds:.{digits}f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest_s} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def count_text(number: float) -> str:
+    """A whole number with its thousands apart."""
+    return f"{number:,.0f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 token`, `2,048 tokens`."""
+    return f"{count_text(number)} {noun}{'' if number == 1 else 's'}"
