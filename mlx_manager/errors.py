@@ -102,3 +102,19 @@ class RequestTimeout(MlxManagerError):
     code = "request_timeout"
     status = 504
     title = "Request timed out"
+
+
+class LocalOnly(MlxManagerError):
+    """Somebody on another machine asked for what only this machine may see."""
+
+    code = "local_only"
+    status = 403
+    title = "Only for this machine"
+
+
+class WrongHost(MlxManagerError):
+    """The server was called by a name that is not its own."""
+
+    code = "wrong_host"
+    status = 403
+    title = "Unknown host name"

@@ -12,8 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.observability.attributes import CANCELLED
 
-EXCLUDED_PATHS = frozenset({"/health", "/api/health"})
-EXCLUDED_PREFIX = "/static/"
+EXCLUDED_PATHS = frozenset({"/health", "/api/health", "/api/events"})
+# The pages too: who watches traces would fill the list with traces of watching it.
+EXCLUDED_PREFIXES = ("/static/", "/traces/", "/requests/", "/dashboard/", "/settings/")
 # nginx's number for a request whose client closed the connection before there was an answer.
 CLIENT_CLOSED_REQUEST = 499
 
@@ -21,7 +22,7 @@ CLIENT_CLOSED_REQUEST = 499
 def is_excluded(scope: MutableMapping[str, Any]) -> bool:
     """Whether a request is too frequent and too dull for a trace."""
     path: str = scope["path"]
-    return path in EXCLUDED_PATHS or path.startswith(EXCLUDED_PREFIX)
+    return path in EXCLUDED_PATHS or f"{path}/".startswith(EXCLUDED_PREFIXES)
 
 
 class ServerSpanMiddleware:

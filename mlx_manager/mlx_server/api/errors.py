@@ -52,7 +52,11 @@ def describe_errors(app: FastAPI) -> None:
 
 
 async def _drawn(request: Request, exception: Exception) -> Response:
-    error = cast(MlxManagerError, exception)
+    return error_response(request, cast(MlxManagerError, exception))
+
+
+def error_response(request: Request, error: MlxManagerError) -> Response:
+    """Return a drawn error in the dialect of the path that was asked for."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     return _rendered(
         request, error.status, error.code, error.title, error.message, error.param, headers
@@ -78,8 +82,11 @@ def _field(location: tuple[int | str, ...]) -> str | None:
 
 
 async def _http(request: Request, exception: Exception) -> Response:
-    """What the framework refuses: unknown paths, wrong methods."""
-    error = cast(HTTPException, exception)
+    return http_error_response(request, cast(HTTPException, exception))
+
+
+def http_error_response(request: Request, error: HTTPException) -> Response:
+    """Return what the framework refuses (unknown paths, wrong methods) in the caller's dialect."""
     title = TITLES.get(error.status_code) or http.HTTPStatus(error.status_code).phrase
     message = error.detail
     if error.status_code == 404:
