@@ -94,7 +94,8 @@ async def open_database(url: str, *, busy_timeout_s: float = 5.0) -> Database:
     address = _parse(url)
     engine = _create_engine(address, busy_timeout_s)
     with _trouble_explained(address):
-        _make_private_file(address)
+        if (path := _sqlite_path(address)) is not None:
+            make_private_file(path)
         async with engine.connect():
             pass
     return Database(engine, async_sessionmaker(engine, expire_on_commit=False))
@@ -120,6 +121,13 @@ def explain(error: BaseException) -> str:
     return getattr(cause, "sqlite_errorname", type(cause).__name__)
 
 
+def make_private_file(path: Path) -> None:
+    """Create an SQLite file for its owner alone; SQLite gives those beside it the same mode."""
+    if not path.parent.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+
+
 def _parse(url: str) -> URL:
     try:
         address = make_url(url)
@@ -131,16 +139,6 @@ def _parse(url: str) -> URL:
     if address.drivername == "sqlite":
         return address.set(drivername="sqlite+aiosqlite")
     return address
-
-
-def _make_private_file(address: URL) -> None:
-    """Create the SQLite file for its owner alone; SQLite gives those beside it the same mode."""
-    path = _sqlite_path(address)
-    if path is None:
-        return
-    if not path.parent.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _sqlite_path(address: URL) -> Path | None:

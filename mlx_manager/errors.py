@@ -104,6 +104,30 @@ class RequestTimeout(MlxManagerError):
     title = "Request timed out"
 
 
+class InvalidQuery(InvalidRequest):
+    """A query parameter that can't be understood; `param` names it."""
+
+    code = "invalid_query"
+    status = 422
+    title = "Invalid query"
+
+
+class TraceNotFound(MlxManagerError):
+    """No trace with this id is kept."""
+
+    code = "trace_not_found"
+    status = 404
+    title = "Trace not found"
+
+
+class TracesUnavailable(MlxManagerError):
+    """The trace store is switched off, or its file can't be used."""
+
+    code = "traces_unavailable"
+    status = 503
+    title = "Traces unavailable"
+
+
 class LocalOnly(MlxManagerError):
     """Somebody on another machine asked for what only this machine may see."""
 

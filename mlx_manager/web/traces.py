@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from mlx_manager.errors import InvalidRequest, TraceNotFound
+from mlx_manager.errors import InvalidQuery, TraceNotFound
 from mlx_manager.traces.explain import explain
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import Trace, TracePage
@@ -76,7 +76,7 @@ def _listing(traces: TraceReader, question: Question, cursor: str | None) -> Lis
     models = traces.models()
     try:
         return Listing(traces.list_traces(wanted, PAGE, cursor), models, curve)
-    except InvalidRequest:
+    except InvalidQuery:
         return Listing(traces.list_traces(wanted, PAGE), models, curve, has_expired_cursor=True)
 
 

@@ -1,0 +1,176 @@
+"""`TraceStore`: the traces of this machine in one SQLite file, written on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from mlx_manager.database import explain
+from mlx_manager.errors import TracesUnavailable
+from mlx_manager.observability.span_record import SpanRecord
+from mlx_manager.traces import retention, writing
+from mlx_manager.traces.inbox import Inbox, Promise
+from mlx_manager.traces.reader import TraceReader
+from mlx_manager.traces.schema import is_broken, move_aside, open_for_writing
+
+logger = logging.getLogger(__name__)
+
+NS_PER_S = 1_000_000_000
+# Longest silence between two complaints about the same file.
+COMPLAIN_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How much is kept, and how it is written.
+
+    A batch is written after `linger_s` or when it has `batch` spans: so much a killed process loses at most. Beyond
+    `capacity` waiting spans, further ones are dropped and counted.
+    """
+
+    max_age_s: float = 7 * 86400.0
+    max_bytes: int = 2**30
+    linger_s: float = 0.25
+    batch: int = 1000
+    capacity: int = 20_000
+    retention_every_s: float = 30.0
+
+
+class TraceStore(TraceReader):
+    """A `TraceReader` that also takes spans. Raises TracesUnavailable when the file can't be opened."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: StoreOptions | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        super().__init__(path)
+        self._options = options or StoreOptions()
+        self._clock_ns = clock_ns
+        self._inbox = Inbox(self._options.capacity, self._options.batch)
+        self._lock = threading.Lock()
+        self._dropped = 0
+        self._taken = 0
+        self._settled = 0
+        self._progress = threading.Condition()
+        self._complained_s = float("-inf")
+        self._is_closing = False
+        self._connection = open_for_writing(path)
+        self._thread = threading.Thread(target=self._run, name="trace-store", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Spans that were lost since the start: too many at once, or the file could not be written."""
+        return self._dropped
+
+    def put(self, promise: Promise) -> bool:
+        """Take a span that `promise` makes on the store's thread; False when it was dropped. Never waits."""
+        # The lock is held for as long as an append takes.
+        with self._lock:
+            if self._is_closing or not self._inbox.put(promise):
+                self._dropped += 1
+                return False
+            self._taken += 1
+            return True
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until what was taken so far can be read; False when `timeout_s` passed first."""
+        with self._lock:
+            goal = self._taken
+        self._inbox.hurry()
+        with self._progress:
+            return self._progress.wait_for(lambda: self._settled >= goal, timeout_s)
+
+    def close(self, timeout_s: float) -> bool:
+        """Write what waits and close the file; False when that took longer than `timeout_s` and what's left is lost."""
+        with self._lock:
+            self._is_closing = True
+        self._inbox.hurry()
+        self._thread.join(timeout_s)
+        self.close_connections()
+        if self._thread.is_alive():
+            logger.warning(
+                "the trace store did not finish in %g s; its last spans are lost", timeout_s
+            )
+            return False
+        return True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(5.0)
+
+    def _run(self) -> None:
+        swept_s = float("-inf")
+        while not self._is_closing or len(self._inbox):
+            if not self._is_closing:
+                self._inbox.wait(self._options.retention_every_s, self._options.linger_s)
+            promises = self._inbox.take()
+            if promises:
+                self._write(promises)
+            if time.monotonic() - swept_s >= self._options.retention_every_s:
+                self._guarded(self._sweep)
+                swept_s = time.monotonic()
+        self._connection.close()
+
+    def _write(self, promises: list[Promise]) -> None:
+        spans = list(self._kept(promises))
+        lost = self._guarded(lambda: writing.store_spans(self._connection, spans, self._clock_ns()))
+        self._drop(len(promises) - len(spans) + (len(spans) if lost is None else lost))
+        with self._progress:
+            self._settled += len(promises)
+            self._progress.notify_all()
+
+    def _kept(self, promises: list[Promise]) -> Iterator[SpanRecord]:
+        for promise in promises:
+            try:
+                yield promise()
+            except Exception as error:  # noqa: BLE001 - one span that can't be read must not cost the others
+                self._complain(f"a span could not be read: {type(error).__name__}")
+
+    def _sweep(self) -> int:
+        options = self._options
+        max_age_ns = round(options.max_age_s * NS_PER_S)
+        return retention.enforce(self._connection, self._clock_ns(), max_age_ns, options.max_bytes)
+
+    def _guarded(self, work: Callable[[], int]) -> int | None:
+        """Do it; None when the file did not let us, which is said but never stops the thread."""
+        try:
+            return work()
+        except sqlite3.Error as error:
+            self._complain(f"{self.path} can't be written: {explain(error)}")
+            if is_broken(error):
+                self._begin_anew()
+        except Exception as error:  # noqa: BLE001 - telemetry loses its own data and goes on
+            self._complain(f"spans could not be stored: {type(error).__name__}")
+        return None
+
+    def _begin_anew(self) -> None:
+        self._connection.close()
+        self.close_connections()
+        try:
+            move_aside(self.path)
+            self._connection = open_for_writing(self.path)
+        except (TracesUnavailable, OSError) as error:
+            self._complain(str(error))
+
+    def _drop(self, count: int) -> None:
+        if count:
+            with self._lock:
+                self._dropped += count
+
+    def _complain(self, message: str) -> None:
+        if time.monotonic() - self._complained_s >= COMPLAIN_EVERY_S:
+            self._complained_s = time.monotonic()
+            logger.error("trace store: %s", message)

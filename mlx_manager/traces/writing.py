@@ -1,0 +1,134 @@
+"""Put spans into the store's file: any order, any number of times, the same result."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mlx_manager.observability.span_record import SpanRecord
+from mlx_manager.traces.rows import (
+    REQUEST_COLUMNS,
+    SPAN_COLUMNS,
+    SUMMARY_COLUMNS,
+    Origin,
+    from_span_row,
+    origin_of,
+    to_span_row,
+    to_summary_row,
+)
+from mlx_manager.traces.schema import transaction
+from mlx_manager.traces.summarise import model_requests, summarise
+
+# A trace is summed up anew from all its spans whenever one arrives: that has to end somewhere.
+MOST_SPANS = 10_000
+
+
+def _insert(table: str, columns: Iterable[str], verb: str = "INSERT") -> str:
+    listed = list(columns)
+    return f"{verb} INTO {table} ({', '.join(listed)}) VALUES ({', '.join('?' * len(listed))})"
+
+
+INSERT_TRACE = _insert("traces", ("stored_ns", *SUMMARY_COLUMNS))
+UPDATE_TRACE = f"UPDATE traces SET {', '.join(f'{name} = ?' for name in SUMMARY_COLUMNS)} WHERE id = ?"  # fmt: skip
+# A span that is sent twice stays one: the key is its trace and its id.
+REPLACE_SPAN = _insert("spans", ("trace", *SPAN_COLUMNS), "REPLACE")
+INSERT_REQUEST = _insert("requests", ("trace", "number", *REQUEST_COLUMNS))
+SELECT_SPANS = f"SELECT {', '.join(SPAN_COLUMNS)} FROM spans WHERE trace = ?"
+SELECT_ORIGINS = (
+    "SELECT id, service, scope, resource FROM origins"
+    " WHERE id IN (SELECT DISTINCT origin FROM spans WHERE trace = ?)"
+)
+UPSERT_ORIGIN = """
+INSERT INTO origins (digest, service, scope, resource, last_trace) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (digest) DO UPDATE SET last_trace = max(last_trace, excluded.last_trace) RETURNING id
+"""
+
+
+def store_spans(connection: sqlite3.Connection, spans: Iterable[SpanRecord], now_ns: int) -> int:
+    """Store all or, when it raises, none of `spans`; return how many found no room in their trace any more."""
+    traces: defaultdict[str, dict[str, SpanRecord]] = defaultdict(dict)
+    for span in spans:
+        traces[span.trace_id][span.span_id] = span
+    with transaction(connection):
+        batch = _Batch(connection, now_ns)
+        return sum(batch.store(trace_id, found) for trace_id, found in traces.items())
+
+
+def read_spans(connection: sqlite3.Connection, trace: int, trace_id: str) -> list[SpanRecord]:
+    """All spans of the trace in row `trace`, in the order of their ids."""
+    origins = {
+        number: Origin(*origin)
+        for number, *origin in connection.execute(SELECT_ORIGINS, [trace]).fetchall()
+    }
+    rows = connection.execute(SELECT_SPANS, [trace]).fetchall()
+    return [from_span_row(trace_id, row, origins) for row in rows]
+
+
+class _Batch:
+    """One transaction's work."""
+
+    def __init__(self, connection: sqlite3.Connection, now_ns: int) -> None:
+        self._connection = connection
+        self._now_ns = now_ns
+        self._origins: dict[tuple[Origin, int], int] = {}
+
+    def store(self, trace_id: str, found: dict[str, SpanRecord]) -> int:
+        """Store one trace's spans; return how many were too many."""
+        row = self._connection.execute(
+            "SELECT id FROM traces WHERE trace_id = ?", [bytes.fromhex(trace_id)]
+        ).fetchone()
+        known = read_spans(self._connection, row[0], trace_id) if row else []
+        kept = _with_room(found, {span.span_id for span in known})
+        whole = list(({span.span_id: span for span in known} | kept).values())
+        summary = to_summary_row(summarise(trace_id, whole))
+        trace = self._update(row[0], summary) if row else self._insert(summary)
+        self._connection.executemany(
+            REPLACE_SPAN,
+            [(trace, *to_span_row(span, self._origin(span, trace))) for span in kept.values()],
+        )
+        self._write_requests(trace, whole)
+        return len(found) - len(kept)
+
+    def _insert(self, summary: tuple[Any, ...]) -> int:
+        trace = self._connection.execute(INSERT_TRACE, (self._now_ns, *summary)).lastrowid
+        assert trace is not None
+        return trace
+
+    def _update(self, trace: int, summary: tuple[Any, ...]) -> int:
+        self._connection.execute(UPDATE_TRACE, (*summary, trace))
+        self._connection.execute("DELETE FROM requests WHERE trace = ?", [trace])
+        return trace
+
+    def _write_requests(self, trace: int, spans: Sequence[SpanRecord]) -> None:
+        requests = model_requests(spans)
+        self._connection.executemany(
+            INSERT_REQUEST,
+            [
+                (trace, number, *(getattr(request, name) for name in REQUEST_COLUMNS))
+                for number, request in enumerate(requests)
+            ],
+        )
+
+    def _origin(self, span: SpanRecord, trace: int) -> int:
+        origin = origin_of(span)
+        if (known := self._origins.get((origin, trace))) is not None:
+            return known
+        (number,) = self._connection.execute(
+            UPSERT_ORIGIN, (origin.digest, *origin, trace)
+        ).fetchone()
+        self._origins[origin, trace] = number
+        return int(number)
+
+
+def _with_room(found: dict[str, SpanRecord], known: set[str]) -> dict[str, SpanRecord]:
+    room = MOST_SPANS - len(known)
+    kept = {}
+    for span_id, span in found.items():
+        if span_id in known:
+            kept[span_id] = span
+        elif room > 0:
+            kept[span_id] = span
+            room -= 1
+    return kept
