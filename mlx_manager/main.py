@@ -17,4 +17,4 @@ instrument_llm_clients()
 
 from mlx_manager.app import create_app
 
-app = create_app(ServerSettings())
+app = create_app(ServerSettings(), settings)

@@ -77,13 +77,13 @@ class Question:
             text=self.text or None,
             status=next((status for status in STATUSES if status == self.status), None),
             model=self.model or None,
-            min_duration_s=_milliseconds(self.min_ms),
-            max_duration_s=_milliseconds(self.max_ms),
+            min_duration_s=milliseconds(self.min_ms),
+            max_duration_s=milliseconds(self.max_ms),
             since_ns=now_ns - span.seconds * 10**9 if span else None,
         )
 
 
-def _milliseconds(text: str) -> float | None:
+def milliseconds(text: str) -> float | None:
     """Seconds in a number of milliseconds; None for what is no number of them."""
     try:
         seconds = float(text) / 1000

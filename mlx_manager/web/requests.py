@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, or_, select
 
 from mlx_manager.database import Database
 from mlx_manager.mlx_server.api.dependencies import CurrentState
-from mlx_manager.mlx_server.audit.service import recent
 from mlx_manager.mlx_server.audit.tables import AuditRow
+from mlx_manager.web.filters import SPANS, Question, milliseconds, span_of
 from mlx_manager.web.shell import page
 
 PAGE = 50
+OUTCOMES = {"ok": "completed", "error": "failed", "cancelled": "cancelled"}
 
 router = APIRouter(include_in_schema=False)
 
@@ -25,26 +27,57 @@ class RequestPage:
 
     rows: Sequence[AuditRow]
     older: int | None
+    models: Sequence[str]
 
 
 @router.get("/requests")
 async def show_requests(request: Request, state: CurrentState, before: str = "") -> Response:
     """List the audit log."""
-    found = await audited_requests(state.database, _row_id(before))
-    return page(request, "requests.html", {"found": found, "before": before})
+    question = Question.read(request.query_params)
+    found = await audited_requests(state.database, question, _row_id(before))
+    context = {
+        "found": found,
+        "question": question,
+        "before": before,
+        "spans": SPANS,
+        "statuses": OUTCOMES,
+    }
+    return page(request, "requests.html", context)
 
 
-async def audited_requests(database: Database, before: int | None) -> RequestPage:
-    """Return a page of the audit log."""
+async def audited_requests(
+    database: Database, question: Question, before: int | None
+) -> RequestPage:
+    """Return a page of the audit log and the models that it speaks of."""
+    wanted = [*_conditions(question), *([AuditRow.id < before] if before is not None else [])]
+    newest_first = select(AuditRow).where(*wanted).order_by(AuditRow.id.desc()).limit(PAGE + 1)
     async with database.sessions() as session:
-        rows = list(await recent(session, PAGE + 1, before))
-    return RequestPage(rows[:PAGE], rows[PAGE - 1].id if len(rows) > PAGE else None)
+        rows = (await session.scalars(newest_first)).all()
+        models = (await session.scalars(select(AuditRow.model).distinct())).all()
+    older = rows[PAGE - 1].id if len(rows) > PAGE else None
+    return RequestPage(rows[:PAGE], older, sorted(filter(None, models)))
 
 
 async def newest_request(database: Database) -> int | None:
     """The id of the row written last."""
     async with database.sessions() as session:
         return await session.scalar(select(func.max(AuditRow.id)))
+
+
+def _conditions(question: Question) -> Iterator[ColumnElement[bool]]:
+    if question.text:
+        columns = (AuditRow.request_id, AuditRow.trace_id, AuditRow.model, AuditRow.error_code)
+        yield or_(*(column.icontains(question.text, autoescape=True) for column in columns))
+    if question.status in OUTCOMES:
+        yield AuditRow.outcome == OUTCOMES[question.status]
+    if question.model:
+        yield AuditRow.model == question.model
+    if (least_s := milliseconds(question.min_ms)) is not None:
+        yield AuditRow.duration_s >= least_s
+    if (most_s := milliseconds(question.max_ms)) is not None:
+        yield AuditRow.duration_s <= most_s
+    if span := span_of(question.time):
+        yield AuditRow.started_at >= datetime.now(UTC) - timedelta(seconds=span.seconds)
 
 
 def _row_id(text: str) -> int | None:
