@@ -72,6 +72,7 @@ def mlx_manager_server(
     ]
     own = {
         "MLX_SERVER_DATABASE_URL": f"sqlite+aiosqlite:///{folder / 'server.db'}",
+        "MLX_SERVER_TRACES_PATH": str(folder / "traces.db"),
         "MLX_SERVER_HUB_CACHE": str(folder / "hub"),
     }
     with _running(command, {**os.environ, **own, **(environment or {})}, folder) as running:

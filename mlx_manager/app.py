@@ -15,6 +15,7 @@ from mlx_manager.mlx_server.api.health import health_response
 from mlx_manager.mlx_server.app import server_app
 from mlx_manager.mlx_server.config import Settings as ServerSettings
 from mlx_manager.observability.logfire_config import instrument_fastapi
+from mlx_manager.traces import api as traces
 from mlx_manager.web import events, pages
 from mlx_manager.web.guard import GuardMiddleware
 from mlx_manager.web.problem import install_error_pages
@@ -37,10 +38,12 @@ async def get_version() -> dict[str, Any]:
 
 
 def create_app(server_settings: ServerSettings, settings: Settings | None = None) -> FastAPI:
-    """Return the manager with the inference server in it."""
-    settings = settings or Settings()
+    """Return the manager with the inference server in it; without `settings` as they are by default."""
+    # Not `Settings()`, which would read the environment: that is for `main`.
+    settings = settings or Settings.model_construct()
     app = server_app("MLX Manager", server_settings, beside=events.live_updates)
     app.include_router(router)
+    app.include_router(traces.router)
     app.include_router(events.router)
     app.include_router(pages.router)
     app.mount("/static", static_files, name="static")

@@ -26,7 +26,6 @@ from mlx_manager.mlx_server.observability.logfire_config import instrument_fasta
 from mlx_manager.mlx_server.state import open_state
 from mlx_manager.observability.context import current_trace_id, tag_request
 
-
 Beside = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 

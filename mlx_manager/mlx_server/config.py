@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mlx_manager.chat.request import Operation
@@ -101,6 +101,24 @@ class Settings(BaseSettings):
     audit_retention_days: float = Field(
         30.0, gt=0, description="Days that a row of the audit log is kept."
     )
+    traces: bool = Field(True, description="Keep traces on this machine, to be looked at there.")
+    traces_path: Path = Field(
+        HOME / "traces.db", description="SQLite file that traces are kept in."
+    )
+    traces_retention_days: float = Field(
+        7.0, gt=0, le=36_500, description="Days that a trace is kept."
+    )
+    traces_max_bytes: int = Field(
+        2**30,
+        ge=2**20,
+        description="Bytes that the file of traces may take; the oldest make room.",
+    )
+    otlp_key: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="Key that others send with their spans to `/otlp/v1/traces`; without one only this machine may "
+        "send any.",
+    )
     blas_library: Path | None = Field(
         None,
         description="Linux on a CPU: BLAS library to preload into engine processes, instead of the OpenBLAS that is "
@@ -112,7 +130,7 @@ class Settings(BaseSettings):
         """Seconds that a request may take, by what it asks for."""
         return {"chat": self.chat_timeout_s, "text_completion": self.completion_timeout_s}
 
-    @field_validator("hub_cache", "blas_library", mode="after")
+    @field_validator("hub_cache", "blas_library", "traces_path", mode="after")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value else None

@@ -26,6 +26,8 @@ from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
 from mlx_manager.observability.context import current_trace_id
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.setup import flush
+from mlx_manager.traces.recording import recording
+from mlx_manager.traces.store import StoreOptions, TraceStore
 
 FLUSH_S = 2.0
 STARTER_ID = "mlx-manager/starter"
@@ -40,6 +42,7 @@ class ServerState:
     database: Database
     pool: ModelPool
     backend: ChatBackend
+    traces: TraceStore | None
 
 
 @asynccontextmanager
@@ -48,6 +51,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
     async with AsyncExitStack() as stack:
         # After the process's lifespan uvicorn may leave without exit handlers: what isn't sent by then is lost.
         stack.push_async_callback(asyncio.to_thread, flush, FLUSH_S)
+        # Before the pool, so that it closes after it: what the last requests did is kept, too.
+        traces = await _keep_traces(settings, stack)
         database = await open_database(settings.database_url)
         stack.push_async_callback(database.close)
         instrument_sqlalchemy(database.engine)
@@ -61,7 +66,16 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         if settings.preload is not None:
             await local.load(settings.preload)
         audited = AuditedBackend(local, writer, name="mlx", trace_id=current_trace_id)
-        yield ServerState(settings, database, pool, InstrumentedBackend(audited))
+        yield ServerState(settings, database, pool, InstrumentedBackend(audited), traces)
+
+
+async def _keep_traces(settings: Settings, stack: AsyncExitStack) -> TraceStore | None:
+    if not settings.traces:
+        return None
+    options = StoreOptions(
+        max_age_s=settings.traces_retention_days * 86_400, max_bytes=settings.traces_max_bytes
+    )
+    return await stack.enter_async_context(recording(settings.traces_path, options))
 
 
 def make_pool(settings: Settings) -> ModelPool:

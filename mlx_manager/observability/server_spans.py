@@ -13,8 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlx_manager.observability.attributes import CANCELLED
 
 EXCLUDED_PATHS = frozenset({"/health", "/api/health", "/api/events"})
-# The pages too: who watches traces would fill the list with traces of watching it.
-EXCLUDED_PREFIXES = ("/static/", "/traces/", "/requests/", "/dashboard/", "/settings/")
+# What looks at traces or brings some must not make more of them: the pages, too.
+EXCLUDED_PREFIXES = (
+    *("/static/", "/api/traces/", "/otlp/"),
+    *("/traces/", "/requests/", "/dashboard/", "/settings/"),
+)
 # nginx's number for a request whose client closed the connection before there was an answer.
 CLIENT_CLOSED_REQUEST = 499
 

@@ -83,6 +83,11 @@ def configure(
         return True
 
 
+def is_configured() -> bool:
+    """Whether this process has telemetry, and so `span_sink` anything to give."""
+    return _process is not None
+
+
 @contextmanager
 def span_sink(processor: SpanProcessor) -> Iterator[None]:
     """Give every span that ends to `processor`, redacted, until the block ends. Telemetry must be configured."""

@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import SpanKind as OtelKind
 from opentelemetry.trace import StatusCode
 
+from mlx_manager.observability import attributes as names
 from mlx_manager.observability.span_record import (
     Attributes,
     SpanEvent,
@@ -48,9 +49,19 @@ class SpanRecorder(SpanProcessor):
         self._take = take
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Hand it on, unless it is Logfire's notice of a span that has only begun."""
-        if (span.attributes or {}).get(SPAN_TYPE) != PENDING:
+        """Hand it on, if it is one to keep."""
+        if _is_kept(span):
             self._take(partial(to_record, span))
+
+
+def _is_kept(span: ReadableSpan) -> bool:
+    """Neither Logfire's notice of a span that has only begun, nor a statement outside of any request.
+
+    Migrations and the audit log's batches would each be a trace of one span.
+    """
+    attributes = span.attributes or {}
+    is_upkeep = span.parent is None and names.DB_SYSTEM in attributes
+    return not is_upkeep and attributes.get(SPAN_TYPE) != PENDING
 
 
 def to_record(span: ReadableSpan) -> SpanRecord:

@@ -147,7 +147,9 @@ def prompt_was_tokenized(trace: Trace) -> Iterator[Finding]:
 def request_was_admitted(trace: Trace) -> Iterator[Finding]:
     """Checking who asks, and choosing who answers."""
     for span in _noticeable_phases(trace, "authenticate"):
-        yield _finding("authenticate", span, f"Checking the key took {duration_text(_seconds(span))}.")
+        yield _finding(
+            "authenticate", span, f"Checking the key took {duration_text(_seconds(span))}."
+        )
     for span in _noticeable_phases(trace, "route"):
         took = duration_text(_seconds(span))
         yield _finding("route", span, f"Choosing the backend took {took}.")

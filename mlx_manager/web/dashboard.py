@@ -53,7 +53,8 @@ async def show_dashboard(
 ) -> Response:
     """Show the figures."""
     span = span_of(request.query_params.get("time", ""), USUAL_TIME)
-    stats, models = None, ()
+    stats: Stats | None = None
+    models: tuple[str, ...] = ()
     if traces is not None and span is not None:
         stats, models = await asyncio.to_thread(_figures, traces, span.seconds, model[:255])
     context = {
@@ -88,7 +89,9 @@ def charts(stats: Stats) -> Iterator[Chart]:
     """The curves of the page; a column without requests has no latency, but it has zero requests."""
     width_s = stats.bucket_ns / 1e9
 
-    def over_time(*reads: Callable[[StatsBucket], float | None]) -> tuple[tuple[float | None, ...], ...]:
+    def over_time(
+        *reads: Callable[[StatsBucket], float | None],
+    ) -> tuple[tuple[float | None, ...], ...]:
         times = tuple(bucket.start_ns / 1e9 for bucket in stats.buckets)
         return times, *(tuple(read(bucket) for bucket in stats.buckets) for read in reads)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 
@@ -76,5 +76,3 @@ async def _frames(live: Live) -> AsyncIterator[str]:
         else:
             yield f"event: snapshot\ndata: {json.dumps({**asdict(snapshot), 'active': snapshot.active})}\n\n"
     yield "event: end\ndata: {}\n\n"
-
-

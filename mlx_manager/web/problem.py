@@ -24,7 +24,9 @@ def install_error_pages(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404 and _wants_page(request):
-            return _problem_page(request, 404, "Not found", f"There is nothing at {request.url.path}.")
+            return _problem_page(
+                request, 404, "Not found", f"There is nothing at {request.url.path}."
+            )
         return http_error_response(request, error)
 
     app.add_exception_handler(MlxManagerError, drawn)

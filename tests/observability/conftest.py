@@ -74,4 +74,5 @@ def clean_environment(home: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "HOME": str(home),
         "MLX_SERVER_DATABASE_URL": f"sqlite+aiosqlite:///{home / 'test.db'}",
+        "MLX_SERVER_TRACES_PATH": str(home / "traces.db"),
     }

@@ -23,6 +23,7 @@ def environment(folder: Path, **changes: str) -> dict[str, str]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MLX_")}
     own = {
         "MLX_SERVER_DATABASE_URL": f"sqlite+aiosqlite:///{folder / 'mlx.db'}",
+        "MLX_SERVER_TRACES_PATH": str(folder / "traces.db"),
         "HF_HOME": str(folder / "hub"),
         "COLUMNS": "200",
     }

@@ -111,6 +111,7 @@ def settings_for(folder: Path, model_dir: Path, **changes: object) -> Settings:
     values: dict[str, object] = {
         "database_url": f"sqlite+aiosqlite:///{folder / 'server.db'}",
         "model_dirs": (model_dir,),
+        "traces_path": folder / "traces.db",
         "hub_cache": folder / "hub",
         "max_loaded_models": 4,
     }

@@ -69,7 +69,8 @@ async def _invalid(request: Request, exception: Exception) -> Response:
     first = problems[0]
     param = _field(first["loc"][1:])
     message = f"{param}: {first['msg']}" if param else str(first["msg"])
-    if "json" not in request.headers.get("content-type", ""):
+    is_body = first["loc"][0] == "body"
+    if is_body and "json" not in request.headers.get("content-type", ""):
         message = "The body must be JSON, sent with the header Content-Type: application/json."
     status = 400 if _is_openai(request) else 422
     return _rendered(request, status, InvalidRequest.code, InvalidRequest.title, message, param, {})
