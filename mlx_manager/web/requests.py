@@ -16,6 +16,7 @@ from mlx_manager.web.filters import SPANS, Question, milliseconds, span_of
 from mlx_manager.web.shell import page
 
 PAGE = 50
+EXPORTS = ("jsonl", "csv")
 OUTCOMES = {"ok": "completed", "error": "failed", "cancelled": "cancelled"}
 
 router = APIRouter(include_in_schema=False)
@@ -37,6 +38,9 @@ async def show_requests(request: Request, state: CurrentState, before: str = "")
     found = await audited_requests(state.database, question, _row_id(before))
     context = {
         "found": found,
+        "models": found.models,
+        "text_hint": "Request or trace id, model, error",
+        "exports": {name: question.address("/api/requests", format=name) for name in EXPORTS},
         "question": question,
         "before": before,
         "spans": SPANS,

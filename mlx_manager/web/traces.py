@@ -47,6 +47,8 @@ async def show_traces(request: Request, traces: CurrentTraces, cursor: str = "")
     span = span_of(question.time, USUAL_TIME)
     context = {
         "listing": listing,
+        "models": listing.models if listing else (),
+        "text_hint": "Id, name, model or request id",
         "question": question,
         "cursor": cursor,
         "spans": SPANS,
