@@ -5,6 +5,8 @@ from __future__ import annotations
 
 def duration_text(seconds: float) -> str:
     """Three digits or so: `0.4 ms`, `12.3 ms`, `553 ms`, `2.73 s`, `1 min 12 s`, `2 h 5 min`."""
+    if seconds == 0:
+        return "0 ms"
     if seconds < 0.9995:
         milliseconds = seconds * 1000
         digits = 0 if milliseconds >= 99.95 else 1 if milliseconds >= 0.1 else 2
@@ -13,8 +15,9 @@ def duration_text(seconds: float) -> str:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     minutes, rest_s = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest_s} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+        return f"{minutes} min {rest_s} s" if rest_s else f"{minutes} min"
+    hours, rest_min = divmod(minutes, 60)
+    return f"{hours} h {rest_min} min" if rest_min else f"{hours} h"
 
 
 def count_text(number: float) -> str:

@@ -46,4 +46,4 @@ def _strokes(values: Sequence[float | None], top: float) -> Iterator[str]:
                 f"{(index + 0.5) * step:.1f} {HEIGHT - 2 - (value or 0) / top * (HEIGHT - 4):.1f}"
                 for index, value in run
             ]
-            yield f"M{'L'.join(points)}{'h3' if len(points) == 1 else ''}"
+            yield f"M{'L'.join(points)}{'h4' if len(points) == 1 else ''}"

@@ -21,8 +21,8 @@ from mlx_manager.web.store import CurrentTraces
 from mlx_manager.web.waterfall import token_timelines, waterfall
 
 PAGE = 50
-# Over which the sparkline goes when the question names no time.
-USUAL_TIME = "1h"
+# The shortest time that the sparkline shows, and the longest when the question names none.
+LEAST_NS, MOST_NS = 60 * 10**9, 7 * 86_400 * 10**9
 
 router = APIRouter(include_in_schema=False)
 
@@ -34,6 +34,7 @@ class Listing:
     found: TracePage
     models: tuple[str, ...]
     curve: Sparkline | None
+    curve_ns: int
     has_expired_cursor: bool = False
 
 
@@ -44,7 +45,6 @@ async def show_traces(request: Request, traces: CurrentTraces, cursor: str = "")
     listing = None
     if traces is not None:
         listing = await asyncio.to_thread(_listing, traces, question, cursor or None)
-    span = span_of(question.time, USUAL_TIME)
     context = {
         "listing": listing,
         "models": listing.models if listing else (),
@@ -53,7 +53,6 @@ async def show_traces(request: Request, traces: CurrentTraces, cursor: str = "")
         "cursor": cursor,
         "spans": SPANS,
         "statuses": STATUSES,
-        "curve_time": span.name if span else "",
     }
     return page(request, "traces.html", context)
 
@@ -72,14 +71,23 @@ async def show_trace(
 def _listing(traces: TraceReader, question: Question, cursor: str | None) -> Listing:
     now_ns = time.time_ns()
     wanted = question.to_filter(now_ns)
-    span = span_of(question.time, USUAL_TIME)
-    since_ns = now_ns - (span.seconds if span else 3600) * 10**9
-    curve = sparkline(traces.stats(since_ns, now_ns, wanted.model, buckets=60))
-    models = traces.models()
+    has_expired_cursor = False
     try:
-        return Listing(traces.list_traces(wanted, PAGE, cursor), models, curve)
+        found = traces.list_traces(wanted, PAGE, cursor)
     except InvalidQuery:
-        return Listing(traces.list_traces(wanted, PAGE), models, curve, has_expired_cursor=True)
+        found, has_expired_cursor = traces.list_traces(wanted, PAGE), True
+    curve_ns = _curve_ns(question, found, now_ns)
+    stats = traces.stats(now_ns - curve_ns, now_ns, wanted.model, buckets=60)
+    return Listing(found, traces.models(), sparkline(stats), curve_ns, has_expired_cursor)
+
+
+def _curve_ns(question: Question, found: TracePage, now_ns: int) -> int:
+    """How far back the sparkline goes: the time that was asked for, or as far as the list."""
+    span = span_of(question.time)
+    if span is not None:
+        return span.seconds * 10**9
+    oldest_ns = min((trace.started_ns for trace in found.traces), default=now_ns)
+    return min(max(now_ns - oldest_ns, LEAST_NS), MOST_NS)
 
 
 def _described(trace: Trace) -> dict[str, object]:

@@ -8,6 +8,12 @@ const seconds = (value) => {
   return `${DIGITS.format(value)} s`;
 };
 
+// Points only where there is no line to see: a value between two holes.
+const alone = (plot, series) => {
+  const values = plot.data[series];
+  return [...values.keys()].filter((at) => values[at] != null && values[at - 1] == null && values[at + 1] == null);
+};
+
 class TimeChart extends HTMLElement {
   #plot = null;
   #redraw = () => this.#draw();
@@ -32,6 +38,13 @@ class TimeChart extends HTMLElement {
     return { width: Math.max(120, this.clientWidth), height: 180 };
   }
 
+  // Local time; with the day where the chart is longer than one.
+  #when(at) {
+    const isLong = this.dataset.until - this.dataset.since > 86400;
+    const day = isLong ? { day: "numeric", month: "short" } : {};
+    return new Date(at * 1000).toLocaleString("en-GB", { ...day, hour: "2-digit", minute: "2-digit" });
+  }
+
   #say(value) {
     if (value == null) return "–";
     return this.dataset.unit === "s" ? seconds(value) : `${DIGITS.format(value)} ${this.dataset.unit}`;
@@ -54,17 +67,17 @@ class TimeChart extends HTMLElement {
         legend: { live: true },
         scales: { x: { time: true, range: () => [Number(this.dataset.since), Number(this.dataset.until)] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
         axes: [
-          { ...axis, grid: { show: false }, space: 70 },
+          { ...axis, grid: { show: false }, space: 60, values: (_, marks) => marks.map((mark) => this.#when(mark)) },
           { ...axis, size: 64, space: 32, values: (_, marks) => marks.map((mark) => (this.dataset.unit === "s" ? seconds(mark) : DIGITS.format(mark))) },
         ],
         series: [
-          { label: "Time", value: (_, at) => (at == null ? "–" : new Date(at * 1000).toLocaleTimeString()) },
+          { label: "Time", value: (_, at) => (at == null ? "–" : this.#when(at)) },
           ...JSON.parse(this.dataset.curves).map((label, index) => ({
             label,
             stroke: colour(index ? second : first),
             fill: "bars" in this.dataset ? colour(index ? second : first) : undefined,
-            width: 1.5,
-            points: { size: 4 },
+            width: "bars" in this.dataset ? 0 : 1.5,
+            points: { show: !("bars" in this.dataset), size: 5, fill: colour(index ? second : first), filter: alone },
             spanGaps: false,
             value: (_, value) => this.#say(value),
             ...bars,

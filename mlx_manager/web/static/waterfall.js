@@ -69,6 +69,8 @@ class TraceWaterfall extends HTMLElement {
   // Replaced, not assigned: looking at ten spans must not take ten steps back.
   #select(row) {
     location.replace(`#span-${row.dataset.span}`);
+    // The browser moves the focus to the fragment; who walks the rows stays among them.
+    row.focus({ preventScroll: true });
   }
 
   #show() {
