@@ -1,4 +1,4 @@
-"""The command line: `mlx-manager serve`, `mlx-manager server`, `mlx-manager --version`."""
+"""The command line: `mlx-manager serve`, `server`, `traces`, `trace` and `--version`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 import socket
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -24,6 +25,9 @@ from mlx_manager.database import open_database
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.log import configure_logging
 from mlx_manager.mlx_server.config import Settings as ServerSettings
+from mlx_manager.traces import terminal
+from mlx_manager.traces.reader import TraceReader
+from mlx_manager.traces.summary import TraceFilter, TraceStatus
 
 # What answers need to be written out once their requests have been ended.
 CLOSING_S = 5
@@ -92,6 +96,43 @@ def server(
     settings = _read(ServerSettings)
     _check(settings)
     _run("mlx_manager.mlx_server.main:app", "MLX Server", settings.host, settings.port, settings)
+
+
+@app.command()
+def traces(
+    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
+    status: Annotated[TraceStatus | None, typer.Option(help="Only with this outcome.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones.")] = False,
+    config: Config = None,
+) -> None:
+    """List the traces kept on this machine, with or without a running server."""
+    show = terminal.follow_traces if follow else terminal.print_traces
+    with _trace_reader(config) as reader:
+        show(reader, TraceFilter(model=model, status=status), limit, screen)
+
+
+@app.command()
+def trace(
+    trace_id: Annotated[str, typer.Argument(help="Id of the trace, or how it begins.")],
+    config: Config = None,
+) -> None:
+    """Draw one trace: what it spent its time on."""
+    with _trace_reader(config) as reader:
+        screen.print(terminal.waterfall(terminal.find_trace(reader, trace_id)))
+
+
+@contextmanager
+def _trace_reader(config: Path | None) -> Iterator[TraceReader]:
+    """Open the file of traces; ends the program with a line when it can't be read."""
+    _export(config, {}, None, None)
+    try:
+        with TraceReader(_read(ServerSettings).traces_path) as reader:
+            yield reader
+    except MlxManagerError as error:
+        _fail(error.message)
+    except KeyboardInterrupt:
+        raise typer.Exit from None
 
 
 def _export(

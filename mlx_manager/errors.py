@@ -142,3 +142,35 @@ class WrongHost(MlxManagerError):
     code = "wrong_host"
     status = 403
     title = "Unknown host name"
+
+
+class Unauthorized(MlxManagerError):
+    """The request needs a key, and has none or a wrong one."""
+
+    code = "unauthorized"
+    status = 401
+    title = "Unauthorized"
+
+
+class Forbidden(MlxManagerError):
+    """Nobody may do this from where the request came."""
+
+    code = "forbidden"
+    status = 403
+    title = "Forbidden"
+
+
+class ContentTooLarge(MlxManagerError):
+    """The body is larger than what is read."""
+
+    code = "content_too_large"
+    status = 413
+    title = "Content too large"
+
+
+class UnsupportedMediaType(MlxManagerError):
+    """The body has a type or an encoding that the endpoint doesn't take."""
+
+    code = "unsupported_media_type"
+    status = 415
+    title = "Unsupported media type"

@@ -25,6 +25,7 @@ from mlx_manager.mlx_server.middleware.request_id import RequestIdMiddleware
 from mlx_manager.mlx_server.observability.logfire_config import instrument_fastapi
 from mlx_manager.mlx_server.state import open_state
 from mlx_manager.observability.context import current_trace_id, tag_request
+from mlx_manager.traces import otlp_api
 
 Beside = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -62,7 +63,7 @@ def server_app(title: str, settings: Settings, beside: Beside = _nothing_more) -
         docs_url=None,
         redoc_url=None,
     )
-    for module in (health, completions, models):
+    for module in (health, completions, models, otlp_api):
         app.include_router(module.router)
     describe_errors(app)
     install_error_handlers(app)

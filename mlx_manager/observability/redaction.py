@@ -95,8 +95,7 @@ class Redactor(SpanProcessor):
         # There is no public way to change a span that has ended. This object is no live span: Logfire made it
         # for its processors, of which this is the first.
         span._name = clean_text(span.name)
-        attributes = clean_attributes(span.attributes or {})
-        span._attributes = _without_refused_path(attributes, span._name)
+        span._attributes = clean_span_attributes(span._name, span.attributes or {})
         if span.events:
             span._events = [_clean_event(event) for event in span.events]
         if span.status.description is not None:
@@ -157,6 +156,20 @@ def clean_attributes(attributes: Mapping[str, AttributeValue]) -> Attributes:
         for name, value in attributes.items()
         if (clean := clean_value(name, value)) is not None
     }
+
+
+def clean_span_attributes(name: str, attributes: Mapping[str, AttributeValue]) -> Attributes:
+    """The same for a span, whose clean name is `name`."""
+    return _without_refused_path(clean_attributes(attributes), name)
+
+
+def clean_event_attributes(attributes: Mapping[str, AttributeValue]) -> Attributes:
+    """The same for an event: of an exception it keeps what it was, not what it said."""
+    clean = clean_attributes(attributes)
+    if clean.get("exception.message", REDACTED) != REDACTED:
+        for name in _EXCEPTION_TEXTS:
+            clean.pop(name, None)
+    return clean
 
 
 def clean_value(name: str, value: AttributeValue) -> AttributeValue | None:
@@ -271,10 +284,7 @@ def _without_refused_path(attributes: Attributes, name: str) -> Attributes:
 
 
 def _clean_event(event: Event) -> Event:
-    attributes = clean_attributes(event.attributes or {})
-    if attributes.get("exception.message", REDACTED) != REDACTED:
-        for name in _EXCEPTION_TEXTS:
-            attributes.pop(name, None)
+    attributes = clean_event_attributes(event.attributes or {})
     return Event(clean_text(event.name), attributes, event.timestamp)
 
 

@@ -85,7 +85,7 @@ def _found(store: TraceStore, trace_id: str) -> Trace:
     trace = store.get_trace(trace_id)
     if trace is None:
         raise TraceNotFound(
-            f"There is no trace {trace_id[:64]}. It may have been too old to keep; GET /api/traces lists those there are."
+            f"There is no trace {trace_id[:64]}. It may have been too old to keep; GET /api/traces lists them."
         )
     return trace
 

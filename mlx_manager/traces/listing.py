@@ -14,7 +14,7 @@ from mlx_manager.traces.writing import read_spans
 
 COLUMNS = ", ".join(SUMMARY_COLUMNS)
 HEX = re.compile(r"[0-9a-f]+")
-CURSOR = re.compile(r"([0-9a-f]{1,15})-([0-9a-f]{1,15})")
+CURSOR = re.compile(r"([0-7][0-9a-f]{15})-([0-9a-f]{1,15})")
 
 # The inner query can mostly be answered from an index, so that a rare match costs no walk through the whole table.
 SELECT_PAGE = f"""
@@ -32,6 +32,14 @@ WITH RECURSIVE found (model) AS (
 SELECT model FROM found WHERE model IS NOT NULL
 """
 
+# Names and models stand in the index that is walked; ids have indexes of their own.
+TEXT = """
+(name LIKE ? ESCAPE '\\' OR model LIKE ? ESCAPE '\\'
+    OR id IN (SELECT id FROM traces WHERE trace_id BETWEEN ? AND ?)
+    OR id IN (SELECT id FROM traces WHERE request_id BETWEEN ? AND ?))
+"""
+LAST_CHARACTER = "\U0010ffff"
+
 Condition = tuple[str, list[Any]]
 
 
@@ -46,7 +54,7 @@ def list_traces(
     traces = tuple(from_summary_row(row[:-1]) for row in rows[:limit])
     if len(rows) <= limit:
         return TracePage(traces)
-    return TracePage(traces, f"{traces[-1].started_ns:x}-{rows[limit - 1][-1]:x}")
+    return TracePage(traces, f"{traces[-1].started_ns:016x}-{rows[limit - 1][-1]:x}")
 
 
 def get_trace(connection: sqlite3.Connection, trace_id: str) -> Trace | None:
@@ -65,12 +73,9 @@ def get_trace(connection: sqlite3.Connection, trace_id: str) -> Trace | None:
 
 def find_ids(connection: sqlite3.Connection, prefix: str, limit: int) -> tuple[str, ...]:
     """See `TraceReader.find_ids`."""
-    if len(prefix) > 32 or not HEX.fullmatch(prefix):
-        return ()
-    lowest, highest = (bytes.fromhex(prefix.ljust(32, digit)) for digit in "0f")
     rows = connection.execute(
         "SELECT trace_id FROM traces WHERE trace_id BETWEEN ? AND ? ORDER BY trace_id LIMIT ?",
-        [lowest, highest, limit],
+        [*_id_range(prefix), limit],
     ).fetchall()
     return tuple(trace_id.hex() for (trace_id,) in rows)
 
@@ -94,10 +99,19 @@ def _conditions(wanted: TraceFilter) -> Iterator[Condition]:
     )
     yield from ((condition, [value]) for condition, value in bounds if value is not None)
     if wanted.text:
-        pattern = f"%{_escaped(wanted.text)}%"
-        columns = ("lower(hex(trace_id))", "name", "model", "request_id")
-        likes = " OR ".join(f"{column} LIKE ? ESCAPE '\\'" for column in columns)
-        yield f"({likes})", [pattern] * len(columns)
+        yield TEXT, _text_values(wanted.text)
+
+
+def _text_values(text: str) -> list[Any]:
+    pattern = "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
+    return [pattern, pattern, *_id_range(text.lower()), text, text + LAST_CHARACTER]
+
+
+def _id_range(prefix: str) -> tuple[bytes, bytes]:
+    """The lowest and the highest trace id that begin with `prefix`; an empty range when none can."""
+    if len(prefix) > 32 or not HEX.fullmatch(prefix):
+        return b"\xff", b""
+    return bytes.fromhex(prefix.ljust(32, "0")), bytes.fromhex(prefix.ljust(32, "f"))
 
 
 def _below(cursor: str | None) -> Iterator[Condition]:
@@ -113,7 +127,3 @@ def _below(cursor: str | None) -> Iterator[Condition]:
 
 def _nanoseconds(seconds: float | None) -> int | None:
     return None if seconds is None else round(seconds * 1e9)
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\%_])", r"\\\1", text)

@@ -25,7 +25,10 @@ def enforce(connection: sqlite3.Connection, now_ns: int, max_age_ns: int, max_by
     while expired := _expired(connection, now_ns - max_age_ns):
         deleted += _delete(connection, expired)
     if used_bytes(connection) > max_bytes:
-        while used_bytes(connection) > max_bytes * _TARGET and (oldest := _oldest(connection)):
+        goal = int(max_bytes * _TARGET)
+        while (used := used_bytes(connection)) > goal:
+            if not (oldest := _oldest(connection, share=1 - goal / used)):
+                break
             deleted += _delete(connection, oldest)
     if deleted:
         _forget_origins(connection)
@@ -50,8 +53,15 @@ def _expired(connection: sqlite3.Connection, before_ns: int) -> list[int]:
     return [trace for trace, stored_ns in rows if stored_ns < before_ns]
 
 
-def _oldest(connection: sqlite3.Connection) -> list[int]:
-    rows = connection.execute("SELECT id FROM traces ORDER BY id LIMIT ?", [_TRACES_AT_ONCE])
+def _oldest(connection: sqlite3.Connection, share: float) -> list[int]:
+    """About this share of all traces, one at least: traces differ in size."""
+    first, last = connection.execute(
+        "SELECT (SELECT min(id) FROM traces), (SELECT max(id) FROM traces)"
+    ).fetchone()
+    if first is None:
+        return []
+    count = min(max(1, int((last - first + 1) * share)), _TRACES_AT_ONCE)
+    rows = connection.execute("SELECT id FROM traces ORDER BY id LIMIT ?", [count])
     return [trace for (trace,) in rows.fetchall()]
 
 

@@ -54,12 +54,13 @@ CREATE TABLE traces (
     time_per_output_token_s REAL
 );
 CREATE INDEX traces_listed ON traces (
-    started_ns, duration_ns, status, model, operation, endpoint, input_tokens, output_tokens
+    started_ns, duration_ns, status, model, name, operation, endpoint, input_tokens, output_tokens
 );
 CREATE INDEX traces_by_model ON traces (model, started_ns) WHERE model IS NOT NULL;
 CREATE INDEX traces_by_error ON traces (error_type, started_ns) WHERE error_type IS NOT NULL;
 CREATE INDEX traces_by_session ON traces (session, started_ns) WHERE session IS NOT NULL;
 CREATE INDEX traces_by_key ON traces (key_id, started_ns) WHERE key_id IS NOT NULL;
+CREATE INDEX traces_by_request ON traces (request_id) WHERE request_id IS NOT NULL;
 CREATE TABLE spans (
     trace INTEGER NOT NULL,
     span_id BLOB NOT NULL,
@@ -85,7 +86,7 @@ CREATE TABLE requests (
     started_ns INTEGER NOT NULL,
     trace INTEGER NOT NULL,
     number INTEGER NOT NULL,
-    duration_ns INTEGER NOT NULL,
+    duration_s REAL NOT NULL,
     status TEXT NOT NULL,
     model TEXT,
     input_tokens INTEGER,

@@ -70,7 +70,9 @@ class TraceQuery(BaseModel):
     max_tokens: Tokens | None = None
     since: AwareDatetime | None = Field(None, description="Begun at this time or later.")
     until: AwareDatetime | None = Field(None, description="Begun before this time.")
-    text: Word | None = Field(None, description="Part of a trace's id, name, model or request id.")
+    text: Word | None = Field(
+        None, description="Part of a name or model, or the beginning of a trace or request id."
+    )
     limit: int = Field(50, ge=1, le=500)
     cursor: Word | None = Field(None, description="`next_cursor` of the page above.")
 

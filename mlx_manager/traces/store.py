@@ -71,6 +71,11 @@ class TraceStore(TraceReader):
         """Spans that were lost since the start: too many at once, or the file could not be written."""
         return self._dropped
 
+    @property
+    def has_room_for_others(self) -> bool:
+        """Whether spans of other processes may come in: the second half of the queue is for our own."""
+        return len(self._inbox) < self._options.capacity // 2
+
     def put(self, promise: Promise) -> bool:
         """Take a span that `promise` makes on the store's thread; False when it was dropped. Never waits."""
         # The lock is held for as long as an append takes.

@@ -29,7 +29,7 @@ class ModelRequest:
     """One request to a model, as the figures count it; `model` is None when it was refused before it reached one."""
 
     started_ns: int
-    duration_ns: int
+    duration_s: float
     status: TraceStatus
     model: str | None = None
     input_tokens: int | None = None
@@ -79,7 +79,7 @@ def model_requests(spans: Sequence[SpanRecord]) -> tuple[ModelRequest, ...]:
     if found:
         return tuple(_request(span) for span in found)
     return tuple(
-        ModelRequest(span.start_ns, span.duration_ns, _status([span]))
+        ModelRequest(span.start_ns, span.duration_ns / 1e9, _status([span]))
         for span in _servers(spans)
         if _is_inference_call(span.attributes)
     )
@@ -102,7 +102,7 @@ def _request(span: SpanRecord) -> ModelRequest:
     found = span.attributes
     return ModelRequest(
         started_ns=span.start_ns,
-        duration_ns=span.duration_ns,
+        duration_s=span.duration_ns / 1e9,
         status=_status([span]),
         model=_model(found),
         input_tokens=_count(found, names.INPUT_TOKENS),
@@ -158,7 +158,7 @@ def _error_type(telling: Sequence[SpanRecord]) -> str | None:
 
 
 def _model(found: Attributes) -> str | None:
-    return _text(found, names.REQUEST_MODEL) or _text(found, names.RESPONSE_MODEL)
+    return _text(found, names.REQUEST_MODEL) or _text(found, names.RESPONSE_MODEL) or None
 
 
 def _first(spans: Iterable[SpanRecord], read: Callable[[Attributes], T | None]) -> T | None:

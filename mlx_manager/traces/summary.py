@@ -41,7 +41,7 @@ class TraceSummary:
 
 @dataclass(frozen=True, slots=True)
 class TraceFilter:
-    """Which traces are wanted; None asks for nothing. `text` is looked for in id, name, model and request id."""
+    """Which traces are wanted; None asks for nothing. `text` is part of a name or model, or begins an id."""
 
     model: str | None = None
     status: TraceStatus | None = None

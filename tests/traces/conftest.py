@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import logfire
 import pytest
 
 from mlx_manager.app import create_app
 from mlx_manager.observability.setup import TelemetryOptions, configure
 from mlx_manager.traces.store import TraceStore
-from tests.support.running import RunningServer, running, settings_for
+from tests.support.running import RunningServer, running, settings_for, wait_until
 
 TINY = "test/tiny"
 
@@ -25,18 +26,44 @@ def manager(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterat
 
 
 @pytest.fixture
+def kept(manager: RunningServer) -> TraceStore:
+    """The manager's store."""
+    store = manager.state.traces
+    assert store is not None
+    return store
+
+
+class PlainTransport(httpx.HTTPTransport):
+    """Sends requests without a span, also when another test has instrumented httpx."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        with logfire.suppress_instrumentation():
+            return super().handle_request(request)
+
+
+@pytest.fixture
 def http(manager: RunningServer) -> Iterator[httpx.Client]:
-    """A client that leaves no spans of its own: its transport isn't instrumented."""
+    """A client that leaves no spans of its own."""
     with httpx.Client(base_url=manager.url, transport=PlainTransport(), timeout=60) as client:
         yield client
 
 
-class PlainTransport(httpx.HTTPTransport):
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        import logfire
+@pytest.fixture
+def ask(http: httpx.Client, kept: TraceStore) -> Callable[..., str]:
+    """Ask the model something and return the id of the trace, once the store has all of it."""
 
-        with logfire.suppress_instrumentation():
-            return super().handle_request(request)
+    def ask(**changes: object) -> str:
+        body = {"model": TINY, "prompt": "x", "max_tokens": 3, "temperature": 0} | changes
+        trace_id = http.post("/v1/completions", json=body).headers["X-Trace-ID"]
+
+        def is_whole() -> bool:
+            found = kept.get_trace(trace_id)
+            return found is not None and any(span.kind == "server" for span in found.spans)
+
+        wait_until(is_whole)
+        return str(trace_id)
+
+    return ask
 
 
 @pytest.fixture
@@ -44,26 +71,3 @@ def store(tmp_path: Path) -> Iterator[TraceStore]:
     """An empty store."""
     with TraceStore(tmp_path / "traces.db") as store:
         yield store
-
-
-@pytest.fixture
-def ask(http: httpx.Client, manager: RunningServer) -> Callable[..., str]:
-    """Ask the model something and return the id of the trace, once the store has it."""
-
-    def ask(**changes: object) -> str:
-        body = {"model": TINY, "prompt": "x", "max_tokens": 3, "temperature": 0} | changes
-        response = http.post("/v1/completions", json=body)
-        trace_id = response.headers["X-Trace-ID"]
-        store = manager.state.traces
-        assert store is not None
-        from tests.support.running import wait_until
-
-        wait_until(
-            lambda: (
-                (found := store.get_trace(trace_id)) is not None
-                and any(s.kind == "server" for s in found.spans)
-            )
-        )
-        return str(trace_id)
-
-    return ask
