@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Live:
         self._sampler: asyncio.Task[None] | None = None
         self._is_closed = False
 
-    async def follow(self) -> AsyncIterator[Snapshot | None]:
+    async def follow(self) -> AsyncGenerator[Snapshot | None, None]:
         """Yield each new snapshot, and None where nothing was new for a while. Ends when this is closed."""
         self._watchers += 1
         if self._sampler is None and not self._is_closed:

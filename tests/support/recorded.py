@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mlx_manager.observability.span_record import SpanKind, SpanLink, SpanRecord, SpanStatus, Value
 from mlx_manager.traces.summarise import summarise
 from mlx_manager.traces.summary import Trace
@@ -20,9 +22,13 @@ def span(
     status: SpanStatus = "unset",
     links: tuple[SpanLink, ...] = (),
     trace_id: str = TRACE_ID,
+    also: Mapping[str, Value] | None = None,
     **attributes: Value,
 ) -> SpanRecord:
-    """A span whose id is made of its name; dots in attribute names are written as two underscores."""
+    """A span whose id is made of its name; dots in attribute names are written as two underscores.
+
+    `also` are further attributes, by their names as they are.
+    """
     return SpanRecord(
         trace_id=trace_id,
         span_id=id_of(name),
@@ -33,7 +39,8 @@ def span(
         end_ns=BEGIN_NS + round(end_ms * 1e6),
         status=status,
         service="mlx-manager",
-        attributes={key.replace("__", "."): value for key, value in attributes.items()},
+        attributes={key.replace("__", "."): value for key, value in attributes.items()}
+        | dict(also or {}),
         links=links,
     )
 
@@ -48,13 +55,20 @@ def trace(*spans: SpanRecord) -> Trace:
     return Trace(summarise(spans[0].trace_id, spans), spans)
 
 
-def chat_trace(*phases: SpanRecord, server_ms: float = 1000, **chat: Value) -> Trace:
+def chat_trace(
+    *phases: SpanRecord, server_ms: float = 1000, chat: Mapping[str, Value] | None = None
+) -> Trace:
     """A request with these phases: a server span of `server_ms`, and in it a chat that ends with its last phase."""
     end_ms = max(((phase.end_ns - BEGIN_NS) / 1e6 for phase in phases), default=server_ms)
     return trace(
         span("POST /v1/chat/completions", 0, server_ms, None, kind="server"),
         span(
-            "chat", 1, end_ms, "POST /v1/chat/completions", gen_ai__operation__name="chat", **chat
+            "chat",
+            1,
+            end_ms,
+            "POST /v1/chat/completions",
+            gen_ai__operation__name="chat",
+            also=chat,
         ),
         *phases,
     )

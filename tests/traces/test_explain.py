@@ -115,14 +115,19 @@ def test_a_request_that_decoded_nothing_says_nothing_about_it() -> None:
     assert silent(rules.answer_was_decoded, chat_trace(span("prefill", 5, 900)))
 
 
-def paused(gap_s: float, **more: Value) -> SpanRecord:
+def paused(gap_s: float, widest: int = 1) -> SpanRecord:
     return span(
-        "decode", 100, 900, mlx__decode__tokens=82, mlx__decode__longest_gap_s=gap_s, **more
+        "decode",
+        100,
+        900,
+        mlx__decode__tokens=82,
+        mlx__decode__longest_gap_s=gap_s,
+        mlx__batch__width_max=widest,
     )
 
 
 def test_a_long_pause_is_told_apart_from_the_usual_time_between_tokens() -> None:
-    found = only(rules.decoding_paused, chat_trace(paused(0.4, mlx__batch__width_max=4)))
+    found = only(rules.decoding_paused, chat_trace(paused(0.4, widest=4)))
 
     assert found.duration_ns == 400_000_000
     assert found.sentence == (
@@ -132,7 +137,7 @@ def test_a_long_pause_is_told_apart_from_the_usual_time_between_tokens() -> None
 
 
 def test_a_pause_without_company_blames_nobody() -> None:
-    found = only(rules.decoding_paused, chat_trace(paused(0.4, mlx__batch__width_max=1)))
+    found = only(rules.decoding_paused, chat_trace(paused(0.4, widest=1)))
 
     assert found.sentence.endswith("with no other request in its batch.")
 
@@ -155,7 +160,7 @@ def test_a_reader_that_keeps_up_is_not_slow() -> None:
 
 
 def test_a_reader_that_left_is_not_slow() -> None:
-    left = chat_trace(span("decode", 10, 400), server_ms=1000, mlx__cancelled=True)
+    left = chat_trace(span("decode", 10, 400), server_ms=1000, chat={"mlx.cancelled": True})
 
     assert silent(rules.reader_was_slow, left)
 
@@ -229,20 +234,20 @@ def test_a_client_that_left_is_told_once() -> None:
 def test_no_rule_trips_over_attributes_of_another_type(rule: Rule) -> None:
     """Spans come from other programs too, which put there what they like."""
     odd: dict[str, Value] = {
-        "mlx__prefill__tokens": "many",
-        "mlx__cache__matched_tokens": True,
-        "mlx__decode__tokens": ("a", "b"),
-        "mlx__decode__longest_gap_s": "long",
-        "mlx__batch__width_max": "wide",
-        "mlx__cancelled": "yes",
-        "error__type": 5,
-        "gen_ai__provider__name": 7,
+        "mlx.prefill.tokens": "many",
+        "mlx.cache.matched_tokens": True,
+        "mlx.decode.tokens": ("a", "b"),
+        "mlx.decode.longest_gap_s": "long",
+        "mlx.batch.width_max": "wide",
+        "mlx.cancelled": "yes",
+        "error.type": 5,
+        "gen_ai.provider.name": 7,
     }
     names = ("model.load", "tokenize", "queue", "prefill", "decode", "authenticate", "route")
     phases = [
-        span(name, 10 * at, 10 * at + 9, status="error", **odd) for at, name in enumerate(names)
+        span(name, 10 * at, 10 * at + 9, status="error", also=odd) for at, name in enumerate(names)
     ]
-    called = span("call", 2, 90, kind="client", status="error", **odd)
+    called = span("call", 2, 90, kind="client", status="error", also=odd)
 
     for finding in rule(chat_trace(*phases, called)):
         assert finding.sentence.endswith(".")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,7 +107,7 @@ def _fill(store: TraceStore) -> None:
         None,
         trace_id=HOSTILE_TRACE,
         note__text=HOSTILE,
-        **{HOSTILE: HOSTILE},
+        also={HOSTILE: HOSTILE},
     )
     others = [
         span(
@@ -123,15 +122,3 @@ def _fill(store: TraceStore) -> None:
     for one in (hostile, *others):
         store.put(lambda one=one: one)  # type: ignore[misc]
     assert store.flush(10)
-
-
-async def first_lines(url: str, count: int) -> list[str]:
-    """The first lines of a stream."""
-    lines: list[str] = []
-    async with httpx.AsyncClient(timeout=30) as client, client.stream("GET", url) as answer:
-        async for line in answer.aiter_lines():
-            lines.append(line)
-            if len(lines) == count:
-                return lines
-    await asyncio.sleep(0)
-    return lines

@@ -41,7 +41,7 @@ async def test_everybody_is_told_by_one_sampler_and_only_of_changes() -> None:
 
     assert [await anext(reader) for reader in readers] == [server.now] * 2
     for reader in readers:
-        await reader.aclose()  # type: ignore[attr-defined]
+        await reader.aclose()
 
 
 async def test_nobody_looks_while_nobody_listens() -> None:
@@ -49,7 +49,7 @@ async def test_nobody_looks_while_nobody_listens() -> None:
     live = Live(server.look, interval_s=0.001)
     reader = live.follow()
     await anext(reader)
-    await reader.aclose()  # type: ignore[attr-defined]
+    await reader.aclose()
 
     before = server.looks
     await asyncio.sleep(0.05)
@@ -57,7 +57,7 @@ async def test_nobody_looks_while_nobody_listens() -> None:
 
     again = live.follow()
     assert await anext(again) == server.now
-    await again.aclose()  # type: ignore[attr-defined]
+    await again.aclose()
 
 
 async def test_a_look_that_fails_is_followed_by_another() -> None:
