@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from mlx_manager import __version__
 from mlx_manager.config import Settings
+from mlx_manager.mlx_server.api import requests, timeouts
 from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.mlx_server.api.health import health_response
 from mlx_manager.mlx_server.app import server_app
@@ -45,6 +46,8 @@ def create_app(server_settings: ServerSettings, settings: Settings | None = None
     app.include_router(router)
     app.include_router(traces.router)
     app.include_router(events.router)
+    app.include_router(requests.router)
+    app.include_router(timeouts.router)
     app.include_router(pages.router)
     app.mount("/static", static_files, name="static")
     install_error_pages(app)

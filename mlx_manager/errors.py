@@ -56,6 +56,14 @@ class ModelNotFound(MlxManagerError):
     title = "Model not found"
 
 
+class RequestNotFound(MlxManagerError):
+    """The audit log knows no request of this id."""
+
+    code = "request_not_found"
+    status = 404
+    title = "Request not found"
+
+
 class ModelLoadFailed(MlxManagerError):
     """The model's files are there, but the engine couldn't load them."""
 

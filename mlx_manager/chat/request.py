@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
-Operation = Literal["chat", "text_completion"]
+Operation = Literal["chat", "text_completion", "embeddings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,12 @@ class Sampling:
     seed: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Origin:
-    """Where a request came from. `request_id` is the one id that headers, audit, errors and traces share."""
+    """Where a request came from. `request_id` is the one id that headers, audit, errors and traces share.
+
+    Each is itself and equals no other: a client may send the same id twice.
+    """
 
     request_id: str
     endpoint: str

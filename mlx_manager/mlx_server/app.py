@@ -19,6 +19,7 @@ from mlx_manager.mlx_server.middleware.access_log import (
     AccessLogMiddleware,
     strip_queries_from_uvicorn,
 )
+from mlx_manager.mlx_server.middleware.audit import AuditMiddleware
 from mlx_manager.mlx_server.middleware.body_limit import BodyLimitMiddleware
 from mlx_manager.mlx_server.middleware.failure import FailureMiddleware
 from mlx_manager.mlx_server.middleware.request_id import RequestIdMiddleware
@@ -76,5 +77,6 @@ def _install_middleware(app: FastAPI, settings: Settings) -> None:
     strip_queries_from_uvicorn()
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(FailureMiddleware, to_response=failure_response)
+    app.add_middleware(AuditMiddleware, trace_id=current_trace_id)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware, trace_id=current_trace_id, tag=tag_request)

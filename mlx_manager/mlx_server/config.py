@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         f"sqlite+aiosqlite:///{HOME / 'mlx-manager.db'}",
-        description="SQLAlchemy URL of the database that holds the audit log.",
+        description="SQLAlchemy URL of the database that holds the audit log and changed settings.",
     )
     model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
@@ -93,6 +93,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds that a text completion may take from arrival to last byte.",
     )
+    embeddings_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds that embeddings may take from arrival to last byte, once there is an endpoint for them.",
+    )
     shutdown_timeout_s: float = Field(
         10.0,
         ge=0,
@@ -128,7 +133,21 @@ class Settings(BaseSettings):
     @property
     def time_limits_s(self) -> Mapping[Operation, float]:
         """Seconds that a request may take, by what it asks for."""
-        return {"chat": self.chat_timeout_s, "text_completion": self.completion_timeout_s}
+        return {
+            "chat": self.chat_timeout_s,
+            "text_completion": self.completion_timeout_s,
+            "embeddings": self.embeddings_timeout_s,
+        }
+
+    @property
+    def time_limits_set(self) -> frozenset[Operation]:
+        """Those of the time limits that somebody set."""
+        fields: dict[str, Operation] = {
+            "chat_timeout_s": "chat",
+            "completion_timeout_s": "text_completion",
+            "embeddings_timeout_s": "embeddings",
+        }
+        return frozenset(fields[name] for name in fields.keys() & self.model_fields_set)
 
     @field_validator("hub_cache", "blas_library", "traces_path", mode="after")
     @classmethod

@@ -14,16 +14,16 @@ from mlx_manager import starter
 from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.database import Database, open_database, upgrade
 from mlx_manager.mlx_server.audit.audited import AuditedBackend
-from mlx_manager.mlx_server.audit.writer import AuditWriter
+from mlx_manager.mlx_server.audit.log import AuditLog
 from mlx_manager.mlx_server.config import Settings
 from mlx_manager.mlx_server.generation.local import LocalBackend
 from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlalchemy
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.draining import draining
 from mlx_manager.mlx_server.pool.pool import ModelPool
+from mlx_manager.mlx_server.time_limits.limits import TimeLimits
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
-from mlx_manager.observability.context import current_trace_id
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.setup import flush
 from mlx_manager.traces.recording import recording
@@ -43,6 +43,8 @@ class ServerState:
     pool: ModelPool
     backend: ChatBackend
     traces: TraceStore | None
+    audit: AuditLog
+    time_limits: TimeLimits
 
 
 @asynccontextmanager
@@ -57,16 +59,19 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         stack.push_async_callback(database.close)
         instrument_sqlalchemy(database.engine)
         await upgrade(database)
-        writer = AuditWriter(database, retention_days=settings.audit_retention_days)
-        await stack.enter_async_context(writer)
+        audit = AuditLog(database, retention_days=settings.audit_retention_days)
+        await stack.enter_async_context(audit)
         pool = make_pool(settings)
         stack.push_async_callback(pool.close)
         stack.enter_context(draining(pool, settings.shutdown_timeout_s))
-        local = LocalBackend(pool, settings.time_limits_s)
+        limits = TimeLimits(database, settings.time_limits_s, settings.time_limits_set)
+        await limits.load()
+        local = LocalBackend(pool, limits)
         if settings.preload is not None:
             await local.load(settings.preload)
-        audited = AuditedBackend(local, writer, name="mlx", trace_id=current_trace_id)
-        yield ServerState(settings, database, pool, InstrumentedBackend(audited), traces)
+        audited = AuditedBackend(local, audit.entry_of, name="mlx")
+        backend = InstrumentedBackend(audited)
+        yield ServerState(settings, database, pool, backend, traces, audit, limits)
 
 
 async def _keep_traces(settings: Settings, stack: AsyncExitStack) -> TraceStore | None:

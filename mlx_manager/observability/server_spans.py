@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.observability.attributes import CANCELLED
 
-EXCLUDED_PATHS = frozenset({"/health", "/api/health", "/api/events", "/"})
+# What watches, live and by the second.
+EXCLUDED_PATHS = frozenset({"/health", "/api/health", "/api/events", "/api/requests", "/"})
 # What looks at traces or brings some must not make more of them: the pages, too.
 EXCLUDED_PREFIXES = (
     *("/static/", "/api/traces/", "/otlp/"),

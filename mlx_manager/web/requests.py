@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import func, select
 
 from mlx_manager.database import Database
 from mlx_manager.mlx_server.api.dependencies import CurrentState
-from mlx_manager.mlx_server.audit.tables import AuditRow
+from mlx_manager.mlx_server.audit.search import RequestFilter, search
+from mlx_manager.mlx_server.audit.tables import AuditRow, Outcome
 from mlx_manager.web.filters import SPANS, Question, milliseconds, span_of
 from mlx_manager.web.shell import page
 
 PAGE = 50
+OUTCOMES: Mapping[str, Outcome] = {
+    "ok": "completed",
+    "error": "failed",
+    "cancelled": "cancelled",
+    "running": "running",
+}
 EXPORTS = ("jsonl", "csv")
-OUTCOMES = {"ok": "completed", "error": "failed", "cancelled": "cancelled"}
 
 router = APIRouter(include_in_schema=False)
 
@@ -35,12 +42,13 @@ class RequestPage:
 async def show_requests(request: Request, state: CurrentState, before: str = "") -> Response:
     """List the audit log."""
     question = Question.read(request.query_params)
-    found = await audited_requests(state.database, question, _row_id(before))
+    wanted = to_filter(question, datetime.now(UTC))
+    found = await audited_requests(state.database, wanted, _row_id(before))
     context = {
         "found": found,
         "models": found.models,
         "text_hint": "Request or trace id, model, error",
-        "exports": {name: question.address("/api/requests", format=name) for name in EXPORTS},
+        "exports": {name: export_address(wanted, name) for name in EXPORTS},
         "question": question,
         "before": before,
         "spans": SPANS,
@@ -49,14 +57,39 @@ async def show_requests(request: Request, state: CurrentState, before: str = "")
     return page(request, "requests.html", context)
 
 
+def to_filter(question: Question, now: datetime) -> RequestFilter:
+    """The question in the words of the audit log."""
+    span = span_of(question.time)
+    return RequestFilter(
+        text=question.text or None,
+        outcome=OUTCOMES.get(question.status),
+        model=question.model or None,
+        min_duration_s=milliseconds(question.min_ms),
+        max_duration_s=milliseconds(question.max_ms),
+        since=now - timedelta(seconds=span.seconds) if span else None,
+    )
+
+
+def export_address(wanted: RequestFilter, file_format: str) -> str:
+    """Where all requests that are wanted can be had as a file."""
+    asked = {
+        "text": wanted.text,
+        "outcome": wanted.outcome,
+        "model": wanted.model,
+        "min_duration_s": wanted.min_duration_s,
+        "max_duration_s": wanted.max_duration_s,
+        "since": wanted.since.isoformat(timespec="seconds") if wanted.since else None,
+    }
+    query = {name: value for name, value in asked.items() if value is not None}
+    return f"/api/requests/export?{urlencode({'format': file_format, **query})}"
+
+
 async def audited_requests(
-    database: Database, question: Question, before: int | None
+    database: Database, wanted: RequestFilter, before: int | None
 ) -> RequestPage:
     """Return a page of the audit log and the models that it speaks of."""
-    wanted = [*_conditions(question), *([AuditRow.id < before] if before is not None else [])]
-    newest_first = select(AuditRow).where(*wanted).order_by(AuditRow.id.desc()).limit(PAGE + 1)
-    async with database.sessions() as session:
-        rows = (await session.scalars(newest_first)).all()
+    async with database.transaction() as session:
+        rows = await search(session, wanted, PAGE + 1, before)
         models = (await session.scalars(select(AuditRow.model).distinct())).all()
     older = rows[PAGE - 1].id if len(rows) > PAGE else None
     return RequestPage(rows[:PAGE], older, sorted(filter(None, models)))
@@ -64,24 +97,8 @@ async def audited_requests(
 
 async def newest_request(database: Database) -> int | None:
     """The id of the row written last."""
-    async with database.sessions() as session:
+    async with database.transaction() as session:
         return await session.scalar(select(func.max(AuditRow.id)))
-
-
-def _conditions(question: Question) -> Iterator[ColumnElement[bool]]:
-    if question.text:
-        columns = (AuditRow.request_id, AuditRow.trace_id, AuditRow.model, AuditRow.error_code)
-        yield or_(*(column.icontains(question.text, autoescape=True) for column in columns))
-    if question.status in OUTCOMES:
-        yield AuditRow.outcome == OUTCOMES[question.status]
-    if question.model:
-        yield AuditRow.model == question.model
-    if (least_s := milliseconds(question.min_ms)) is not None:
-        yield AuditRow.duration_s >= least_s
-    if (most_s := milliseconds(question.max_ms)) is not None:
-        yield AuditRow.duration_s <= most_s
-    if span := span_of(question.time):
-        yield AuditRow.started_at >= datetime.now(UTC) - timedelta(seconds=span.seconds)
 
 
 def _row_id(text: str) -> int | None:

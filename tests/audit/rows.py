@@ -5,15 +5,28 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mlx_manager.database import Database
-from mlx_manager.mlx_server.audit import service
+from mlx_manager.mlx_server.audit.search import EVERYTHING, search
 from mlx_manager.mlx_server.audit.tables import AuditRow
 
 
+@dataclass
+class MadeRecord:
+    """A record whose row is `row`: what an `Entry` is for the writer, with every column as a test wants it."""
+
+    row: AuditRow
+    row_id: int | None = None
+
+    def values(self) -> dict[str, object]:
+        columns = dataclasses.asdict(self.row)
+        return {name: columns[name] for name in columns.keys() - {"id", "instance", "seen_at"}}
+
+
 def make_row(request_id: str = "request", started_at: datetime | None = None) -> AuditRow:
-    """Make a row in which every column but the key's says something."""
+    """Make a row in which every column of an ended request but the key's says something."""
     return AuditRow(
         started_at=started_at or datetime.now(UTC),
         request_id=request_id,
@@ -27,6 +40,7 @@ def make_row(request_id: str = "request", started_at: datetime | None = None) ->
         status=200,
         outcome="failed",
         error_code="engine_failed",
+        error_type="server_error",
         duration_s=1.5,
         queue_s=0.25,
         time_to_first_token_s=0.5,
@@ -38,8 +52,18 @@ def make_row(request_id: str = "request", started_at: datetime | None = None) ->
     )
 
 
-def make_rows(count: int) -> list[AuditRow]:
-    return [make_row(str(number)) for number in range(count)]
+def make_record(request_id: str = "request", started_at: datetime | None = None) -> MadeRecord:
+    return MadeRecord(make_row(request_id, started_at))
+
+
+def make_records(count: int) -> list[MadeRecord]:
+    return [make_record(str(number)) for number in range(count)]
+
+
+def with_changes(record: MadeRecord, **columns: object) -> MadeRecord:
+    for name, value in columns.items():
+        setattr(record.row, name, value)
+    return record
 
 
 def values(row: AuditRow) -> dict[str, object]:
@@ -50,7 +74,7 @@ def values(row: AuditRow) -> dict[str, object]:
 async def stored(database: Database, limit: int = 100_000) -> Sequence[AuditRow]:
     """Read the log, newest row first."""
     async with database.sessions() as session:
-        return await service.recent(session, limit)
+        return await search(session, EVERYTHING, limit)
 
 
 async def stored_ids(database: Database) -> list[str]:

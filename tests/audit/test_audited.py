@@ -1,11 +1,11 @@
-"""The audited backend: one row for each request, however it ends, and never what it said."""
+"""The audited backend and an entry: what a row says of a request, however it ends, and never what was said."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,16 +25,15 @@ from mlx_manager.chat.request import (
     Conversation,
     Message,
     Origin,
-    RawPrompt,
     Sampling,
     ToolCall,
 )
 from mlx_manager.database import Database
 from mlx_manager.errors import EngineFailed, ModelNotFound
 from mlx_manager.mlx_server.audit.audited import AuditedBackend
-from mlx_manager.mlx_server.audit.tables import AuditRow
-from mlx_manager.mlx_server.audit.writer import AuditWriter
-from tests.audit.rows import stored, values
+from mlx_manager.mlx_server.audit.entry import Entry
+from mlx_manager.mlx_server.audit.log import AuditLog
+from tests.audit.rows import stored
 
 MARK = "xyzzy-secret"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -53,16 +52,6 @@ class Clock:
 
     def pass_s(self, seconds: float) -> None:
         self.ns += round(seconds * SECOND_NS)
-
-
-@dataclass
-class Sink:
-    """Keeps rows in a list."""
-
-    rows: list[AuditRow] = field(default_factory=list)
-
-    def put(self, row: AuditRow) -> None:
-        self.rows.append(row)
 
 
 Step = ChatEvent | BaseException | Callable[[], object] | float
@@ -108,25 +97,34 @@ STARTED = Started("answered", TIMELINE)
 FINISHED = Finished("stop", Usage(input_tokens=20, output_tokens=2, cached_tokens=16))
 
 
-def audited(
-    backend: ScriptedBackend, sink: Sink | AuditWriter, clock: Clock | None = None
-) -> AuditedBackend:
-    return AuditedBackend(
-        backend, sink, name="local", trace_id=lambda: TRACE, clock_ns=clock or Clock()
-    )
+async def read_all(backend: ScriptedBackend, request: ChatRequest, entry: Entry) -> None:
+    """Read an answer to its end, as a route that streams does."""
+    audited = AuditedBackend(backend, lambda origin: entry, name="local")
+    async for _ in audited.stream(request):
+        pass
 
 
-async def read_all(backend: AuditedBackend, request: ChatRequest) -> list[ChatEvent]:
-    return [event async for event in backend.stream(request)]
+def opened(clock: Clock | None = None, origin: Origin = REQUEST.origin) -> Entry:
+    return Entry(origin, TRACE, (clock or Clock()).ns)
+
+
+def ended(entry: Entry, status: int | None, clock: Clock | None = None) -> dict[str, object]:
+    """Close an entry as the middleware does, and return its row."""
+    entry.status = status
+    entry.end((clock or Clock()).ns)
+    return entry.values()
+
+
+def end_of(row: dict[str, object]) -> tuple[object, ...]:
+    return (row["outcome"], row["error_code"], row["error_type"])
 
 
 async def test_a_complete_answer_leaves_a_full_row() -> None:
-    sink, clock = Sink(), Clock()
+    clock = Clock()
+    entry = opened(clock)
     backend = ScriptedBackend(STARTED, TextDelta(MARK), lambda: clock.pass_s(5.5), FINISHED)
-    await read_all(audited(backend, sink, clock), STREAMED)
-    [row] = sink.rows
-    assert values(row) == {
-        "id": None,
+    await read_all(backend, STREAMED, entry)
+    assert ended(entry, 200, clock) == {
         "started_at": datetime(2026, 1, 1, tzinfo=UTC),
         "request_id": "request-1",
         "trace_id": TRACE,
@@ -139,6 +137,7 @@ async def test_a_complete_answer_leaves_a_full_row() -> None:
         "status": 200,
         "outcome": "completed",
         "error_code": None,
+        "error_type": None,
         "duration_s": 5.5,
         "queue_s": 2.0,
         "time_to_first_token_s": 4.0,
@@ -147,136 +146,121 @@ async def test_a_complete_answer_leaves_a_full_row() -> None:
         "output_tokens": 2,
         "finish_reason": "stop",
         "client_address": "127.0.0.1",
-        "key_id": None,
     }
 
 
 async def test_the_events_pass_unchanged() -> None:
     events: list[ChatEvent] = [STARTED, TextDelta("a"), TextDelta("b"), FINISHED]
-    assert await read_all(audited(ScriptedBackend(*events), Sink()), REQUEST) == events
+    audited = AuditedBackend(ScriptedBackend(*events), lambda origin: opened(), name="local")
+    assert [event async for event in audited.stream(REQUEST)] == events
 
 
-async def test_a_text_completion_is_told_apart() -> None:
-    sink = Sink()
-    request = replace(REQUEST, input=RawPrompt(MARK))
-    await read_all(audited(ScriptedBackend(STARTED, FINISHED), sink), request)
-    assert sink.rows[0].operation == "text_completion"
-    assert sink.rows[0].stream is False
+async def test_the_entry_is_that_of_the_request_and_not_of_its_twin() -> None:
+    twin = replace(REQUEST, origin=replace(REQUEST.origin))
+    entries = {request.origin: opened() for request in (REQUEST, twin)}
+    audited = AuditedBackend(ScriptedBackend(STARTED, FINISHED), entries.__getitem__, name="local")
+    await collect(audited.stream(twin))
+    rows = [ended(entry, 200) for entry in entries.values()]
+    assert [row["response_model"] for row in rows] == [None, "answered"]
 
 
-async def test_a_collected_answer_leaves_its_row_at_once() -> None:
-    sink, clock = Sink(), Clock()
-    events = audited(ScriptedBackend(STARTED, FINISHED), sink, clock).stream(REQUEST)
-    await collect(events)
-    clock.pass_s(60)
-    outcomes = [(row.outcome, row.status, row.duration_s) for row in sink.rows]
-    await events.aclose()
-    assert outcomes == [("completed", 200, 0.0)]
-    assert len(sink.rows) == 1
+async def test_a_collected_answer_is_complete_though_its_stream_is_closed() -> None:
+    entry = opened()
+    audited = AuditedBackend(ScriptedBackend(STARTED, FINISHED), lambda origin: entry, name="local")
+    async with aclosing(audited.stream(REQUEST)) as events:
+        await collect(events)
+    assert end_of(ended(entry, 200)) == ("completed", None, None)
 
 
-async def test_a_refused_request_leaves_the_error_s_status_and_code() -> None:
-    sink = Sink()
-    backend = audited(ScriptedBackend(ModelNotFound("no such model")), sink)
+async def test_a_request_that_the_backend_refuses_leaves_code_and_type() -> None:
+    entry = opened()
     with pytest.raises(ModelNotFound):
-        await read_all(backend, STREAMED)
-    [row] = sink.rows
-    assert (row.outcome, row.status, row.error_code) == ("failed", 404, "model_not_found")
-    assert (row.model, row.response_model, row.input_tokens) == ("asked", None, None)
-    assert (row.queue_s, row.time_to_first_token_s, row.finish_reason) == (None, None, None)
+        await read_all(ScriptedBackend(ModelNotFound("no such model")), STREAMED, entry)
+    row = ended(entry, 404)
+    assert end_of(row) == ("failed", "model_not_found", "invalid_request_error")
+    assert (row["model"], row["response_model"], row["input_tokens"]) == ("asked", None, None)
+    assert (row["queue_s"], row["time_to_first_token_s"]) == (None, None)
 
 
-@pytest.mark.parametrize(("request_", "status"), [(STREAMED, 200), (REQUEST, 503)])
-async def test_a_failure_in_the_middle_has_the_status_that_was_sent(
-    request_: ChatRequest, status: int
+async def test_a_request_that_never_reaches_a_backend_leaves_a_row_of_what_is_known() -> None:
+    entry = opened(origin=Origin("1", "/v1/completions", None))
+    entry.fail("invalid_request", 400)
+    row = ended(entry, 400)
+    assert end_of(row) == ("failed", "invalid_request", "invalid_request_error")
+    assert (row["operation"], row["status"]) == ("text_completion", 400)
+    assert (row["model"], row["stream"], row["backend"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("status", [200, 503])
+async def test_a_failure_in_the_middle_has_its_own_type_and_the_status_that_was_sent(
+    status: int,
 ) -> None:
-    sink = Sink()
-    backend = audited(ScriptedBackend(STARTED, TextDelta(MARK), EngineFailed("gone")), sink)
+    entry = opened()
+    backend = ScriptedBackend(STARTED, TextDelta(MARK), EngineFailed("gone"))
     with pytest.raises(EngineFailed):
-        await read_all(backend, request_)
-    [row] = sink.rows
-    assert (row.outcome, row.status, row.error_code) == ("failed", status, "engine_failed")
-    assert (row.input_tokens, row.cached_tokens, row.output_tokens) == (20, 16, 1)
-    assert row.finish_reason is None
+        await read_all(backend, STREAMED, entry)
+    row = ended(entry, status)
+    assert row["status"] == status
+    assert end_of(row) == ("failed", "engine_failed", "server_error")
+    assert (row["input_tokens"], row["cached_tokens"], row["output_tokens"]) == (20, 16, 1)
+    assert row["finish_reason"] is None
+
+
+async def test_the_first_failure_is_the_one_that_counts() -> None:
+    entry = opened()
+    entry.fail("engine_failed", 503)
+    entry.fail("internal_error", 500)
+    assert ended(entry, 500)["error_code"] == "engine_failed"
 
 
 async def test_an_unforeseen_error_is_an_internal_one() -> None:
-    sink = Sink()
+    entry = opened()
     with pytest.raises(ZeroDivisionError):
-        await read_all(audited(ScriptedBackend(ZeroDivisionError(MARK)), sink), REQUEST)
-    [row] = sink.rows
-    assert (row.outcome, row.status, row.error_code) == ("failed", 500, "internal_error")
-    assert MARK not in str(values(row))
+        await read_all(ScriptedBackend(ZeroDivisionError(MARK)), REQUEST, entry)
+    row = ended(entry, 500)
+    assert end_of(row) == ("failed", "internal_error", "server_error")
+    assert MARK not in str(row)
 
 
 async def test_a_stream_that_stops_short_has_failed() -> None:
-    sink = Sink()
-    await read_all(audited(ScriptedBackend(STARTED, TextDelta(MARK)), sink), REQUEST)
-    [row] = sink.rows
-    assert (row.outcome, row.status, row.error_code) == ("failed", 500, "internal_error")
+    entry = opened()
+    await read_all(ScriptedBackend(STARTED, TextDelta(MARK)), STREAMED, entry)
+    assert end_of(ended(entry, 200)) == ("failed", "internal_error", "server_error")
 
 
-@pytest.mark.parametrize(("request_", "status"), [(STREAMED, 200), (REQUEST, None)])
+@pytest.mark.parametrize("status", [200, None])
 async def test_a_client_that_leaves_has_cancelled_and_frees_the_backend(
-    request_: ChatRequest, status: int | None
+    status: int | None,
 ) -> None:
-    sink, clock = Sink(), Clock()
+    entry, clock = opened(), Clock()
     backend = ScriptedBackend(STARTED, TextDelta("a"), TextDelta("b"), FINISHED)
-    async with aclosing(audited(backend, sink, clock).stream(request_)) as events:
+    audited = AuditedBackend(backend, lambda origin: entry, name="local")
+    async with aclosing(audited.stream(STREAMED)) as events:
         await anext(events)
         await anext(events)
         clock.pass_s(2)
-    [row] = sink.rows
-    assert (row.outcome, row.status, row.error_code) == ("cancelled", status, None)
-    assert (row.duration_s, row.output_tokens, row.finish_reason) == (2.0, 1, None)
+    row = ended(entry, status, clock)
+    assert end_of(row) == ("cancelled", None, None)
+    assert (row["status"], row["duration_s"], row["output_tokens"]) == (status, 2.0, 1)
     assert backend.is_closed
 
 
 @pytest.mark.parametrize("steps", [(60.0,), (STARTED, 60.0)], ids=["waiting", "decoding"])
 async def test_a_cancelled_task_has_cancelled_and_frees_the_backend(steps: Sequence[Step]) -> None:
-    sink, backend = Sink(), ScriptedBackend(*steps)
-    task = asyncio.create_task(read_all(audited(backend, sink), REQUEST))
+    entry, backend = opened(), ScriptedBackend(*steps)
+    task = asyncio.create_task(read_all(backend, REQUEST, entry))
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    [row] = sink.rows
-    assert (row.outcome, row.status, row.error_code) == ("cancelled", None, None)
+    assert end_of(ended(entry, None)) == ("cancelled", None, None)
     assert backend.is_closed
 
 
-async def test_the_trace_is_the_one_that_the_stream_started_in() -> None:
-    sink, traces = Sink(), ["a" * 32]
-    backend = AuditedBackend(
-        ScriptedBackend(lambda: traces.insert(0, "b" * 32), STARTED, FINISHED),
-        sink,
-        name="local",
-        trace_id=lambda: traces[0],
-    )
-    await read_all(backend, REQUEST)
-    assert sink.rows[0].trace_id == "a" * 32
-
-
-async def test_by_default_times_are_of_the_wall_clock() -> None:
-    sink = Sink()
-    backend = ScriptedBackend(0.02, STARTED, FINISHED)
-    before = datetime.now(UTC)
-    await read_all(AuditedBackend(backend, sink, name="local", trace_id=lambda: None), REQUEST)
-    [row] = sink.rows
-    assert before <= row.started_at <= datetime.now(UTC)
-    assert 0.02 <= row.duration_s < 5
-    assert row.trace_id is None
-
-
-async def test_requests_answered_at_once_keep_their_rows_apart() -> None:
-    sink = Sink()
-    backend = audited(ScriptedBackend(STARTED, 0.01, FINISHED), sink)
-    requests = [
-        replace(REQUEST, origin=replace(REQUEST.origin, request_id=str(number)))
-        for number in range(20)
-    ]
-    await asyncio.gather(*(read_all(backend, request) for request in requests))
-    assert sorted(int(row.request_id) for row in sink.rows) == list(range(20))
+async def test_a_clock_that_is_set_back_makes_no_duration_negative() -> None:
+    entry, clock = opened(), Clock()
+    clock.pass_s(-60)
+    assert ended(entry, 200, clock)["duration_s"] == 0
 
 
 @pytest.mark.parametrize(
@@ -287,11 +271,10 @@ async def test_requests_answered_at_once_keep_their_rows_apart() -> None:
 async def test_whatever_name_a_client_writes_fits_the_log(
     database: Database, written: str, kept: str
 ) -> None:
-    origin = Origin(written, written, written)
-    request = replace(REQUEST, model=written, origin=origin)
-    async with AuditWriter(database) as writer:
-        with pytest.raises(ModelNotFound):
-            await read_all(audited(ScriptedBackend(ModelNotFound("no")), writer), request)
+    async with AuditLog(database) as log:
+        entry = log.open(Origin(written, written, written), TRACE)
+        entry.asked(written, False)
+        log.close(entry)
     [row] = await stored(database)
     assert (row.model, row.request_id, row.endpoint) == (kept, kept, kept)
     assert row.client_address == kept[:64]
@@ -323,11 +306,12 @@ async def test_nothing_of_what_was_said_is_in_the_database_file(
         sampling=Sampling(seed=1),
         stop=(MARK,),
     )
-    async with AuditWriter(database) as writer:
+    async with AuditLog(database) as log:
         for backend in every_end_of(request):
-            await asyncio.gather(
-                read_all(audited(backend, writer), request), return_exceptions=True
-            )
+            mine = replace(request, origin=replace(request.origin))
+            entry = log.open(mine.origin, TRACE)
+            await asyncio.gather(read_all(backend, mine, entry), return_exceptions=True)
+            log.close(entry)
     assert len(await stored(database)) == 5
     files = [path.read_bytes() for path in database_file.parent.glob("audit.db*")]
     assert any(b"request-1" in content for content in files)

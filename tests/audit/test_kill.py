@@ -16,14 +16,14 @@ WRITE = """
     import asyncio, itertools, sys, time
     from mlx_manager.database import open_database, upgrade
     from mlx_manager.mlx_server.audit.writer import AuditWriter
-    from tests.audit.rows import make_row
+    from tests.audit.rows import make_record
 
     async def main():
         database = await open_database(sys.argv[1])
         await upgrade(database)
         async with AuditWriter(database) as writer:
             for number in itertools.count():
-                writer.put(make_row(str(number)))
+                writer.put(make_record(str(number)))
                 print(number, time.monotonic(), flush=True)
                 await asyncio.sleep(0.001)
 

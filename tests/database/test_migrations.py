@@ -16,6 +16,7 @@ from sqlalchemy import Connection, inspect, text
 
 import mlx_manager
 import mlx_manager.mlx_server.audit.tables  # declares its table
+import mlx_manager.mlx_server.time_limits.tables  # and so does this
 from mlx_manager.database import Base, Database, DatabaseUnavailable, open_database, upgrade
 
 PACKAGE = Path(mlx_manager.__file__).parent

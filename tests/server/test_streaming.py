@@ -17,10 +17,13 @@ import pytest_asyncio
 from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.chat.request import ChatRequest, Conversation, Message, Origin, Sampling
 from mlx_manager.mlx_server.api.streaming import EventStream, first_of
+from mlx_manager.mlx_server.audit.audited import AuditedBackend
+from mlx_manager.mlx_server.audit.entry import Entry
 from mlx_manager.mlx_server.generation.local import LocalBackend
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
+from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.wire.openai.errors import error_event
 from mlx_manager.wire.openai.streams import to_chunks
 from tests.support.running import eventually
@@ -149,6 +152,22 @@ async def test_a_client_that_never_reads_on_is_cut_off_at_the_limit(
     await eventually(lambda: is_free(pool), timeout_s=5)
     [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "within 1 s" in warning.getMessage()
+
+
+async def test_a_client_that_reads_nothing_until_the_time_is_up_has_timed_out(
+    pool: ModelPool, backend: ChatBackend
+) -> None:
+    await answer(backend, Connection(takes=10 * TOKENS), max_tokens=1)  # loads the model
+    client, entry = Connection(takes=3), Entry(Origin("1", "/"), None, 0)
+    limited = LocalBackend(pool, {"chat": 0.3})
+    audited = AuditedBackend(limited, lambda origin: entry, name="mlx")
+    await answer(InstrumentedBackend(audited), client, max_tokens=3000, limit_s=1)
+    assert (len(client.pieces), client.is_complete) == (3, False)
+    entry.status = 200
+    entry.end(1)
+    row = entry.values()
+    assert (row["outcome"], row["error_code"]) == ("failed", "request_timeout")
+    assert is_free(pool)
 
 
 async def test_a_client_that_leaves_while_nothing_can_be_written_is_noticed(

@@ -58,10 +58,10 @@ class RunningServer:
         return next(one for one in self.pool.residents if one.files.id == model_id)
 
     def audited(self, request_id: str) -> list[AuditedRequest]:
-        """The rows that the audit log has of a request; they are written shortly after its end."""
+        """The rows that the audit log has of a request that has ended; they are written shortly after that."""
         rows = self._query(
             "SELECT status, outcome, input_tokens, output_tokens, trace_id FROM audit_log"
-            " WHERE request_id = ?",
+            " WHERE request_id = ? AND outcome != 'running'",
             request_id,
         )
         return [AuditedRequest(*row) for row in rows]
@@ -70,7 +70,9 @@ class RunningServer:
         """The outcomes in the audit log by request id, of those ids that begin with `prefix`."""
         outcomes = defaultdict[str, list[str]](list)
         for request_id, outcome in self._query(
-            "SELECT request_id, outcome FROM audit_log WHERE request_id GLOB ?", f"{prefix}*"
+            "SELECT request_id, outcome FROM audit_log WHERE request_id GLOB ?"
+            " AND outcome != 'running'",
+            f"{prefix}*",
         ):
             outcomes[request_id].append(outcome)
         return outcomes

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 
 from mlx_manager.chat.events import Answer, ChatEvent, collect
 from mlx_manager.chat.request import ChatRequest
-from mlx_manager.mlx_server.api.dependencies import CurrentOrigin, CurrentState
+from mlx_manager.mlx_server.api.dependencies import CurrentEntry, CurrentState
 from mlx_manager.mlx_server.api.streaming import (
     ClientLeft,
     EventStream,
@@ -34,24 +34,28 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 @router.post("/chat/completions", response_model=None)
 async def create_chat_completion(
-    body: ChatCompletionBody, state: CurrentState, origin: CurrentOrigin, http: Request
+    body: ChatCompletionBody, state: CurrentState, entry: CurrentEntry, http: Request
 ) -> Response:
     """Answer a conversation, streamed when `stream` is true."""
-    return await _answer(state, chat_request(body, origin), http, body.includes_usage)
+    entry.asked(body.model, bool(body.stream))
+    return await _answer(state, chat_request(body, entry.origin), http, body.includes_usage)
 
 
 @router.post("/completions", response_model=None)
 async def create_completion(
-    body: CompletionBody, state: CurrentState, origin: CurrentOrigin, http: Request
+    body: CompletionBody, state: CurrentState, entry: CurrentEntry, http: Request
 ) -> Response:
     """Continue a text that no chat template touches."""
-    return await _answer(state, completion_request(body, origin), http, body.includes_usage)
+    entry.asked(body.model, bool(body.stream))
+    return await _answer(state, completion_request(body, entry.origin), http, body.includes_usage)
 
 
 async def _answer(
     state: ServerState, request: ChatRequest, http: Request, includes_usage: bool
 ) -> Response:
     created_s = int(time.time())
+    # Read here, as the backend does: what changes meanwhile is for the next request.
+    limit_s = state.time_limits[request.operation] + LAST_WORDS_S
     events = state.backend.stream(request)
     try:
         if not request.stream:
@@ -65,7 +69,7 @@ async def _answer(
         first,
         chunks,
         partial(error_event, request_id=request.origin.request_id),
-        limit_s=state.settings.time_limits_s[request.operation] + LAST_WORDS_S,
+        limit_s=limit_s,
     )
 
 

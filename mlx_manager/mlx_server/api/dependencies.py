@@ -1,4 +1,4 @@
-"""What routes ask for: the server's parts, and where a request came from."""
+"""What routes ask for: the server's parts, and the audit log's entry of a request, which says where it came from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from mlx_manager.chat.request import Origin
+from mlx_manager.mlx_server.audit.entry import Entry
 from mlx_manager.mlx_server.state import ServerState
 
 # Coroutines, though nothing in them waits: FastAPI runs plain functions in a thread, and a hop costs more than they do.
@@ -17,13 +17,10 @@ async def _state(request: Request) -> ServerState:
     return state
 
 
-async def _origin(request: Request) -> Origin:
-    return Origin(
-        request_id=request.state.request_id,
-        endpoint=request.url.path,
-        client_address=request.client.host if request.client else None,
-    )
+async def _entry(request: Request) -> Entry:
+    entry: Entry = request.state.audit_entry
+    return entry
 
 
 CurrentState = Annotated[ServerState, Depends(_state)]
-CurrentOrigin = Annotated[Origin, Depends(_origin)]
+CurrentEntry = Annotated[Entry, Depends(_entry)]

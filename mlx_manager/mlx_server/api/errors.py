@@ -10,10 +10,12 @@ from typing import Any, cast
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from mlx_manager.errors import InvalidRequest, MlxManagerError
+from mlx_manager.mlx_server.middleware.audit import entry_of
+from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 from mlx_manager.wire.openai.errors import error_body
 
 OPENAI_PREFIX = "/v1/"
@@ -65,8 +67,9 @@ def error_response(request: Request, error: MlxManagerError) -> Response:
 
 async def _invalid(request: Request, exception: Exception) -> Response:
     """A body that isn't what the endpoint takes: 400 as OpenAI has it, 422 elsewhere."""
-    problems = cast(RequestValidationError, exception).errors()
-    first = problems[0]
+    invalid = cast(RequestValidationError, exception)
+    _note_asked(request, invalid.body)
+    first = invalid.errors()[0]
     param = _field(first["loc"][1:])
     message = f"{param}: {first['msg']}" if param else str(first["msg"])
     is_body = first["loc"][0] == "body"
@@ -74,6 +77,13 @@ async def _invalid(request: Request, exception: Exception) -> Response:
         message = "The body must be JSON, sent with the header Content-Type: application/json."
     status = 400 if _is_openai(request) else 422
     return _rendered(request, status, InvalidRequest.code, InvalidRequest.title, message, param, {})
+
+
+def _note_asked(request: Request, body: object) -> None:
+    """Let the audit log say which model a refused body was for."""
+    entry = entry_of(request.scope)
+    if entry is not None and isinstance(body, dict) and isinstance(body.get("model"), str):
+        entry.asked(body["model"], body.get("stream") is True)
 
 
 def _field(location: tuple[int | str, ...]) -> str | None:
@@ -88,6 +98,10 @@ async def _http(request: Request, exception: Exception) -> Response:
 
 def http_error_response(request: Request, error: HTTPException) -> Response:
     """Return what the framework refuses (unknown paths, wrong methods) in the caller's dialect."""
+    entry = entry_of(request.scope)
+    if entry is not None and isinstance(error.__cause__, ClientDisconnect):
+        entry.cancel()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     title = TITLES.get(error.status_code) or http.HTTPStatus(error.status_code).phrase
     message = error.detail
     if error.status_code == 404:
@@ -119,6 +133,8 @@ def _rendered(
     headers: dict[str, str],
 ) -> Response:
     request_id: str = request.state.request_id
+    if (entry := entry_of(request.scope)) is not None:
+        entry.fail(code, status)
     if _is_openai(request):
         body = error_body(message, status=status, code=code, param=param, request_id=request_id)
         return JSONResponse(body, status_code=status, headers=headers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -70,16 +70,21 @@ class EventStream(Response):
         self._limit_s = limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._rest):
-            try:
-                async with asyncio.timeout(self._limit_s):
-                    await until_disconnect(receive, self._write(send))
-            except ClientLeft:
-                logger.debug("client left a stream")
-            except TimeoutError:
-                # The backend has long met its own limit; this reader doesn't take even that error. Returning before
-                # the last byte makes the server close the connection.
-                logger.warning("a client did not read its stream within %g s", self._limit_s)
+        # An error of the work that its reader never came to: it is in the trace, and there is nobody to tell.
+        with suppress(MlxManagerError):
+            async with aclosing(self._rest):
+                await self._write_while_read(receive, send)
+
+    async def _write_while_read(self, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._limit_s):
+                await until_disconnect(receive, self._write(send))
+        except ClientLeft:
+            logger.debug("client left a stream")
+        except TimeoutError:
+            # The backend has long met its own limit; this reader doesn't take even that error. Returning before
+            # the last byte makes the server close the connection.
+            logger.warning("a client did not read its stream within %g s", self._limit_s)
 
     async def _write(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}

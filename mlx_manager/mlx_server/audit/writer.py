@@ -17,7 +17,8 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from mlx_manager.database import DATABASE_TROUBLE, Database, explain
 from mlx_manager.mlx_server.audit import service
-from mlx_manager.mlx_server.audit.tables import AuditRow
+from mlx_manager.mlx_server.audit.service import Record
+from mlx_manager.mlx_server.audit.waiting import happens
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class AuditWriter:
         sweep_interval_s: float = 3600.0,
     ) -> None:
         self.lost = 0
+        # Held while rows are written: `RunningRows` gives some of the records a row of their own.
+        self.writing = asyncio.Lock()
         self._database = database
         self._retention = timedelta(days=min(retention_days, _LONGEST_RETENTION_DAYS))
         self._capacity = capacity
@@ -61,7 +64,7 @@ class AuditWriter:
         self._retry_interval_s = retry_interval_s
         self._sweep_interval_s = sweep_interval_s
         self._sweep_at_s = time.monotonic()
-        self._waiting = deque[AuditRow]()
+        self._waiting = deque[Record]()
         self._has_rows = asyncio.Event()
         self._has_batch = asyncio.Event()
         self._is_closing = asyncio.Event()
@@ -70,12 +73,12 @@ class AuditWriter:
         self._reported_lost = 0
         self._task: asyncio.Task[None] | None = None
 
-    def put(self, row: AuditRow) -> None:
-        """Leave `row` to be written. Never waits and never fails."""
+    def put(self, record: Record) -> None:
+        """Leave `record` to be written. Never waits and never fails."""
         if self._is_closing.is_set() or len(self._waiting) >= self._capacity:
             self.lost += 1
             return
-        self._waiting.append(row)
+        self._waiting.append(record)
         self._has_rows.set()
         if len(self._waiting) >= BATCH_ROWS:
             self._has_batch.set()
@@ -119,12 +122,12 @@ class AuditWriter:
 
     async def _next_batch(self) -> None:
         """Return when a batch is full, has waited long enough or is the last, or a sweep is due."""
-        if not await _happens(self._has_rows, self._sweep_at_s - time.monotonic()):
+        if not await happens(self._has_rows, self._sweep_at_s - time.monotonic()):
             return
         if self._is_in_trouble:
-            await _happens(self._is_closing, self._retry_interval_s)
+            await happens(self._is_closing, self._retry_interval_s)
         else:
-            await _happens(self._has_batch, self._batch_interval_s)
+            await happens(self._has_batch, self._batch_interval_s)
 
     async def _flush(self) -> None:
         self._has_batch.clear()
@@ -134,12 +137,14 @@ class AuditWriter:
                 return
             for _ in batch:
                 self._waiting.popleft()
-        self._has_rows.clear()
+        # Set for good once the log is left, which may have been while this batch was written.
+        if not self._is_closing.is_set():
+            self._has_rows.clear()
 
-    async def _settle(self, batch: Sequence[AuditRow]) -> bool:
+    async def _settle(self, batch: Sequence[Record]) -> bool:
         """Write `batch`; say whether it is done with. After trouble it is not, and comes again."""
         try:
-            async with self._database.sessions.begin() as session:
+            async with self.writing, self._database.sessions.begin() as session:
                 await service.record(session, batch)
         except Exception as error:  # noqa: BLE001 - the log may fail, the writer must not
             if _is_trouble(error):
@@ -171,12 +176,3 @@ class AuditWriter:
 def _is_trouble(error: Exception) -> bool:
     """Tell a database that may recover from a row that it will never take."""
     return isinstance(error, DATABASE_TROUBLE) and not isinstance(error, DataError | IntegrityError)
-
-
-async def _happens(event: asyncio.Event, within_s: float) -> bool:
-    try:
-        async with asyncio.timeout(max(within_s, 0.0)):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

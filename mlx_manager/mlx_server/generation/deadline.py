@@ -15,6 +15,7 @@ class Deadline:
 
     def __init__(self, limit_s: float) -> None:
         self._at_s = asyncio.get_running_loop().time() + limit_s
+        self._is_over = False
         self._error = RequestTimeout(
             f"The answer took longer than {limit_s:g} s, the limit of this endpoint. Ask for fewer tokens, or have "
             "the administrator raise it (docs/settings.md)."
@@ -35,8 +36,17 @@ class Deadline:
     @contextmanager
     def kept_by(self, tokens: TokenStream) -> Iterator[None]:
         """End the sequence when the time is up, even while a slow reader keeps us from looking at the clock."""
-        alarm = asyncio.get_running_loop().call_at(self._at_s, tokens.expire, self._error)
+        alarm = asyncio.get_running_loop().call_at(self._at_s, self._end, tokens)
         try:
             yield
+        except GeneratorExit:
+            # A reader so slow that it never met the error gives up on the stream; what ended the work is the time.
+            if self._is_over:
+                raise self._error from None
+            raise
         finally:
             alarm.cancel()
+
+    def _end(self, tokens: TokenStream) -> None:
+        self._is_over = tokens.ended is None
+        tokens.expire(self._error)

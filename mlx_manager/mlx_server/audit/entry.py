@@ -1,0 +1,158 @@
+"""What is known of one request to the model API while it is answered."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from mlx_manager.chat.events import Finished, Started, Timeline
+from mlx_manager.chat.request import Operation, Origin
+from mlx_manager.errors import MlxManagerError
+from mlx_manager.mlx_server.audit.tables import Outcome
+from mlx_manager.wire.openai.errors import error_type
+
+OPERATIONS: dict[str, Operation] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+}
+
+
+class Entry:
+    """Gathers what a row of the audit log will say; `values` makes it, off the request's path.
+
+    Times are nanoseconds since the Unix epoch. `row_id` is that of the row which is there already.
+    The first failure is kept; after the answer was complete nobody can cancel it any more.
+    """
+
+    __slots__ = (
+        "_ended_ns",
+        "_error",
+        "_finished",
+        "_is_cancelled",
+        "_is_interrupted",
+        "_started",
+        "backend",
+        "model",
+        "origin",
+        "row_id",
+        "started_ns",
+        "status",
+        "stream",
+        "trace_id",
+    )
+
+    def __init__(self, origin: Origin, trace_id: str | None, started_ns: int) -> None:
+        self.origin = origin
+        self.trace_id = trace_id
+        self.started_ns = started_ns
+        self.row_id: int | None = None
+        self.model: str | None = None
+        self.stream: bool | None = None
+        self.backend: str | None = None
+        self.status: int | None = None
+        self._started: Started | None = None
+        self._finished: Finished | None = None
+        self._error: tuple[str, int] | None = None
+        self._is_cancelled = False
+        self._is_interrupted = False
+        self._ended_ns: int | None = None
+
+    def asked(self, model: str, stream: bool) -> None:
+        """Note what the client asked for."""
+        self.model, self.stream = model, stream
+
+    def see(self, event: Started | Finished) -> None:
+        """Note that the work has begun, or is done."""
+        if isinstance(event, Started):
+            self._started = event
+        else:
+            self._finished = event
+
+    def fail(self, code: str, status: int) -> None:
+        """Note an error by its code and its own status, whatever the client is sent in the end."""
+        if self._error is None:
+            self._error = code, status
+
+    def cancel(self) -> None:
+        """Note that the client has left."""
+        if self._finished is None:
+            self._is_cancelled = True
+
+    def end(self, at_ns: int, *, is_interrupted: bool = False) -> None:
+        """Note the end: the last byte is out, nobody is there to take it, or the server stops."""
+        self._ended_ns = at_ns
+        self._is_interrupted = is_interrupted
+
+    def values(self) -> dict[str, object]:
+        """Return the row's columns, but for those that the database or the log itself fills in."""
+        origin, outcome = self.origin, self._outcome()
+        error = self._error_sent() if outcome == "failed" else (None, None)
+        return {
+            "started_at": datetime.fromtimestamp(self.started_ns / 1e9, UTC),
+            "request_id": _fit(origin.request_id),
+            "trace_id": self.trace_id,
+            "endpoint": _fit(origin.endpoint),
+            "operation": OPERATIONS.get(origin.endpoint),
+            "model": _fit_any(self.model),
+            "backend": self.backend,
+            "stream": self.stream,
+            "status": self.status,
+            "outcome": outcome,
+            "error_code": error[0],
+            "error_type": error[1],
+            "duration_s": _between(self.started_ns, self._ended_ns),
+            "client_address": _fit_any(origin.client_address, 64),
+            **self._work(),
+        }
+
+    def _outcome(self) -> Outcome:
+        if self._ended_ns is None:
+            return "running"
+        if self._is_interrupted:
+            return "interrupted"
+        if self._error is not None:
+            return "failed"
+        if self._is_cancelled or self.status is None:
+            return "cancelled"
+        # Work that was begun and isn't finished is no answer, whatever status went out before.
+        is_short = self._started is not None and self._finished is None
+        return "failed" if is_short or self.status >= 400 else "completed"
+
+    def _error_sent(self) -> tuple[str, str]:
+        code, status = self._error or (MlxManagerError.code, MlxManagerError.status)
+        return code, error_type(status)
+
+    def _work(self) -> dict[str, object]:
+        timeline = self._started.timeline if self._started else Timeline()
+        tokens = self._tokens(timeline)
+        return {
+            "response_model": _fit_any(self._started.model if self._started else None),
+            "queue_s": _between(timeline.queued_ns, timeline.admitted_ns),
+            "time_to_first_token_s": _between(self.started_ns, timeline.first_token_ns),
+            "input_tokens": tokens[0],
+            "cached_tokens": tokens[1],
+            "output_tokens": tokens[2],
+            "finish_reason": self._finished.reason if self._finished else None,
+        }
+
+    def _tokens(self, timeline: Timeline) -> tuple[int | None, int | None, int | None]:
+        if self._finished is not None:
+            usage = self._finished.usage
+            return usage.input_tokens, usage.cached_tokens, usage.output_tokens
+        if self._started is None:
+            return None, None, None
+        return timeline.prompt_tokens, timeline.cached_tokens, timeline.output_tokens
+
+
+def _between(start_ns: int | None, end_ns: int | None) -> float | None:
+    # The wall clock may be set back in between; no duration is negative.
+    return None if start_ns is None or end_ns is None else max(end_ns - start_ns, 0) / 1e9
+
+
+def _fit_any(text: str | None, length: int = 255) -> str | None:
+    return None if text is None else _fit(text, length)
+
+
+def _fit(text: str, length: int = 255) -> str:
+    """Make what a client wrote fit a column: no lone surrogate, no NUL, not too long."""
+    return text[:length].encode("utf-8", "replace").decode().replace("\0", "")

@@ -1,0 +1,64 @@
+"""Open an entry of the audit log for each request to the model API, and close it with the status that was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlx_manager.chat.request import Origin
+from mlx_manager.mlx_server.audit.entry import Entry
+from mlx_manager.mlx_server.state import ServerState
+from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
+
+MODEL_API = "/v1/"
+
+
+class AuditMiddleware:
+    """Every POST below `/v1` is a request to a model, whether or not it gets that far; reading lists is none.
+
+    `trace_id` is asked inside the request's server span. Stands inside of what gives requests their ids, and outside
+    of what answers failures.
+    """
+
+    def __init__(self, app: ASGIApp, trace_id: Callable[[], str | None]) -> None:
+        self._app = app
+        self._trace_id = trace_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_for_a_model(scope):
+            await self._app(scope, receive, send)
+            return
+        state: ServerState = scope["app"].state.server
+        entry = scope["state"]["audit_entry"] = state.audit.open(_origin(scope), self._trace_id())
+
+        # Not a coroutine of its own: it is called for every piece of a stream.
+        def send_and_see(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                status: int = message["status"]
+                # Nobody was there to be sent this one.
+                entry.status = None if status == CLIENT_CLOSED_REQUEST else status
+            return send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        finally:
+            state.audit.close(entry)
+
+
+def entry_of(scope: Scope) -> Entry | None:
+    """Return the open entry of a request; None for those that leave no row."""
+    entry: Entry | None = scope["state"].get("audit_entry")
+    return entry
+
+
+def _is_for_a_model(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return False
+    path: str = scope["path"]
+    return path.startswith(MODEL_API)
+
+
+def _origin(scope: Scope) -> Origin:
+    client = scope["client"]
+    return Origin(scope["state"]["request_id"], scope["path"], client[0] if client else None)

@@ -1,0 +1,74 @@
+"""A server that is killed in mid-stream: its next start closes the request as interrupted."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.support.process import Started, started
+from tests.support.running import wait_until
+
+ENDLESS: dict[str, Any] = {
+    "model": "test/tiny",
+    "prompt": "Count to a million.",
+    "max_tokens": 3000,
+    "temperature": 1,
+    "top_k": 20,
+    "stream": True,
+}
+
+
+def rows(folder: Path) -> dict[str, tuple[str, float | None]]:
+    with closing(sqlite3.connect(folder / "mlx.db")) as database:
+        query = "SELECT request_id, outcome, duration_s FROM audit_log"
+        return {name: (outcome, seconds) for name, outcome, seconds in database.execute(query)}
+
+
+def outcome(folder: Path, request_id: str) -> str | None:
+    return rows(folder).get(request_id, (None,))[0]
+
+
+@contextmanager
+def answering(server: Started, folder: Path, request_id: str) -> Iterator[None]:
+    """Have a stream in the middle of its answer, written down as running, until the block ends."""
+    headers = {"X-Request-ID": request_id}
+    url = f"{server.url}/v1/completions"
+    with (
+        httpx.Client(timeout=60) as client,
+        client.stream("POST", url, json=ENDLESS, headers=headers) as stream,
+    ):
+        assert stream.status_code == 200
+        engines = psutil.Process(server.process.pid).children(recursive=True)
+        # Held, so that the answer lasts as long as the test needs.
+        for engine in engines:
+            engine.suspend()
+        try:
+            wait_until(lambda: outcome(folder, request_id) == "running")
+            yield
+        finally:
+            for engine in engines:
+                engine.resume()
+
+
+def test_a_request_whose_server_was_killed_is_interrupted_after_the_next_start(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    arguments = ("server", "--model-dir", str(model_dir))
+    with started(tmp_path, *arguments) as survivor, answering(survivor, tmp_path, "survives"):
+        with started(tmp_path, *arguments) as victim, answering(victim, tmp_path, "killed"):
+            victim.process.kill()
+            victim.wait()
+        assert outcome(tmp_path, "killed") == "running", "nobody has closed it yet"
+        with started(tmp_path, *arguments):
+            wait_until(lambda: outcome(tmp_path, "killed") == "interrupted", 10)
+        assert outcome(tmp_path, "survives") == "running", "its server is alive"
+    assert outcome(tmp_path, "survives") == "cancelled", "a clean stop loses no row"
+    _, seconds = rows(tmp_path)["killed"]
+    assert seconds is not None
+    assert seconds > 0
