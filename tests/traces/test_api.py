@@ -101,6 +101,7 @@ def test_a_query_that_makes_no_sense_is_a_problem_that_names_it(
     problem = answer.json()
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert (answer.status_code, problem["status"], problem["param"]) == (422, 422, name)
+    assert problem["code"] == "invalid_query"
     assert name in problem["detail"]
 
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from mlx_manager.errors import InvalidRequest, MlxManagerError
+from mlx_manager.errors import InvalidQuery, InvalidRequest, MlxManagerError
 from mlx_manager.mlx_server.middleware.audit import entry_of
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 from mlx_manager.wire.openai.errors import error_body
@@ -66,7 +66,7 @@ def error_response(request: Request, error: MlxManagerError) -> Response:
 
 
 async def _invalid(request: Request, exception: Exception) -> Response:
-    """A body that isn't what the endpoint takes: 400 as OpenAI has it, 422 elsewhere."""
+    """A body or a query that isn't what the endpoint takes: 400 as OpenAI has it, 422 elsewhere."""
     invalid = cast(RequestValidationError, exception)
     _note_asked(request, invalid.body)
     first = invalid.errors()[0]
@@ -76,7 +76,8 @@ async def _invalid(request: Request, exception: Exception) -> Response:
     if is_body and "json" not in request.headers.get("content-type", ""):
         message = "The body must be JSON, sent with the header Content-Type: application/json."
     status = 400 if _is_openai(request) else 422
-    return _rendered(request, status, InvalidRequest.code, InvalidRequest.title, message, param, {})
+    kind = InvalidRequest if is_body else InvalidQuery
+    return _rendered(request, status, kind.code, kind.title, message, param, {})
 
 
 def _note_asked(request: Request, body: object) -> None:
