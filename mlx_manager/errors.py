@@ -88,6 +88,22 @@ class GenerationFailed(MlxManagerError):
     title = "Generation failed"
 
 
+class MetricsOff(MlxManagerError):
+    """The server was started without metrics for Prometheus."""
+
+    code = "metrics_off"
+    status = 404
+    title = "Metrics are off"
+
+
+class MetricsForbidden(MlxManagerError):
+    """The reader is on another machine and has no key, or a wrong one."""
+
+    code = "metrics_forbidden"
+    status = 403
+    title = "Metrics are not for everybody"
+
+
 class Overloaded(MlxManagerError):
     """No room for the request now; it may be sent again after `retry_after_s`."""
 

@@ -10,11 +10,13 @@ from mlx_manager.mlx_server.config import Settings as ServerSettings
 from mlx_manager.mlx_server.observability.logfire_config import instrument_llm_clients
 from mlx_manager.observability.logfire_config import configure_logfire, instrument_httpx
 
-settings = Settings()
-configure_logfire(environment=settings.environment, console=settings.console)
+settings, server_settings = Settings(), ServerSettings()
+configure_logfire(
+    environment=settings.environment, console=settings.console, metrics=server_settings.metrics
+)
 instrument_httpx()
 instrument_llm_clients()
 
 from mlx_manager.app import create_app
 
-app = create_app(ServerSettings(), settings)
+app = create_app(server_settings, settings)

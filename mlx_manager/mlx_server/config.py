@@ -124,6 +124,15 @@ class Settings(BaseSettings):
         description="Key that others send with their spans to `/otlp/v1/traces`; without one only this machine may "
         "send any.",
     )
+    metrics: bool = Field(
+        False,
+        description="Offer all metrics to Prometheus at `/metrics`, to readers on this machine.",
+    )
+    metrics_key: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="Key with which `/metrics` is read from other machines, sent as a bearer token.",
+    )
     blas_library: Path | None = Field(
         None,
         description="Linux on a CPU: BLAS library to preload into engine processes, instead of the OpenBLAS that is "

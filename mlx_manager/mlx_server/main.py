@@ -13,7 +13,9 @@ from mlx_manager.mlx_server.observability.logfire_config import (
 )
 
 settings = Settings()
-configure_logfire(environment=settings.environment, console=settings.console)
+configure_logfire(
+    environment=settings.environment, console=settings.console, metrics=settings.metrics
+)
 instrument_httpx()
 instrument_llm_clients()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from mlx_manager.mlx_server.audit.audited import AuditedBackend
 from mlx_manager.mlx_server.audit.log import AuditLog
 from mlx_manager.mlx_server.config import Settings
 from mlx_manager.mlx_server.generation.local import LocalBackend
+from mlx_manager.mlx_server.observability.engine_metrics import EngineMetrics, engine_figures
 from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlalchemy
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.draining import draining
@@ -24,8 +25,10 @@ from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.time_limits.limits import TimeLimits
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
+from mlx_manager.mlx_server.workers.watch import EngineWatch
 from mlx_manager.observability.instrumented import InstrumentedBackend
-from mlx_manager.observability.setup import flush
+from mlx_manager.observability.observed import dropped
+from mlx_manager.observability.setup import flush, metric_source
 from mlx_manager.traces.recording import recording
 from mlx_manager.traces.store import StoreOptions, TraceStore
 
@@ -61,9 +64,11 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         await upgrade(database)
         audit = AuditLog(database, retention_days=settings.audit_retention_days)
         await stack.enter_async_context(audit)
-        pool = make_pool(settings)
+        pool = make_pool(settings, EngineMetrics())
         stack.push_async_callback(pool.close)
         stack.enter_context(draining(pool, settings.shutdown_timeout_s))
+        stack.enter_context(metric_source(lambda: engine_figures(pool)))
+        stack.enter_context(metric_source(dropped(_losses(audit, traces))))
         limits = TimeLimits(database, settings.time_limits_s, settings.time_limits_set)
         await limits.load()
         local = LocalBackend(pool, limits)
@@ -72,6 +77,14 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         audited = AuditedBackend(local, audit.entry_of, name="mlx")
         backend = InstrumentedBackend(audited)
         yield ServerState(settings, database, pool, backend, traces, audit, limits)
+
+
+def _losses(audit: AuditLog, traces: TraceStore | None) -> dict[str, Callable[[], int]]:
+    """What the sinks of this server have lost, by their names."""
+    losses: dict[str, Callable[[], int]] = {"audit": lambda: audit.lost}
+    if traces is not None:
+        losses["traces"] = lambda: traces.dropped
+    return losses
 
 
 async def _keep_traces(settings: Settings, stack: AsyncExitStack) -> TraceStore | None:
@@ -83,8 +96,8 @@ async def _keep_traces(settings: Settings, stack: AsyncExitStack) -> TraceStore 
     return await stack.enter_async_context(recording(settings.traces_path, options))
 
 
-def make_pool(settings: Settings) -> ModelPool:
-    """Return an empty pool over the models that the settings name."""
+def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
+    """Return an empty pool over the models that the settings name; `watch` is told of its engines."""
     options = EngineOptions(
         max_batch=settings.max_batch,
         max_waiting=settings.max_waiting,
@@ -96,9 +109,9 @@ def make_pool(settings: Settings) -> ModelPool:
     )
 
     async def start_engine(files: ModelFiles) -> EngineProcess:
-        return await EngineProcess.start(files.id, files.path, options)
+        return await EngineProcess.start(files.id, files.path, options, watch)
 
-    return ModelPool(make_catalog(settings), start_engine, settings.max_loaded_models)
+    return ModelPool(make_catalog(settings), start_engine, settings.max_loaded_models, watch)
 
 
 def make_catalog(settings: Settings) -> Catalog:

@@ -7,7 +7,7 @@ explains each; a test holds the two together.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 # Spans. The chat's own span is named `{operation} {model}`, see `chat_span_name`.
 SPAN_MODEL_LOAD: Final = "model.load"
@@ -62,6 +62,12 @@ DECODE_TOKENS: Final = "mlx.decode.tokens"
 DECODE_TOKENS_PER_S: Final = "mlx.decode.tokens_per_s"
 DECODE_LONGEST_GAP_S: Final = "mlx.decode.longest_gap_s"
 
+# What metrics are split by, besides the above.
+TOKEN_TYPE: Final = "gen_ai.token.type"
+KIND: Final = "kind"
+OUTCOME: Final = "outcome"
+SINK: Final = "sink"
+
 # Queries.
 DB_SYSTEM: Final = "db.system.name"
 DB_OPERATION: Final = "db.operation.name"
@@ -80,22 +86,27 @@ MESSAGE: Final = "logfire.msg"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One instrument; `buckets` are upper bounds of a histogram, empty for a counter."""
+    """One instrument; `buckets` are upper bounds, of a histogram only."""
 
     name: str
+    kind: Literal["counter", "gauge", "histogram"]
     unit: str
     description: str
     buckets: tuple[float, ...] = ()
 
 
+_CALL_BUCKETS_S: Final = tuple(0.01 * 2**n for n in range(14))
+
 REQUEST_DURATION: Final = Metric(
     "gen_ai.server.request.duration",
+    "histogram",
     "s",
     "Time from taking a chat to the end of its answer.",
-    tuple(0.01 * 2**n for n in range(14)),
+    _CALL_BUCKETS_S,
 )
 TIME_TO_FIRST_TOKEN: Final = Metric(
     "gen_ai.server.time_to_first_token",
+    "histogram",
     "s",
     "Time from taking a chat to its first token.",
     (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
@@ -103,6 +114,7 @@ TIME_TO_FIRST_TOKEN: Final = Metric(
 # The conventions start at 0.01; this engine is faster than they expect, so finer bounds stand in front.
 TIME_PER_OUTPUT_TOKEN: Final = Metric(
     "gen_ai.server.time_per_output_token",
+    "histogram",
     "s",
     "Mean time per token after the first.",
     (
@@ -110,9 +122,68 @@ TIME_PER_OUTPUT_TOKEN: Final = Metric(
         *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
     ),
 )
-REQUESTS_CANCELLED: Final = Metric(
-    "mlx.requests.cancelled", "{request}", "Chats whose client left before the end."
+CLIENT_TOKEN_USAGE: Final = Metric(
+    "gen_ai.client.token.usage",
+    "histogram",
+    "{token}",
+    "Tokens of one call of a cloud provider.",
+    tuple(4.0**n for n in range(14)),
 )
+CLIENT_OPERATION_DURATION: Final = Metric(
+    "gen_ai.client.operation.duration",
+    "histogram",
+    "s",
+    "Time from calling a cloud provider to the end of its answer.",
+    _CALL_BUCKETS_S,
+)
+REQUESTS_CANCELLED: Final = Metric(
+    "mlx.requests.cancelled", "counter", "{request}", "Chats whose client left before the end."
+)
+TOKENS: Final = Metric(
+    "mlx.tokens", "counter", "{token}", "Tokens of chats; those from the cache are input, too."
+)
+PREFIX_CACHE_TOKENS: Final = Metric(
+    "mlx.prefix_cache.tokens",
+    "counter",
+    "{token}",
+    "Prompt tokens that were computed, and that came from the prefix cache.",
+)
+MODEL_LOAD_DURATION: Final = Metric(
+    "mlx.model.load.duration",
+    "histogram",
+    "s",
+    "Time from starting an engine process until it can generate.",
+    (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 600.0),
+)
+ENGINE_STEP_DURATION: Final = Metric(
+    "mlx.engine.step.duration",
+    "histogram",
+    "s",
+    "Time of one step of the engine, for its whole batch.",
+    (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+)
+WORKER_RESTARTS: Final = Metric(
+    "mlx.worker.restarts",
+    "counter",
+    "{restart}",
+    "Engine processes started in place of one that died or stalled.",
+)
+
+# Read when somebody asks, not when something happens.
+QUEUE_DEPTH: Final = Metric(
+    "mlx.queue.depth", "gauge", "{request}", "Requests in the engine that wait for a place."
+)
+BATCH_WIDTH: Final = Metric(
+    "mlx.batch.width", "gauge", "{request}", "Requests that the engine works on together."
+)
+REQUESTS_ACTIVE: Final = Metric(
+    "mlx.requests.active", "gauge", "{request}", "Requests that hold the model, wherever they are."
+)
+MEMORY: Final = Metric("mlx.memory.bytes", "gauge", "By", "Memory that the engine holds.")
+TELEMETRY_DROPPED: Final = Metric(
+    "mlx.telemetry.dropped", "counter", "{item}", "What a sink of telemetry had to leave out."
+)
+OBSERVED: Final = (QUEUE_DEPTH, BATCH_WIDTH, REQUESTS_ACTIVE, MEMORY, TELEMETRY_DROPPED)
 
 
 def chat_span_name(operation: str, model: str) -> str:

@@ -15,7 +15,7 @@ from mlx_manager.chat.events import ChatEvent, Finished, Interval, Started, Time
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.observability import attributes as names
-from mlx_manager.observability.metrics import ChatMetrics, Measured
+from mlx_manager.observability.metrics import ChatMetrics, Measured, Tokens
 
 Attributes = dict[str, AttributeValue]
 
@@ -116,9 +116,10 @@ class ChatSpan:
         return found
 
     def _measure(self, metrics: ChatMetrics, timeline: Timeline, ended_ns: int) -> None:
-        context = trace.set_span_in_context(self.span)
+        context, dimensions = trace.set_span_in_context(self.span), self._dimensions()
+        self._count(metrics, timeline, dimensions, context)
         if self._is_cancelled:
-            metrics.cancelled(self._dimensions(), context)
+            metrics.cancelled(dimensions, context)
             return
         is_whole = self._error_type is None
         measured = Measured(
@@ -126,7 +127,21 @@ class ChatSpan:
             time_to_first_token_s=_first_token_s(timeline, self._arrived_ns) if is_whole else None,
             time_per_output_token_s=_per_token_s(timeline) if is_whole else None,
         )
-        metrics.completed(measured, self._dimensions(), context)
+        metrics.completed(measured, dimensions, context)
+
+    def _count(
+        self, metrics: ChatMetrics, timeline: Timeline, dimensions: Attributes, context: Context
+    ) -> None:
+        is_prefilled = timeline.first_token_ns is not None
+        if self._finished:
+            usage = self._finished.usage
+            tokens = Tokens(usage.input_tokens, usage.output_tokens, usage.cached_tokens)
+        else:
+            tokens = Tokens(timeline.prompt_tokens, timeline.output_tokens, timeline.cached_tokens)
+        if self._finished or is_prefilled:
+            metrics.used(tokens, dimensions, context)
+        if is_prefilled:
+            metrics.prefilled(tokens, dimensions, context)
 
     def _dimensions(self) -> Attributes:
         """What the numbers can be split by: a model only once it is known to exist, never an id."""

@@ -16,7 +16,8 @@ from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.chat.events import ChatEvent, Finished, TextDelta
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.observability.chat_span import ChatSpan
-from mlx_manager.observability.metrics import SCOPE, ChatMetrics
+from mlx_manager.observability.instruments import SCOPE
+from mlx_manager.observability.metrics import ChatMetrics
 
 
 class InstrumentedBackend:

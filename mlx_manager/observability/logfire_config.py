@@ -14,6 +14,8 @@ __all__ = ["configure_logfire", "instrument_fastapi", "instrument_httpx", "instr
 SERVICE_NAME = "mlx-manager"
 
 
-def configure_logfire(environment: Environment = "development", console: bool = False) -> None:
+def configure_logfire(
+    environment: Environment = "development", console: bool = False, metrics: bool = False
+) -> None:
     """Configure the process's telemetry as the manager's; harmless and silent when it is configured already."""
-    configure(TelemetryOptions(SERVICE_NAME, environment, console))
+    configure(TelemetryOptions(SERVICE_NAME, environment, console, metrics))

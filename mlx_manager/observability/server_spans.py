@@ -13,7 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlx_manager.observability.attributes import CANCELLED
 
 # What watches, live and by the second.
-EXCLUDED_PATHS = frozenset({"/health", "/api/health", "/api/events", "/api/requests", "/"})
+EXCLUDED_PATHS = frozenset(
+    {"/health", "/api/health", "/api/events", "/api/requests", "/metrics", "/"}
+)
 # What looks at traces or brings some must not make more of them: the pages, too.
 EXCLUDED_PREFIXES = (
     *("/static/", "/api/traces/", "/otlp/"),

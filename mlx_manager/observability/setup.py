@@ -21,6 +21,9 @@ from opentelemetry.sdk.trace import SpanProcessor
 from mlx_manager import __version__
 from mlx_manager.observability.background import Background
 from mlx_manager.observability.captions import Captions
+from mlx_manager.observability.client_metrics import AnthropicCalls, ClientMetrics
+from mlx_manager.observability.observed import Observed, Source
+from mlx_manager.observability.prometheus import PrometheusReader, Scrape
 from mlx_manager.observability.propagation import BoundedTraceContext
 from mlx_manager.observability.redaction import LogRedactor, Redactor, keep_only_frames
 from mlx_manager.observability.sinks import Sinks
@@ -33,11 +36,12 @@ EXIT_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class TelemetryOptions:
-    """Who is speaking, and whether people read along on the terminal."""
+    """Who is speaking, whether people read along on the terminal, and whether Prometheus may read the metrics."""
 
     service_name: str
     environment: Environment = "development"
     console: bool = False
+    metrics: bool = False
     service_version: str = __version__
 
 
@@ -48,6 +52,8 @@ class _Process:
     options: TelemetryOptions
     background: Background
     sinks: Sinks
+    observed: Observed
+    prometheus: PrometheusReader | None
 
 
 # OpenTelemetry's providers belong to the process, and so does the knowledge that they are set.
@@ -73,13 +79,13 @@ def configure(
             return False
         _prefer_current_conventions()
         background, sinks = Background("telemetry"), Sinks()
+        prometheus = PrometheusReader() if options.metrics else None
+        readers = [*metric_readers, *([prometheus] if prometheus else [])]
         # From a daemon thread, or Logfire's check of the token (10 s when nobody answers) would hold the exit up.
-        background.do(
-            lambda: _configure_logfire(options, (sinks, *span_processors), metric_readers)
-        )
+        background.do(lambda: _configure_logfire(options, (sinks, *span_processors), readers))
         # Registered after the SDK's own handlers, so it runs before them.
         atexit.register(shutdown, EXIT_TIMEOUT_S)
-        _process = _Process(options, background, sinks)
+        _process = _Process(options, background, sinks, Observed(), prometheus)
         return True
 
 
@@ -95,6 +101,29 @@ def span_sink(processor: SpanProcessor) -> Iterator[None]:
         raise RuntimeError("Telemetry is not configured yet: call configure() first.")
     with _process.sinks.attached(processor):
         yield
+
+
+@contextmanager
+def metric_source(source: Source) -> Iterator[None]:
+    """Ask `source` for figures whenever metrics are read, until the block ends.
+
+    Nobody reads metrics where telemetry isn't configured, so there it does nothing.
+    """
+    if _process is None:
+        yield
+        return
+    with _process.observed.attached(source):
+        yield
+
+
+def scrape(accept: str) -> Scrape | None:
+    """The metrics as Prometheus reads them, in the format that the Accept header prefers; None when that is off.
+
+    Takes milliseconds: keep it off the event loop.
+    """
+    if _process is None or _process.prometheus is None:
+        return None
+    return _process.prometheus.scrape(accept)
 
 
 def flush(timeout_s: float) -> bool:
@@ -128,7 +157,12 @@ def _configure_logfire(
         service_version=options.service_version,
         environment=options.environment,
         console=_console(options),
-        additional_span_processors=[Redactor(), Captions(), *span_processors],
+        additional_span_processors=[
+            Redactor(),
+            Captions(),
+            AnthropicCalls(ClientMetrics()),
+            *span_processors,
+        ],
         metrics=MetricsOptions(additional_readers=metric_readers, views=_VIEWS),
         # `redaction` stands in its place and says why.
         scrubbing=False,

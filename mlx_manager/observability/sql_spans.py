@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 
 from mlx_manager.observability import attributes as names
-from mlx_manager.observability.metrics import SCOPE
+from mlx_manager.observability.instruments import SCOPE
 
 # Spans of the statements that run on a connection now, innermost last; SQLAlchemy keeps the dictionary for such uses.
 _RUNNING = "mlx_manager.running_spans"

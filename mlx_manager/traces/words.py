@@ -25,6 +25,17 @@ def count_text(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def bytes_text(number: float) -> str:
+    """In binary units, three digits or so: `512 KiB`, `3.25 GiB`."""
+    size, unit = float(number), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1000:
+            break
+        size, unit = size / 1024, larger
+    digits = 0 if unit == "B" or size >= 99.5 else 1 if size >= 9.95 else 2
+    return f"{size:.{digits}f} {unit}"
+
+
 def plural(number: int, noun: str) -> str:
     """`1 token`, `2,048 tokens`."""
     return f"{count_text(number)} {noun}{'' if number == 1 else 's'}"

@@ -56,8 +56,16 @@ async def look(state: ServerState) -> Snapshot:
 
 
 def _model_now(resident: Resident) -> ModelNow:
-    active = resident.engine.active_sequences if resident.engine else 0
-    return ModelNow(resident.files.id, resident.state, active)
+    engine = resident.engine
+    vitals = engine.vitals if engine else None
+    return ModelNow(
+        id=resident.files.id,
+        state=resident.state,
+        active=engine.active_sequences if engine else 0,
+        waiting=vitals.waiting if vitals else 0,
+        memory_bytes=vitals.active_bytes + vitals.pooled_bytes if vitals else None,
+        kv_bytes=vitals.kv_bytes if vitals else None,
+    )
 
 
 def _newest_trace(state: ServerState) -> str | None:
@@ -74,5 +82,9 @@ async def _frames(live: Live) -> AsyncIterator[str]:
         if snapshot is None:
             yield ": still here\n\n"
         else:
-            yield f"event: snapshot\ndata: {json.dumps({**asdict(snapshot), 'active': snapshot.active})}\n\n"
+            yield f"event: snapshot\ndata: {json.dumps(_sums(snapshot) | asdict(snapshot))}\n\n"
     yield "event: end\ndata: {}\n\n"
+
+
+def _sums(snapshot: Snapshot) -> dict[str, int]:
+    return {name: getattr(snapshot, name) for name in ("active", "waiting", "memory_bytes")}

@@ -16,11 +16,18 @@ HEARTBEAT_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class ModelNow:
-    """A model in memory; `active` counts the requests that it works on or that wait in it."""
+    """A model in memory; `active` counts the requests that it works on or that wait in it.
+
+    `memory_bytes` is all that its engine holds, freed buffers too; `kv_bytes` the keys and values among it. None until
+    the engine has told.
+    """
 
     id: str
     state: str
     active: int
+    waiting: int = 0
+    memory_bytes: int | None = None
+    kv_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,18 @@ class Snapshot:
 
     @property
     def active(self) -> int:
-        """Requests that are being worked on."""
+        """Requests that are being worked on or wait."""
         return sum(model.active for model in self.models)
+
+    @property
+    def waiting(self) -> int:
+        """Those of them that have no place in a batch yet."""
+        return sum(model.waiting for model in self.models)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What all engines hold together."""
+        return sum(model.memory_bytes or 0 for model in self.models)
 
 
 class Live:

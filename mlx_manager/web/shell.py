@@ -13,7 +13,7 @@ from fastapi.templating import Jinja2Templates
 from starlette.staticfiles import StaticFiles
 
 from mlx_manager import __version__
-from mlx_manager.traces.words import count_text, duration_text, plural
+from mlx_manager.traces.words import bytes_text, count_text, duration_text, plural
 
 HERE = Path(__file__).parent
 CONTENT_SECURITY_POLICY = (
@@ -107,6 +107,7 @@ templates.env.filters.update(
         "duration": duration_text,
         "ns": ns_text,
         "count": count_text,
+        "bytes": bytes_text,
         "iso": iso,
         "clock": clock,
     }

@@ -12,9 +12,10 @@ import pytest
 
 from mlx_manager.mlx_server.engine.channel import Channel
 from mlx_manager.mlx_server.engine.framing import encode, reports_reader
-from mlx_manager.mlx_server.engine.messages import Cancel, FromEngine, Heartbeat, Step
+from mlx_manager.mlx_server.engine.messages import Cancel, FromEngine, Heartbeat, Step, Vitals
 
 FAR_AWAY_S = 60.0
+VITALS = Vitals(0, 0, 0, 0, 0)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_the_end_of_the_peer_is_noticed_while_waiting(peers: tuple[Channel, sock
 def test_the_end_of_the_peer_is_noticed_while_sending(peers: tuple[Channel, socket.socket]) -> None:
     channel, ours = peers
     ours.close()
-    channel.send(Heartbeat(1))
+    channel.send(Heartbeat(1, VITALS))
     assert channel.is_closed
     channel.drain(FAR_AWAY_S)  # doesn't wait for somebody who has gone
 
@@ -111,9 +112,9 @@ def test_the_last_words_get_out_before_the_process_ends(
     peers: tuple[Channel, socket.socket],
 ) -> None:
     channel, ours = peers
-    channel.send(Heartbeat(1))
+    channel.send(Heartbeat(1, VITALS))
     channel.drain(FAR_AWAY_S)
-    assert list(reports_reader().feed(ours.recv(1 << 16))) == [Heartbeat(1)]
+    assert list(reports_reader().feed(ours.recv(1 << 16))) == [Heartbeat(1, VITALS)]
 
 
 def test_a_channel_works_whatever_the_number_of_its_file_descriptor() -> None:

@@ -15,10 +15,13 @@ from mlx_manager.mlx_server.engine.messages import (
     SamplingParameters,
     Stamps,
     Step,
+    StepTimes,
     Submit,
     ToEngine,
+    Vitals,
 )
 
+VITALS = Vitals(1, 2, None, 3, 2**40, [StepTimes(4, 2**50)])
 STAMPS = Stamps(1, 2, 3, 2**62, 5, 6, 7, 8, 9, 10)
 COMMANDS: list[ToEngine] = [
     Submit(1, [0, 151_935, 7], 5, [2, 3], SamplingParameters(0.7, 0.9, 40, 0.05, -(2**63))),
@@ -28,7 +31,7 @@ COMMANDS: list[ToEngine] = [
 ]
 REPORTS: list[FromEngine] = [
     Ready(10**12, "bfloat16", "gpu", True),
-    Heartbeat(1),
+    Heartbeat(1, VITALS),
     Step(2, [1, 10, 2, 20], [2], [Ended(1, "stop", STAMPS)]),
     Step(3, [], [], [Ended(4, "failed", Stamps(1), "ValueError")]),
     LoadFailed("kein Platz: 12 GiB fehlen – 模型"),

@@ -49,7 +49,16 @@ Python = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def python(tmp_path: Path) -> Python:
     """Run code in a fresh interpreter in which every warning is an error."""
+    return interpreter(tmp_path)
 
+
+@pytest.fixture(scope="module")
+def module_python(tmp_path_factory: pytest.TempPathFactory) -> Python:
+    """The same, for what all tests of a module look at."""
+    return interpreter(tmp_path_factory.mktemp("python"))
+
+
+def interpreter(tmp_path: Path) -> Python:
     def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", code],

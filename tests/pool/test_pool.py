@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from mlx_manager.errors import ModelLoadFailed, Overloaded, ShuttingDown
-from mlx_manager.mlx_server.engine.messages import Ready
+from mlx_manager.mlx_server.engine.messages import Ready, StepTimes
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.pool import MAX_BACKOFF_S, ModelPool, _backoff_s
 from mlx_manager.mlx_server.workers.process import EngineProcess
@@ -217,3 +217,42 @@ async def test_closing_while_a_model_makes_room_loads_no_other(
 def test_a_crash_loop_is_slowed_down_however_long_it_lasts() -> None:
     assert [_backoff_s(restarts) for restarts in (1, 2, 3)] == [0.5, 1, 2]
     assert _backoff_s(100_000) == MAX_BACKOFF_S
+
+
+class Witness:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, ...]] = []
+
+    def loaded(self, model_id: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.told.append(("loaded", model_id))
+
+    def load_failed(self, model_id: str, seconds: float, error_type: str) -> None:
+        assert seconds >= 0
+        self.told.append(("load failed", model_id, error_type))
+
+    def restarted(self, model_id: str) -> None:
+        self.told.append(("restarted", model_id))
+
+    def stepped(self, model_id: str, steps: list[StepTimes]) -> None:
+        raise AssertionError("a pool makes no steps")
+
+
+async def test_who_watches_is_told_of_loads_failures_and_restarts(starter: Starter) -> None:
+    witness = Witness()
+    pool = ModelPool(Catalog({}, (), None), starter, 2, witness)
+    starter.failures = 1
+    with pytest.raises(ModelLoadFailed):
+        await use(pool, A)
+    await use(pool, A)
+    starter.engines[0].die()
+    await eventually(lambda: len(witness.told) == 4)
+    await pool.close()
+    assert witness.told == [
+        ("load failed", "a", "model_load_failed"),
+        ("loaded", "a"),
+        ("restarted", "a"),
+        ("loaded", "a"),
+    ]

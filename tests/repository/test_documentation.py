@@ -1,4 +1,4 @@
-"""The documentation says what the code does: every setting, endpoint, parameter and error code."""
+"""The documentation says what the code does: every setting, endpoint, parameter, error code and metric."""
 
 from __future__ import annotations
 
@@ -42,3 +42,21 @@ def test_telemetry_lists_every_name_that_is_emitted_and_no_other() -> None:
     ours = {name for name in quoted if name.startswith(("gen_ai.", "mlx."))}
     assert emitted_names() - quoted == set(), "emitted, and not described"
     assert ours - emitted_names() == set(), "described, and never emitted"
+
+
+ROW = re.compile(
+    r"^\| `(?P<name>[a-z_.]+)` \| (?P<kind>counter|gauge|histogram), (?P<unit>\S+) \| [^|]+ \|(?P<buckets>[^|]*)\|$",
+    re.MULTILINE,
+)
+
+
+def test_telemetry_lists_every_metric_with_its_kind_unit_and_buckets() -> None:
+    rows = list(ROW.finditer((DOCS / "telemetry.md").read_text()))
+    metrics = {m.name: m for m in vars(attributes).values() if isinstance(m, attributes.Metric)}
+    assert sorted(row["name"] for row in rows) == sorted(metrics)
+    for row in rows:
+        metric, buckets = metrics[row["name"]], row["buckets"].strip()
+        assert (row["kind"], row["unit"]) == (metric.kind, metric.unit), row["name"]
+        assert bool(buckets) == bool(metric.buckets), row["name"]
+        if re.fullmatch(r"[0-9. ]+", buckets):
+            assert tuple(map(float, buckets.split())) == metric.buckets, row["name"]

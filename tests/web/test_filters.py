@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlx_manager.traces.summary import Stats, StatsBucket, TraceFilter
-from mlx_manager.traces.words import duration_text, plural
+from mlx_manager.traces.words import bytes_text, duration_text, plural
 from mlx_manager.web.filters import Question
 from mlx_manager.web.sparkline import sparkline
 
@@ -57,6 +57,21 @@ def test_what_cannot_be_understood_asks_for_nothing(nonsense: str) -> None:
 )
 def test_durations_have_three_digits_and_a_unit(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.98 KiB"),
+        (10 * 2**20, "10.0 MiB"),
+        (3.25 * 2**30, "3.25 GiB"),
+        (512 * 2**30, "512 GiB"),
+    ],
+)
+def test_bytes_are_told_in_binary_units(number: float, text: str) -> None:
+    assert bytes_text(number) == text
 
 
 def test_counts_have_their_noun() -> None:

@@ -47,6 +47,18 @@ async def test_it_says_what_it_has_loaded(engine: EngineProcess) -> None:
     assert ready.weights_bytes > 100_000
 
 
+async def test_it_says_how_it_is_while_it_works_too(engine: EngineProcess) -> None:
+    async with ask(engine) as first, ask(engine) as second:
+        await asyncio.gather(first.admitted(), second.admitted())
+        await eventually(lambda: engine.vitals is not None and engine.vitals.running == 2)
+        assert engine.vitals
+        assert engine.vitals.kv_bytes
+        assert engine.vitals.steps
+    await eventually(lambda: engine.vitals is not None and engine.vitals.running == 0)
+    assert engine.ready
+    assert engine.vitals.active_bytes >= engine.ready.weights_bytes
+
+
 @pytest.mark.skipif(find_openblas() is None, reason="no OpenBLAS on this machine")
 async def test_openblas_is_used_where_it_is_installed(engine: EngineProcess) -> None:
     assert engine.ready

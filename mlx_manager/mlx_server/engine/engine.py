@@ -9,10 +9,19 @@ import time
 import traceback
 from collections.abc import Callable
 
-from mlx_manager.mlx_server.engine.messages import Cancel, Ended, EndReason, Step, Submit, ToEngine
+from mlx_manager.mlx_server.engine.messages import (
+    Cancel,
+    Ended,
+    EndReason,
+    Step,
+    Submit,
+    ToEngine,
+    Vitals,
+)
 from mlx_manager.mlx_server.engine.runner import Runner, RunnerOutput, TokenOutput
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.engine.sequence import Sequence
+from mlx_manager.mlx_server.engine.step_clock import StepClock
 
 
 class Engine:
@@ -28,6 +37,7 @@ class Engine:
         self._scheduler = scheduler
         self._clock_ns = clock_ns
         self._ended: list[Ended] = []
+        self._step_clock = StepClock()
 
     @property
     def has_work(self) -> bool:
@@ -44,9 +54,11 @@ class Engine:
 
     def step(self) -> Step:
         """Advance everything by one step and say what happened."""
+        began_ns = self._clock_ns()
         admitted = [sequence.id for sequence in self._scheduler.admit() if self._start(sequence)]
         output = self._run()
         now_ns = self._clock_ns()
+        self._step_clock.add(now_ns - began_ns)
         for sequence_id in output.prefilled:
             self._scheduler.running[sequence_id].stamps.prefill_chunks += 1
         for token in output.tokens:
@@ -54,6 +66,18 @@ class Engine:
         ended, self._ended = self._ended, []
         pairs = [n for token in output.tokens for n in (token.sequence_id, token.token_id)]
         return Step(now_ns, pairs, admitted, ended)
+
+    def vitals(self) -> Vitals:
+        """Say how the engine is, and how long the steps since the last such report took."""
+        memory = self._runner.memory()
+        return Vitals(
+            waiting=self._scheduler.waiting,
+            running=len(self._scheduler.running),
+            kv_bytes=memory.kv_bytes,
+            active_bytes=memory.active_bytes,
+            pooled_bytes=memory.pooled_bytes,
+            steps=self._step_clock.take(),
+        )
 
     def _start(self, sequence: Sequence) -> bool:
         sequence.stamps.admitted_ns = self._clock_ns()

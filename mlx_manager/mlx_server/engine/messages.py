@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+# Upper bounds of what step durations are counted by, one group more than there are bounds.
+STEP_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 EndReason = Literal["stop", "length", "cancelled", "failed"]
 
 
@@ -89,10 +91,33 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     ended: list[Ended] = []
 
 
+class StepTimes(msgspec.Struct, frozen=True, array_like=True):
+    """`count` steps whose durations fell between the same two of `STEP_BOUNDS_S`, and their sum."""
+
+    count: int
+    total_ns: int
+
+
+class Vitals(msgspec.Struct, frozen=True, array_like=True):
+    """How the engine is. `steps` are those since the last report; empty groups are left out.
+
+    `active_bytes` is all that MLX holds for arrays, weights and keys and values among them; `pooled_bytes` is what it
+    keeps of freed ones. `kv_bytes` is None for a model whose cache can't tell.
+    """
+
+    waiting: int
+    running: int
+    kv_bytes: int | None
+    active_bytes: int
+    pooled_bytes: int
+    steps: list[StepTimes] = []
+
+
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Nothing to do, all is well."""
+    """All is well; sent once a second, with work or without."""
 
     at_ns: int
+    vitals: Vitals
 
 
 ToEngine = Submit | Cancel

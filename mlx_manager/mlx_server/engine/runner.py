@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
 
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.engine.sampling import greedy, sampler_for
 
+USED_NAMES = ("insert", "next", "remove", "prompt_cache_nbytes")
 INSERT_ARGUMENTS = frozenset({"prompts", "max_tokens", "samplers", "stop_sequences"})
 
 
@@ -37,6 +39,15 @@ class RunnerOutput:
 
     prefilled: list[int]
     tokens: list[TokenOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What MLX holds, in bytes: for keys and values (None: unknown), for all arrays, and of freed ones."""
+
+    kv_bytes: int | None
+    active_bytes: int
+    pooled_bytes: int
 
 
 class Runner:
@@ -85,6 +96,18 @@ class Runner:
         self._forget_all(token.sequence_id for token in tokens if token.end)
         return RunnerOutput(prefilled, tokens)
 
+    def memory(self) -> Memory:
+        """Say what memory is in use; looks at each layer once, computes nothing."""
+        return Memory(self._kv_bytes(), mx.get_active_memory(), mx.get_cache_memory())
+
+    def _kv_bytes(self) -> int | None:
+        try:
+            kv_bytes: int = self._generator.prompt_cache_nbytes
+        except (NotImplementedError, AttributeError):
+            # Some of mlx-lm's caches don't count themselves.
+            return None
+        return kv_bytes
+
     def _forget_all(self, sequence_ids: Iterable[int]) -> None:
         for sequence_id in sequence_ids:
             self._forget(sequence_id)
@@ -104,7 +127,7 @@ class Runner:
 
 def check_batch_api(generator: type) -> None:
     """Raise BatchApiDrifted when mlx-lm's batching interface isn't the one known here."""
-    absent = [name for name in ("insert", "next", "remove") if not hasattr(generator, name)]
+    absent = [name for name in USED_NAMES if not hasattr(generator, name)]
     insert = getattr(generator, "insert", None)
     missing = INSERT_ARGUMENTS - set(inspect.signature(insert).parameters if insert else ())
     if missing or absent:

@@ -36,6 +36,11 @@ class Scheduler:
         """Whether a step would do anything."""
         return bool(self.running or self._waiting)
 
+    @property
+    def waiting(self) -> int:
+        """Sequences in the queue."""
+        return len(self._waiting)
+
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""
         self._waiting.append(sequence)

@@ -20,7 +20,7 @@ from mlx_manager.mlx_server.engine.messages import Heartbeat, LoadFailed
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
 
-IDLE_S = 1.0
+BEAT_S = 1.0
 LAST_WORDS_S = 2.0
 
 
@@ -44,13 +44,19 @@ def main() -> int:
 
 
 def serve(channel: Channel, engine: Engine) -> None:
-    """Step while there is work, looking at the inbox before each step; beat once a second while there is none."""
+    """Step while there is work, looking at the inbox before each step, and beat once a second."""
+    beat_at_s = time.monotonic() + BEAT_S
     while True:
-        for message in channel.receive(0.0 if engine.has_work else IDLE_S):
+        wait_s = 0.0 if engine.has_work else max(beat_at_s - time.monotonic(), 0.0)
+        for message in channel.receive(wait_s):
             engine.handle(message)
         if channel.is_closed:
             return
-        channel.send(engine.step() if engine.has_work else Heartbeat(time.monotonic_ns()))
+        if engine.has_work:
+            channel.send(engine.step())
+        if (now_s := time.monotonic()) >= beat_at_s:
+            channel.send(Heartbeat(time.monotonic_ns(), engine.vitals()))
+            beat_at_s = now_s + BEAT_S
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -21,6 +21,8 @@ __all__ = [
 SERVICE_NAME = "mlx-server"
 
 
-def configure_logfire(environment: Environment = "development", console: bool = False) -> None:
+def configure_logfire(
+    environment: Environment = "development", console: bool = False, metrics: bool = False
+) -> None:
     """Configure the process's telemetry as the server's; harmless and silent when it is configured already."""
-    configure(TelemetryOptions(SERVICE_NAME, environment, console))
+    configure(TelemetryOptions(SERVICE_NAME, environment, console, metrics))

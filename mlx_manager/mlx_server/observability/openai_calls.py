@@ -14,7 +14,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from mlx_manager.observability import attributes as names
-from mlx_manager.observability.metrics import SCOPE
+from mlx_manager.observability.client_metrics import ClientMetrics
+from mlx_manager.observability.instruments import SCOPE
 
 # The SDK's objects differ by endpoint and version. They are looked at, never relied on.
 SdkObject = Any
@@ -53,18 +54,19 @@ _USAGE_DETAILS = {
 
 def trace_openai(client: type[SdkObject], async_client: type[SdkObject]) -> None:
     """Wrap `request`, through which the two clients send every call of every endpoint."""
-    client.request = _traced(client.request)
-    async_client.request = _traced_async(async_client.request)
+    metrics = ClientMetrics()
+    client.request = _traced(client.request, metrics)
+    async_client.request = _traced_async(async_client.request, metrics)
 
 
-def _traced(request: Callable[..., SdkObject]) -> Callable[..., SdkObject]:
+def _traced(request: Callable[..., SdkObject], metrics: ClientMetrics) -> Callable[..., SdkObject]:
     @wraps(request)
     def traced(
         self: SdkObject, cast_to: SdkObject, options: SdkObject, **rest: SdkObject
     ) -> SdkObject:
         if options.url not in _OPERATIONS:
             return request(self, cast_to, options, **rest)
-        call = OpenAICall(options, self.base_url)
+        call = OpenAICall(options, self.base_url, metrics)
         with call.being_made():
             answer = request(self, cast_to, _with_trace_context(options), **rest)
         return call.watch(answer, _watch_stream)
@@ -72,14 +74,16 @@ def _traced(request: Callable[..., SdkObject]) -> Callable[..., SdkObject]:
     return traced
 
 
-def _traced_async(request: Callable[..., SdkObject]) -> Callable[..., SdkObject]:
+def _traced_async(
+    request: Callable[..., SdkObject], metrics: ClientMetrics
+) -> Callable[..., SdkObject]:
     @wraps(request)
     async def traced(
         self: SdkObject, cast_to: SdkObject, options: SdkObject, **rest: SdkObject
     ) -> SdkObject:
         if options.url not in _OPERATIONS:
             return await request(self, cast_to, options, **rest)
-        call = OpenAICall(options, self.base_url)
+        call = OpenAICall(options, self.base_url, metrics)
         with call.being_made():
             answer = await request(self, cast_to, _with_trace_context(options), **rest)
         return call.watch(answer, _watch_async_stream)
@@ -88,25 +92,29 @@ def _traced_async(request: Callable[..., SdkObject]) -> Callable[..., SdkObject]
 
 
 class OpenAICall:
-    """The span of one call, from before the request to the end of the answer."""
+    """The span and the metrics of one call, from before the request to the end of the answer."""
 
-    def __init__(self, options: SdkObject, base_url: SdkObject) -> None:
+    def __init__(self, options: SdkObject, base_url: SdkObject, metrics: ClientMetrics) -> None:
         body = options.json_data if isinstance(options.json_data, Mapping) else {}
         operation, model = _OPERATIONS[options.url], str(body.get("model", ""))
         self._started = time.perf_counter()
         self._is_first_item = True
         self._is_complete = False
+        self._is_ended = False
+        self._metrics = metrics
+        # What the span says, kept beside it: in a trace that isn't sampled the span forgets it.
+        self._said: dict[str, AttributeValue] = {
+            names.OPERATION_NAME: operation,
+            names.PROVIDER_NAME: "openai",
+            names.REQUEST_MODEL: model,
+            names.SERVER_ADDRESS: str(base_url.host),
+            names.SERVER_PORT: base_url.port or 443,
+            **_asked(body),
+        }
         self._span = trace.get_tracer(SCOPE).start_span(
             names.chat_span_name(operation, model),
             kind=SpanKind.CLIENT,
-            attributes={
-                names.OPERATION_NAME: operation,
-                names.PROVIDER_NAME: "openai",
-                names.REQUEST_MODEL: model,
-                names.SERVER_ADDRESS: str(base_url.host),
-                names.SERVER_PORT: base_url.port or 443,
-                **_asked(body),
-            },
+            attributes=self._said,
         )
 
     @contextmanager
@@ -135,8 +143,7 @@ class OpenAICall:
         """Look at one item of a stream. Most hold text and no more."""
         if self._is_first_item:
             self._is_first_item = False
-            elapsed_s = time.perf_counter() - self._started
-            self._span.set_attribute(names.TIME_TO_FIRST_CHUNK, elapsed_s)
+            self._say({names.TIME_TO_FIRST_CHUNK: time.perf_counter() - self._started})
             self.observe(item)
         elif getattr(item, "usage", None) or _finish_reasons(item):
             self.observe(item)
@@ -151,9 +158,7 @@ class OpenAICall:
             names.RESPONSE_FINISH_REASONS: _finish_reasons(answer) or None,
             **_counts(getattr(answer, "usage", None)),
         }
-        self._span.set_attributes(
-            {name: value for name, value in found.items() if value is not None}
-        )
+        self._say({name: value for name, value in found.items() if value is not None})
 
     def complete(self) -> None:
         """The stream has been read to its end."""
@@ -161,15 +166,22 @@ class OpenAICall:
 
     def end(self, error: BaseException | None = None) -> None:
         """End the span, once; an answer that its reader left before the end is cancelled, not failed."""
-        if not self._span.is_recording():
+        if self._is_ended:
             return
+        self._is_ended = True
         is_left = error is None and not self._is_complete
         if is_left or isinstance(error, GeneratorExit | asyncio.CancelledError):
-            self._span.set_attribute(names.CANCELLED, True)
+            self._say({names.CANCELLED: True})
         elif error is not None:
-            self._span.set_attribute(names.ERROR_TYPE, type(error).__qualname__)
+            self._say({names.ERROR_TYPE: type(error).__qualname__})
             self._span.set_status(StatusCode.ERROR)
+        duration_s = time.perf_counter() - self._started
+        self._metrics.record(duration_s, self._said, trace.set_span_in_context(self._span))
         self._span.end()
+
+    def _say(self, attributes: Mapping[str, AttributeValue]) -> None:
+        self._said.update(attributes)
+        self._span.set_attributes(attributes)
 
 
 def _watch_stream(call: OpenAICall, stream: SdkObject) -> None:

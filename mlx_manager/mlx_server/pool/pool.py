@@ -7,12 +7,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Literal
 
 from mlx_manager.errors import MlxManagerError, Overloaded, ShuttingDown
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.workers.process import EngineProcess
+from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +62,17 @@ class Lease:
 class ModelPool:
     """Keeps up to `max_loaded` models, each in an engine process; the one idle longest makes room for another."""
 
-    def __init__(self, catalog: Catalog, start_engine: StartEngine, max_loaded: int) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        start_engine: StartEngine,
+        max_loaded: int,
+        watch: EngineWatch | None = None,
+    ) -> None:
         self.catalog = catalog
         self._start_engine = start_engine
         self._max_loaded = max_loaded
+        self._watch = watch or NoWatch()
         # In the order of last use, the longest unused first.
         self._residents: dict[str, Resident] = {}
         self._changing = asyncio.Lock()
@@ -156,17 +165,20 @@ class ModelPool:
             raise
 
     async def _load(self, resident: Resident) -> EngineProcess:
-        resident.engine, started_s = None, time.monotonic()
+        resident.engine, started_s, model_id = None, time.monotonic(), resident.files.id
         try:
             engine = await self._start_engine(resident.files)
-        except Exception:
+        except Exception as error:
+            self._watch.load_failed(model_id, time.monotonic() - started_s, _kind(error))
             if resident.restarts == 0:
-                self._residents.pop(resident.files.id, None)
+                self._residents.pop(model_id, None)
             raise
-        resident.engine = engine
-        self._report(resident.files.id, engine, time.monotonic() - started_s)
+        resident.engine, load_s = engine, time.monotonic() - started_s
+        self._watch.loaded(model_id, load_s)
+        self._report(model_id, engine, load_s)
         if resident.supervisor is None:
-            resident.supervisor = asyncio.create_task(self._supervise(resident))
+            # An empty context: what it does later is part of no request's trace.
+            resident.supervisor = asyncio.create_task(self._supervise(resident), context=Context())
         return engine
 
     @staticmethod
@@ -191,6 +203,7 @@ class ModelPool:
                 how = await resident.engine.gone()
                 logger.error("engine of %s %s; starting a fresh one", resident.files.id, how)
             resident.restarts += 1
+            self._watch.restarted(resident.files.id)
             try:
                 if time.monotonic() - started_s < SHORT_LIFE_S:
                     await asyncio.sleep(_backoff_s(resident.restarts))
@@ -199,7 +212,7 @@ class ModelPool:
                 logger.error(
                     "engine of %s could not be replaced: %s",
                     resident.files.id,
-                    error.code if isinstance(error, MlxManagerError) else type(error).__name__,
+                    _kind(error),
                 )
         resident.supervisor = None
 
@@ -210,6 +223,10 @@ class ModelPool:
         await asyncio.gather(*tasks, return_exceptions=True)
         if resident.engine is not None:
             await resident.engine.stop()
+
+
+def _kind(error: Exception) -> str:
+    return error.code if isinstance(error, MlxManagerError) else type(error).__name__
 
 
 def _backoff_s(restarts: int) -> float:

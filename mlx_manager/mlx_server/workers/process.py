@@ -26,9 +26,11 @@ from mlx_manager.mlx_server.engine.messages import (
     SamplingParameters,
     Step,
     Submit,
+    Vitals,
 )
 from mlx_manager.mlx_server.workers.blas import engine_environment
 from mlx_manager.mlx_server.workers.stream import TokenStream, engine_ended
+from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +55,16 @@ class EngineOptions:
 class EngineProcess:
     """One model in a process of its own. Made by `start`, ended by `stop` or by its own death."""
 
-    def __init__(self, model_id: str, path: Path, options: EngineOptions) -> None:
+    def __init__(
+        self, model_id: str, path: Path, options: EngineOptions, watch: EngineWatch
+    ) -> None:
         self.model_id = model_id
         self.ready: Ready | None = None
+        self.vitals: Vitals | None = None
         self.last_heard_s = time.monotonic()
         self._path = path
         self._options = options
+        self._watcher = watch
         self._streams: dict[int, TokenStream] = {}
         self._sequence_ids = itertools.count(1)
         self._last_line = ""
@@ -70,12 +76,18 @@ class EngineProcess:
         self._is_stopping = False
 
     @classmethod
-    async def start(cls, model_id: str, path: Path, options: EngineOptions) -> EngineProcess:
+    async def start(
+        cls,
+        model_id: str,
+        path: Path,
+        options: EngineOptions,
+        watch: EngineWatch | None = None,
+    ) -> EngineProcess:
         """Start a process, load the model in `path`, and return when it can generate.
 
         Raises ModelLoadFailed, with the engine's own words, when it can't or takes longer than `load_timeout_s`.
         """
-        engine = cls(model_id, path, options)
+        engine = cls(model_id, path, options, watch or NoWatch())
         try:
             await engine._spawn()
             await asyncio.wait_for(engine._loaded, options.load_timeout_s)
@@ -253,8 +265,9 @@ class EngineProcess:
         match message:
             case Step():
                 self._dispatch(message)
-            case Heartbeat():
-                pass
+            case Heartbeat(vitals=vitals):
+                self.vitals = vitals
+                self._watcher.stepped(self.model_id, vitals.steps)
             case Ready():
                 self.ready = message
                 self._settle_load(None)

@@ -110,10 +110,20 @@ class LiveModels extends HTMLElement {
   }
 }
 
+// As the server writes it: binary units, three digits or so.
+const inBytes = (bytes) => {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let size = bytes;
+  let at = 0;
+  while (size >= 1000 && at < units.length - 1) [size, at] = [size / 1024, at + 1];
+  return `${size.toFixed(at === 0 || size >= 99.5 ? 0 : size >= 9.95 ? 1 : 2)} ${units[at]}`;
+};
+
 class LiveNumber extends HTMLElement {
   #listen = (event) => {
     const value = event.detail[this.dataset.of];
-    if (typeof value === "number") this.textContent = value.toLocaleString("en-US");
+    if (typeof value !== "number") return;
+    this.textContent = this.dataset.unit === "bytes" ? inBytes(value) : value.toLocaleString("en-US");
   };
   connectedCallback() {
     document.addEventListener("live-snapshot", this.#listen);

@@ -1,0 +1,91 @@
+"""What an engine says of itself once a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx_lm.models.cache import KVCache
+
+from mlx_manager.mlx_server.engine.messages import (
+    STEP_BOUNDS_S,
+    SamplingParameters,
+    StepTimes,
+    Submit,
+)
+from mlx_manager.mlx_server.engine.runner import Runner
+from mlx_manager.mlx_server.engine.step_clock import StepClock
+from mlx_manager.observability.attributes import ENGINE_STEP_DURATION
+from tests.engine.driving import Driver
+from tests.engine.models import WatchedModel
+
+PROMPT = list(range(20, 60))
+# Keys and values of 2 layers, each 2 heads of 16 floats.
+TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
+
+
+def test_it_says_who_waits_who_runs_and_what_their_keys_and_values_take(
+    model: WatchedModel,
+) -> None:
+    driver = Driver(model, max_batch=2)
+    empty = driver.engine.vitals()
+    ids = [driver.submit(PROMPT, max_tokens=30) for _ in range(5)]
+    driver.step_until(ids[0], 3)
+    busy = driver.engine.vitals()
+    assert (empty.waiting, empty.running, empty.kv_bytes) == (0, 0, 0)
+    assert (busy.waiting, busy.running) == (3, 2)
+    assert busy.kv_bytes is not None
+    # Memory is taken in pieces of 256 tokens.
+    assert 2 * len(PROMPT) * TOKEN_BYTES < busy.kv_bytes <= 2 * 256 * TOKEN_BYTES
+    assert busy.active_bytes >= busy.kv_bytes
+    driver.finish()
+    over = driver.engine.vitals()
+    assert (over.waiting, over.running, over.kv_bytes) == (0, 0, 0)
+    assert over.pooled_bytes > 0
+
+
+def test_it_says_how_long_the_steps_since_the_last_time_took(model: WatchedModel) -> None:
+    driver = Driver(model)
+    driver.submit(PROMPT, max_tokens=20)
+    driver.finish()
+    first, second = driver.engine.vitals(), driver.engine.vitals()
+    # Two to read the prompt and its last token, and one for each token.
+    assert sum(group.count for group in first.steps) >= 20
+    assert all(group.total_ns > 0 for group in first.steps)
+    assert second.steps == []
+
+
+class SilentCache(KVCache):
+    """A kind of cache that doesn't count its bytes, as mlx-lm allows."""
+
+    @property
+    def nbytes(self) -> int:
+        raise NotImplementedError
+
+
+class SilentModel(WatchedModel):
+    def make_cache(self) -> list[SilentCache]:
+        return [SilentCache() for _ in self.layers]  # type: ignore[no-untyped-call]
+
+
+def test_keys_and_values_that_can_not_be_counted_are_unknown_not_zero(lively_model: Any) -> None:
+    runner = Runner(SilentModel(lively_model), max_batch=2)
+    runner.insert(Submit(1, PROMPT, 5, [], SamplingParameters()))
+    assert runner.memory().kv_bytes is None
+
+
+def test_steps_are_counted_between_bounds_and_summed_exactly() -> None:
+    clock = StepClock()
+    for duration_ns in (1, 500_000, 500_001, 3_000_000, 4_000_000, 99_000_000_000):
+        clock.add(duration_ns)
+    assert clock.take() == [
+        StepTimes(2, 500_001),
+        StepTimes(1, 500_001),
+        StepTimes(2, 7_000_000),
+        StepTimes(1, 99_000_000_000),
+    ]
+    assert clock.take() == []
+
+
+def test_the_engine_counts_by_the_bounds_that_the_metric_has() -> None:
+    """The engine knows no telemetry, so the numbers stand in two places."""
+    assert ENGINE_STEP_DURATION.buckets == STEP_BOUNDS_S

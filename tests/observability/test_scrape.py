@@ -1,0 +1,358 @@
+"""What Prometheus reads from a real server after real chats."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mlx_manager.observability import attributes
+from mlx_manager.observability.exposition import family_name
+from tests.conftest import ENDLESS_TOKENS, TINY
+from tests.observability.conftest import Python
+from tests.support.process import Started, started
+from tests.support.promql import Query, Selector, parse
+from tests.support.running import wait_until
+from tests.support.scrape import Scrape, rise
+
+KEY = "a-key-for-metrics"
+DURATION = "gen_ai_server_request_duration_seconds_count"
+DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "mlx-manager.json"
+CUMULATIVE = ("_total", "_bucket", "_count", "_sum")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Started]:
+    """The manager with metrics, with room for two requests at a time; its model is in memory."""
+    with started(
+        tmp_path_factory.mktemp("metrics"),
+        *("serve", "--model-dir", str(model_dir), "--model", TINY),
+        MLX_SERVER_METRICS="true",
+        MLX_SERVER_METRICS_KEY=KEY,
+        MLX_SERVER_MAX_BATCH="2",
+    ) as server:
+        yield server
+
+
+def ask(server: Started, **changes: Any) -> httpx.Response:
+    body = {"model": TINY, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body | changes, timeout=60)
+
+
+def leave(server: Started) -> None:
+    """Ask for a long answer and go away after its first line."""
+    body = {"model": TINY, "prompt": "x", "max_tokens": ENDLESS_TOKENS, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
+        next(answer.iter_lines())
+
+
+def cancelled(server: Started) -> float:
+    return Scrape.of(server.url).total("mlx_requests_cancelled_total")
+
+
+def engine_pid(server: Started) -> int:
+    (engine,) = [
+        child.pid
+        for child in psutil.Process(server.process.pid).children()
+        if "mlx_manager.mlx_server.engine.worker" in child.cmdline()
+    ]
+    return engine
+
+
+def test_each_chat_counts_once_and_where_it_belongs(server: Started) -> None:
+    before = Scrape.of(server.url)
+    whole, streamed = ask(server), ask(server, stream=True, stream_options={"include_usage": True})
+    refused = ask(server, model="no/such")
+    after = Scrape.of(server.url)
+    risen = rise(before, after)
+
+    assert [a.status_code for a in (whole, streamed, refused)] == [200, 200, 404]
+    model = {"gen_ai_request_model": TINY, "gen_ai_response_model": TINY}
+    assert risen(DURATION, **model, http_route="/v1/chat/completions") == 2
+    assert risen(DURATION, error_type="model_not_found") == 1
+    assert risen(DURATION) == 3
+    assert risen("gen_ai_server_time_to_first_token_seconds_count", **model) == 2
+    assert risen("gen_ai_server_time_per_output_token_seconds_count", **model) == 2
+    read = whole.json()["usage"]["prompt_tokens"]
+    assert risen("mlx_tokens_total", kind="input", **model) == 2 * read
+    assert risen("mlx_tokens_total", kind="output", **model) == 40
+    assert risen("mlx_tokens_total", kind="cached") == 0
+    assert risen("mlx_prefix_cache_tokens_total", outcome="computed", **model) == 2 * read
+    assert risen("mlx_prefix_cache_tokens_total", outcome="cached") == 0
+
+
+def test_a_chat_whose_client_leaves_counts_as_cancelled_with_the_tokens_it_took(
+    server: Started,
+) -> None:
+    before = Scrape.of(server.url)
+    leave(server)
+    wait_until(lambda: cancelled(server) > before.total("mlx_requests_cancelled_total"))
+    risen = rise(before, Scrape.of(server.url))
+
+    assert risen("mlx_requests_cancelled_total", http_route="/v1/completions") == 1
+    assert risen(DURATION) == 0
+    assert risen("mlx_tokens_total", kind="input") == 1
+    assert 0 < risen("mlx_tokens_total", kind="output") < ENDLESS_TOKENS
+
+
+def test_an_exemplar_leads_to_the_trace_of_the_chat_for_each_who_scrapes(server: Started) -> None:
+    trace_id = ask(server).headers["X-Trace-ID"]
+    for _ in range(2):
+        scrape = Scrape.of(server.url)
+        for name in ("request_duration", "time_to_first_token", "time_per_output_token"):
+            exemplars = scrape.exemplars(f"gen_ai_server_{name}_seconds_bucket")
+            assert trace_id in [exemplar.labels["trace_id"] for exemplar in exemplars]
+
+
+def test_what_an_engine_does_for_all_has_no_trace(server: Started) -> None:
+    ask(server)
+    scrape = Scrape.of(server.url)
+    assert scrape.exemplars("mlx_engine_step_duration_seconds_bucket") == []
+    assert scrape.exemplars("mlx_worker_restarts_total") == []
+
+
+def busy(scrape: Scrape) -> bool:
+    """Whether the batch is full and somebody waits, as the engine said last."""
+    return scrape.total("mlx_batch_width") == 2 and scrape.total("mlx_queue_depth") >= 1
+
+
+def test_the_engine_s_own_figures_follow_its_work(server: Started, model_dir: Path) -> None:
+    before, during = Scrape.of(server.url), list[Scrape]()
+    with ThreadPoolExecutor() as threads:
+        asking = [threads.submit(ask, server, max_tokens=ENDLESS_TOKENS) for _ in range(5)]
+        while not all(one.done() for one in asking):
+            during.append(Scrape.of(server.url))
+        tokens = sum(one.result().json()["usage"]["completion_tokens"] for one in asking)
+    wait_until(lambda: Scrape.of(server.url).total("mlx_batch_width") == 0)
+    after = Scrape.of(server.url)
+
+    (full, *_) = filter(busy, during)
+    assert full.total("mlx_requests_active", gen_ai_request_model=TINY) >= 3
+    assert full.total("mlx_memory_bytes", kind="kv") > 0
+    assert after.total("mlx_requests_active") == 0
+    assert after.total("mlx_queue_depth") == 0
+    weights = sum(file.stat().st_size for file in (model_dir / TINY).glob("*.safetensors"))
+    # The file has a header, too.
+    assert 0.9 * weights < after.total("mlx_memory_bytes", kind="weights") <= weights
+    assert after.total("mlx_memory_bytes", kind="kv") == 0
+    assert 0 < after.total("mlx_memory_bytes", kind="buffers") < 2**30
+    assert after.matching("mlx_memory_bytes", kind="prefix_cache") == []
+    risen = rise(before, after)
+    # A step makes a token for each of the two in the batch, or for one alone.
+    assert tokens / 2 <= risen("mlx_engine_step_duration_seconds_count") <= tokens + 50
+    assert risen("mlx_engine_step_duration_seconds_sum") > 0
+
+
+def test_a_killed_engine_is_a_restart_and_a_load(server: Started) -> None:
+    before = Scrape.of(server.url)
+    os.kill(engine_pid(server), signal.SIGKILL)
+    loads = "mlx_model_load_duration_seconds_count"
+    wait_until(lambda: rise(before, Scrape.of(server.url))(loads) == 1, timeout_s=120)
+    risen = rise(before, Scrape.of(server.url))
+
+    assert risen("mlx_worker_restarts_total", gen_ai_request_model=TINY) == 1
+    assert risen("mlx_model_load_duration_seconds_sum") > 0.05
+    assert ask(server).status_code == 200
+
+
+def test_the_older_text_is_given_to_those_who_ask_for_text(server: Started) -> None:
+    ask(server)
+    headers = {"Accept": "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"}
+    response = httpx.get(f"{server.url}/metrics", headers=headers)
+    assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    families = {family.name for family in text_string_to_metric_families(response.text)}
+    assert {"mlx_tokens", "mlx_requests_active", "target_info"} <= families
+    assert "trace_id" not in response.text
+
+
+def test_openmetrics_is_given_to_prometheus_and_to_those_who_do_not_say(server: Started) -> None:
+    prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2"
+    for accept in (prometheus, "*/*"):
+        response = httpx.get(f"{server.url}/metrics", headers={"Accept": accept})
+        assert response.headers["Content-Type"].startswith("application/openmetrics-text")
+        assert response.text.endswith("# EOF\n")
+
+
+def test_it_says_who_is_speaking(server: Started) -> None:
+    (target,) = Scrape.of(server.url).matching("target_info")
+    assert target.labels["service_name"] == "mlx-manager"
+    assert target.labels["deployment_environment_name"] == "development"
+
+
+def test_reading_metrics_leaves_no_trace_and_no_line_in_the_log(server: Started) -> None:
+    response = httpx.get(f"{server.url}/metrics")
+    httpx.get(f"{server.url}/v1/models")
+    wait_until(lambda: "GET /v1/models" in server.text)
+    assert "X-Trace-ID" not in response.headers
+    assert "/metrics" not in server.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 403),
+        ({"Authorization": "Bearer wrong"}, 403),
+        ({"Authorization": f"Basic {KEY}"}, 403),
+        ({"Authorization": f"Bearer {KEY}"}, 200),
+        ({"Authorization": f"bearer {KEY}"}, 200),
+    ],
+)
+def test_from_another_machine_it_takes_the_key(
+    server: Started, headers: dict[str, str], status: int
+) -> None:
+    # What a proxy on this machine says of its clients.
+    elsewhere = {"X-Forwarded-For": "203.0.113.7"}
+    response = httpx.get(f"{server.url}/metrics", headers=headers | elsewhere)
+    assert response.status_code == status
+    if status == 403:
+        assert response.json()["code"] == "metrics_forbidden"
+        assert "MLX_SERVER_METRICS_KEY" in response.json()["detail"]
+        assert KEY not in response.text
+
+
+def test_off_by_default_and_it_says_how_to_switch_it_on(tmp_path: Path) -> None:
+    with started(tmp_path, "server") as server:
+        response = httpx.get(f"{server.url}/metrics")
+    assert response.status_code == 404
+    assert response.json()["code"] == "metrics_off"
+    assert "MLX_SERVER_METRICS=true" in response.json()["detail"]
+
+
+# Calls of both SDKs from one process: what it was configured for can't be changed afterwards.
+CALLS = """
+from mlx_manager.mlx_server.observability.logfire_config import configure_logfire, instrument_llm_clients
+from mlx_manager.observability.setup import scrape
+configure_logfire(metrics=True)
+instrument_llm_clients()
+import anthropic, openai
+from opentelemetry import trace
+from tests.observability.test_llm_clients import MESSAGES, app
+from tests.support.running import running
+
+def unsampled():
+    context = trace.SpanContext(1, 1, is_remote=True, trace_flags=trace.TraceFlags(0))
+    return trace.use_span(trace.NonRecordingSpan(context))
+
+with (
+    running(app) as server,
+    openai.OpenAI(base_url=server.url + "/v1", api_key="k", max_retries=0) as gpt,
+    anthropic.Anthropic(base_url=server.url, api_key="k", max_retries=0) as claude,
+):
+    chats = gpt.chat.completions
+    chats.create(model="gpt", messages=MESSAGES)
+    usage = {"include_usage": True}
+    list(chats.create(model="gpt", messages=MESSAGES, stream=True, stream_options=usage))
+    with unsampled():
+        chats.create(model="gpt", messages=MESSAGES)
+    with chats.create(model="gpt", messages=MESSAGES, stream=True) as stream:
+        next(iter(stream))
+    try:
+        chats.create(model="unknown", messages=MESSAGES)
+    except openai.NotFoundError:
+        pass
+    claude.messages.create(model="claude", messages=MESSAGES, max_tokens=9)
+    with claude.messages.stream(model="claude", messages=MESSAGES, max_tokens=9) as stream:
+        stream.get_final_text()
+    print(scrape("").body.decode())
+"""
+
+
+@pytest.fixture(scope="module")
+def calls(module_python: Python) -> Scrape:
+    """What a process has measured that called both providers."""
+    done = module_python(CALLS)
+    assert done.returncode == 0, done.stderr
+    return Scrape.parsed(done.stdout.rstrip("\n") + "\n")
+
+
+def test_calls_of_cloud_providers_are_in_the_conventions_metrics(calls: Scrape) -> None:
+    duration, usage = "gen_ai_client_operation_duration_seconds", "gen_ai_client_token_usage"
+    gpt = {"gen_ai_provider_name": "openai", "gen_ai_response_model": "gpt-real"}
+    claude = {"gen_ai_provider_name": "anthropic", "gen_ai_response_model": "claude-real"}
+    # Three whole ones; the one that was left has no true duration.
+    assert calls.total(f"{duration}_count", **gpt, gen_ai_operation_name="chat") == 3
+    assert calls.total(f"{duration}_count", error_type="NotFoundError") == 1
+    assert calls.total(f"{duration}_count", **claude) == 2
+    assert 0 < calls.total(f"{duration}_sum") < 60
+    for provider, whole in ((gpt, 3), (claude, 2)):
+        assert calls.total(f"{usage}_sum", **provider, gen_ai_token_type="input") == 11 * whole
+        assert calls.total(f"{usage}_sum", **provider, gen_ai_token_type="output") == 3 * whole
+    assert calls.exemplars(f"{duration}_bucket")
+
+
+def expressions() -> list[str]:
+    """Every query of the dashboard, its variables filled in as Grafana does when all is wanted."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = [
+        target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())
+    ]
+    queries += [
+        variable["query"]["query"]
+        for variable in dashboard["templating"]["list"]
+        if variable["type"] == "query"
+    ]
+    return [query.replace("$__rate_interval", "1m").replace("$model", ".*") for query in queries]
+
+
+@pytest.fixture(scope="module")
+def everything(server: Started, calls: Scrape) -> Scrape:
+    """All that there is after something of everything has happened."""
+    ask(server)
+    ask(server, model="no/such")
+    leave(server)
+    wait_until(lambda: cancelled(server) > 0)
+    return Scrape([*Scrape.of(server.url).families, *calls.families])
+
+
+def found(scrape: Scrape, selector: Selector) -> list[dict[str, str]]:
+    """The labels of the series that a selector finds."""
+    return [
+        dict(sample.labels)
+        for sample in scrape.matching(selector.metric)
+        if all(one.accepts(sample.labels.get(one.label, "")) for one in selector.matchers)
+    ]
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_every_query_of_the_dashboard_finds_what_it_asks_for(
+    everything: Scrape, expression: str
+) -> None:
+    if expression.startswith("label_values("):
+        metric, label = expression.removeprefix("label_values(").rstrip(")").split(", ")
+        query = Query((Selector(metric, (), False),), frozenset({label}))
+    else:
+        query = parse(expression)
+    assert query.selectors
+    for selector in query.selectors:
+        series = found(everything, selector)
+        assert series, f"no series for {selector}"
+        assert selector.is_range == selector.metric.endswith(CUMULATIVE), selector
+        known = {
+            label for sample in everything.matching(selector.metric) for label in sample.labels
+        }
+        assert query.grouping | {one.label for one in selector.matchers} <= known
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["sum(rate(a[1m])", "sum(rate(a{b=~c}[1m]))", "average(a)", "a{b}", "sum by (c (a)", "a ? b"],
+)
+def test_a_misspelled_query_is_noticed(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"\S"):
+        parse(wrong)
+
+
+def test_all_metrics_of_ours_are_on_the_dashboard() -> None:
+    asked = " ".join(expressions())
+    for metric in vars(attributes).values():
+        if isinstance(metric, attributes.Metric):
+            assert family_name(metric.name, metric.unit, metric.kind)[0] in asked
