@@ -45,10 +45,9 @@ FILES: Mapping[str, str] = {
 }
 # Lucide's names; each becomes a symbol of icons.svg.
 ICONS = (
-    *("activity", "arrow-left", "ban", "chevron-left", "chevron-right", "circle-check"),
-    *("circle-help", "circle-x", "download", "external-link", "gauge", "house", "info"),
-    *("layout-dashboard", "link-2", "lock", "monitor", "moon", "pause", "play", "scroll-text"),
-    *("search", "settings", "sparkles", "sun", "timer", "triangle-alert", "waypoints", "x"),
+    *("arrow-left", "chevron-right", "download", "gauge", "house", "info"),
+    *("link-2", "lock", "monitor", "moon", "scroll-text", "search"),
+    *("settings", "sparkles", "sun", "timer", "triangle-alert", "waypoints"),
 )
 
 
