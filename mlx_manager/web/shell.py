@@ -112,6 +112,7 @@ templates.env.filters.update(
         "clock": clock,
     }
 )
+templates.env.tests["internal"] = lambda name: name.startswith("logfire.")
 templates.env.globals["plural"] = plural
 templates.env.trim_blocks = True
 templates.env.lstrip_blocks = True
