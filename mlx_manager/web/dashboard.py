@@ -13,7 +13,7 @@ from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import Stats, StatsBucket
 from mlx_manager.web.events import look
-from mlx_manager.web.filters import SPANS, span_of
+from mlx_manager.web.filters import PERIODS, period_of
 from mlx_manager.web.shell import page
 from mlx_manager.web.store import CurrentTraces
 
@@ -52,19 +52,19 @@ async def show_dashboard(
     request: Request, state: CurrentState, traces: CurrentTraces, model: str = ""
 ) -> Response:
     """Show the figures."""
-    span = span_of(request.query_params.get("time", ""), USUAL_TIME)
+    period = period_of(request.query_params.get("time", ""), USUAL_TIME)
     stats: Stats | None = None
     models: tuple[str, ...] = ()
-    if traces is not None and span is not None:
-        stats, models = await asyncio.to_thread(_figures, traces, span.seconds, model[:255])
+    if traces is not None and period is not None:
+        stats, models = await asyncio.to_thread(_figures, traces, period.seconds, model[:255])
     context = {
         "stats": stats,
         "totals": totals(stats) if stats else None,
         "charts": tuple(charts(stats)) if stats else (),
         "models": models,
         "model": model,
-        "span": span,
-        "spans": SPANS,
+        "period": period,
+        "periods": PERIODS,
         "now": await look(state),
     }
     return page(request, "dashboard.html", context)

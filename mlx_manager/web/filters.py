@@ -14,7 +14,7 @@ STATUSES: tuple[TraceStatus, ...] = get_args(TraceStatus)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Period:
     """A stretch of time up to now that can be chosen."""
 
     key: str
@@ -22,18 +22,18 @@ class Span:
     seconds: int
 
 
-SPANS = (
-    Span("15m", "15 minutes", 900),
-    Span("1h", "1 hour", 3600),
-    Span("6h", "6 hours", 6 * 3600),
-    Span("24h", "24 hours", 24 * 3600),
-    Span("7d", "7 days", 7 * 24 * 3600),
+PERIODS = (
+    Period("15m", "15 minutes", 900),
+    Period("1h", "1 hour", 3600),
+    Period("6h", "6 hours", 6 * 3600),
+    Period("24h", "24 hours", 24 * 3600),
+    Period("7d", "7 days", 7 * 24 * 3600),
 )
 
 
-def span_of(key: str, otherwise: str = "") -> Span | None:
+def period_of(key: str, otherwise: str = "") -> Period | None:
     """The stretch of this key, or the one of another key when there is none."""
-    found = {span.key: span for span in SPANS}
+    found = {period.key: period for period in PERIODS}
     return found.get(key) or found.get(otherwise)
 
 
@@ -72,14 +72,14 @@ class Question:
 
     def to_filter(self, now_ns: int) -> TraceFilter:
         """The same for the trace store."""
-        span = span_of(self.time)
+        period = period_of(self.time)
         return TraceFilter(
             text=self.text or None,
             status=next((status for status in STATUSES if status == self.status), None),
             model=self.model or None,
             min_duration_s=milliseconds(self.min_ms),
             max_duration_s=milliseconds(self.max_ms),
-            since_ns=now_ns - span.seconds * 10**9 if span else None,
+            since_ns=now_ns - period.seconds * 10**9 if period else None,
         )
 
 

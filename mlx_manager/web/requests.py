@@ -14,7 +14,7 @@ from mlx_manager.database import Database
 from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.mlx_server.audit.search import RequestFilter, search
 from mlx_manager.mlx_server.audit.tables import AuditRow, Outcome
-from mlx_manager.web.filters import SPANS, Question, milliseconds, span_of
+from mlx_manager.web.filters import PERIODS, Question, milliseconds, period_of
 from mlx_manager.web.shell import page
 
 PAGE = 50
@@ -51,7 +51,7 @@ async def show_requests(request: Request, state: CurrentState, before: str = "")
         "exports": {name: export_address(wanted, name) for name in EXPORTS},
         "question": question,
         "before": before,
-        "spans": SPANS,
+        "periods": PERIODS,
         "statuses": OUTCOMES,
     }
     return page(request, "requests.html", context)
@@ -59,14 +59,14 @@ async def show_requests(request: Request, state: CurrentState, before: str = "")
 
 def to_filter(question: Question, now: datetime) -> RequestFilter:
     """The question in the words of the audit log."""
-    span = span_of(question.time)
+    period = period_of(question.time)
     return RequestFilter(
         text=question.text or None,
         outcome=OUTCOMES.get(question.status),
         model=question.model or None,
         min_duration_s=milliseconds(question.min_ms),
         max_duration_s=milliseconds(question.max_ms),
-        since=now - timedelta(seconds=span.seconds) if span else None,
+        since=now - timedelta(seconds=period.seconds) if period else None,
     )
 
 

@@ -13,7 +13,7 @@ from mlx_manager.errors import InvalidQuery, TraceNotFound
 from mlx_manager.traces.explain import explain
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import Trace, TracePage
-from mlx_manager.web.filters import SPANS, STATUSES, Question, span_of
+from mlx_manager.web.filters import PERIODS, STATUSES, Question, period_of
 from mlx_manager.web.problem import problem_response
 from mlx_manager.web.shell import page
 from mlx_manager.web.sparkline import Sparkline, sparkline
@@ -51,7 +51,7 @@ async def show_traces(request: Request, traces: CurrentTraces, cursor: str = "")
         "text_hint": "Id, name, model or request id",
         "question": question,
         "cursor": cursor,
-        "spans": SPANS,
+        "periods": PERIODS,
         "statuses": STATUSES,
     }
     return page(request, "traces.html", context)
@@ -83,9 +83,9 @@ def _listing(traces: TraceReader, question: Question, cursor: str | None) -> Lis
 
 def _curve_ns(question: Question, found: TracePage, now_ns: int) -> int:
     """How far back the sparkline goes: the time that was asked for, or as far as the list."""
-    span = span_of(question.time)
-    if span is not None:
-        return span.seconds * 10**9
+    period = period_of(question.time)
+    if period is not None:
+        return period.seconds * 10**9
     oldest_ns = min((trace.started_ns for trace in found.traces), default=now_ns)
     return min(max(now_ns - oldest_ns, LEAST_NS), MOST_NS)
 
