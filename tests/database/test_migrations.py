@@ -36,6 +36,20 @@ UPGRADE = """
     asyncio.run(main())
 """
 
+# As the first step made it.
+FIRST_AUDIT_LOG = """
+    CREATE TABLE audit_log (
+        id INTEGER NOT NULL, started_at DATETIME NOT NULL, request_id VARCHAR(255) NOT NULL,
+        trace_id VARCHAR(32), endpoint VARCHAR(255) NOT NULL, operation VARCHAR(32) NOT NULL,
+        model VARCHAR(255) NOT NULL, response_model VARCHAR(255), backend VARCHAR(32) NOT NULL,
+        stream BOOLEAN NOT NULL, status INTEGER, outcome VARCHAR(16) NOT NULL,
+        error_code VARCHAR(64), duration_s DOUBLE NOT NULL, queue_s DOUBLE,
+        time_to_first_token_s DOUBLE, input_tokens INTEGER, cached_tokens INTEGER,
+        output_tokens INTEGER, finish_reason VARCHAR(32), client_address VARCHAR(64),
+        key_id VARCHAR(64), CONSTRAINT pk_audit_log PRIMARY KEY (id)
+    )
+"""
+
 
 def url(path: Path) -> str:
     return f"sqlite+aiosqlite:///{path}"
@@ -115,6 +129,34 @@ async def test_an_upgrade_that_fails_leaves_nothing_half_done(tmp_path: Path) ->
         tables = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
     await database.close()
     assert tables == ["other"]
+
+
+async def test_what_the_audit_log_held_before_it_took_every_request_is_still_there(
+    tmp_path: Path,
+) -> None:
+    database = await open_database(url(tmp_path / "a.db"))
+    await upgrade(database)
+    await run(database, "DROP TABLE settings")
+    await run(database, "DROP TABLE audit_log")
+    await run(database, FIRST_AUDIT_LOG)
+    await run(
+        database,
+        "INSERT INTO audit_log (started_at, request_id, endpoint, operation, model, backend,"
+        " stream, outcome, duration_s) VALUES ('2026-05-04 12:00:00.000000', 'old', '/v1', 'chat',"
+        " 'm', 'mlx', 1, 'completed', 1.5)",
+    )
+    await run(database, "CREATE INDEX ix_audit_log_request_id ON audit_log (request_id)")
+    await run(database, "CREATE INDEX ix_audit_log_started_at ON audit_log (started_at)")
+    await run(database, "UPDATE alembic_version SET version_num = '0001'")
+    await upgrade(database)
+    async with database.engine.connect() as connection:
+        left = await connection.run_sync(differences)
+        rows = await connection.execute(
+            text("SELECT request_id, stream, duration_s, error_type FROM audit_log")
+        )
+        assert rows.fetchall() == [("old", 1, 1.5, None)]
+    await database.close()
+    assert left == []
 
 
 async def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ MODEL = "test/tiny"
 FOUND = [f"found-{number}" for number in range(5)]
 
 
-def ask(manager: RunningServer, request_id: str, **changes: Any) -> None:
+def ask(manager: RunningServer, request_id: str) -> None:
     with OpenAI(base_url=f"{manager.url}/v1", api_key="none", max_retries=0) as client:
         client.chat.completions.create(
+            model=MODEL,
             messages=[{"role": "user", "content": "Hi"}],
+            max_tokens=2,
             extra_headers={"X-Request-ID": request_id},
-            **{"model": MODEL, "max_tokens": 2} | changes,
         )
     wait_until(lambda: bool(manager.audited(request_id)))
 

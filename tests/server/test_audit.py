@@ -16,6 +16,7 @@ import httpx
 import openai as sdk
 import pytest
 from openai import AsyncOpenAI
+from opentelemetry.trace import StatusCode
 
 from mlx_manager.mlx_server.app import create_app
 from mlx_manager.mlx_server.audit.search import RequestFilter, search
@@ -107,7 +108,7 @@ async def test_what_is_refused_leaves_one_row_with_what_is_known_of_it(
 
 
 async def test_overload_leaves_one_row_and_the_request_before_it_another(
-    small: RunningServer,
+    small: RunningServer, spans: Spans
 ) -> None:
     async with AsyncOpenAI(
         base_url=f"{small.url}/v1", api_key="none", max_retries=0, timeout=60
@@ -123,16 +124,29 @@ async def test_overload_leaves_one_row_and_the_request_before_it_another(
     assert (response.status_code, row.status) == (503, 503)
     assert response.headers["Retry-After"] == "1"
     assert (row.outcome, row.error_code, row.error_type) == ("failed", "overloaded", "server_error")
+    assert error_types(spans, MODEL) == ["overloaded"]
     left = await row_of(small, stream.response.headers["X-Request-ID"])
     assert (left.outcome, left.status, left.error_code) == ("cancelled", 200, None)
     assert (left.model, left.stream) == (MODEL, True)
 
 
-async def test_the_sdk_s_error_leads_to_the_row(server: RunningServer, openai: AsyncOpenAI) -> None:
+def error_types(spans: Spans, model: str) -> list[object]:
+    """The error types of the chats that failed, whose spans must say ERROR."""
+    failed = [
+        span for span in spans.named(f"chat {model}") if "error.type" in (span.attributes or {})
+    ]
+    assert {span.status.status_code for span in failed} <= {StatusCode.ERROR}
+    return [(span.attributes or {})["error.type"] for span in failed]
+
+
+async def test_the_sdk_s_error_leads_to_the_row_and_the_trace(
+    server: RunningServer, openai: AsyncOpenAI, spans: Spans
+) -> None:
     with pytest.raises(sdk.NotFoundError) as met:
         await openai.chat.completions.create(model="no/such", messages=MESSAGES)
     row = await row_of(server, str(met.value.request_id))
     assert (met.value.code, met.value.type) == (row.error_code, row.error_type)
+    assert error_types(spans, "no/such") == ["model_not_found"]
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
