@@ -26,6 +26,7 @@ from mlx_manager.mlx_server.time_limits.limits import TimeLimits
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
 from mlx_manager.mlx_server.workers.watch import EngineWatch
+from mlx_manager.observability.afterwards import Afterwards
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.observed import dropped
 from mlx_manager.observability.setup import flush, metric_source
@@ -48,6 +49,7 @@ class ServerState:
     traces: TraceStore | None
     audit: AuditLog
     time_limits: TimeLimits
+    afterwards: Afterwards
 
 
 @asynccontextmanager
@@ -56,6 +58,7 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
     async with AsyncExitStack() as stack:
         # After the process's lifespan uvicorn may leave without exit handlers: what isn't sent by then is lost.
         stack.push_async_callback(asyncio.to_thread, flush, FLUSH_S)
+        afterwards = Afterwards()
         # Before the pool, so that it closes after it: what the last requests did is kept, too.
         traces = await _keep_traces(settings, stack)
         database = await open_database(settings.database_url)
@@ -64,6 +67,7 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         await upgrade(database)
         audit = AuditLog(database, retention_days=settings.audit_retention_days)
         await stack.enter_async_context(audit)
+        stack.callback(afterwards.drain)
         pool = make_pool(settings, EngineMetrics())
         stack.push_async_callback(pool.close)
         stack.enter_context(draining(pool, settings.shutdown_timeout_s))
@@ -75,8 +79,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         if settings.preload is not None:
             await local.load(settings.preload)
         audited = AuditedBackend(local, audit.entry_of, name="mlx")
-        backend = InstrumentedBackend(audited)
-        yield ServerState(settings, database, pool, backend, traces, audit, limits)
+        backend = InstrumentedBackend(audited, later=afterwards.later)
+        yield ServerState(settings, database, pool, backend, traces, audit, limits, afterwards)
 
 
 def _losses(audit: AuditLog, traces: TraceStore | None) -> dict[str, Callable[[], int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 from opentelemetry import trace
@@ -15,13 +16,14 @@ from mlx_manager.chat.events import ChatEvent, Finished, Interval, Started, Time
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.observability import attributes as names
+from mlx_manager.observability.afterwards import Later
 from mlx_manager.observability.metrics import ChatMetrics, Measured, Tokens
 
 Attributes = dict[str, AttributeValue]
 
 
 class ChatSpan:
-    """Gathers what happened while the chat runs and writes it down once, in `end`."""
+    """Gathers what happened while the chat runs; `end` has it written down, once."""
 
     def __init__(
         self,
@@ -35,6 +37,7 @@ class ChatSpan:
         self._tracer = tracer
         self._request = request
         self._provider = provider
+        self._backend = backend
         self._arrived_ns = arrived_ns
         self._first_text_ns: int | None = None
         self._started: Started | None = None
@@ -46,7 +49,6 @@ class ChatSpan:
             names.chat_span_name(request.operation, request.model),
             context=parent,
             kind=SpanKind.INTERNAL,
-            attributes=_asked(request, provider, backend),
             start_time=arrived_ns,
             record_exception=False,
             set_status_on_exception=False,
@@ -67,22 +69,26 @@ class ChatSpan:
         self._first_text_ns = time.time_ns()
 
     def cancel(self) -> None:
-        """The reader went away."""
-        self._is_cancelled = True
+        """The reader went away; no news when it has its answer."""
+        self._is_cancelled = not self._is_ended
 
     def fail(self, error: BaseException) -> None:
         """Keep what kind of failure it was; its text may quote the request and stays out."""
+        if self._is_ended:
+            return
         if isinstance(error, MlxManagerError):
             self._error_type = error.code
         else:
             self._error_type = type(error).__qualname__
 
-    def end(self, metrics: ChatMetrics) -> None:
-        """Write attributes, phases and metrics, and end the span; once."""
+    def end(self, metrics: ChatMetrics, later: Later) -> None:
+        """The chat is over now. Attributes, phases and metrics are written `later`; once."""
         if self._is_ended:
             return
         self._is_ended = True
-        ended_ns = time.time_ns()
+        later(partial(self._close, metrics, time.time_ns()))
+
+    def _close(self, metrics: ChatMetrics, ended_ns: int) -> None:
         timeline = self._started.timeline if self._started else Timeline()
         if self.span.is_recording():
             self._write(timeline, ended_ns)
@@ -90,7 +96,8 @@ class ChatSpan:
         self.span.end(ended_ns)
 
     def _write(self, timeline: Timeline, ended_ns: int) -> None:
-        self.span.set_attributes(self._outcome() | _work(timeline, self._arrived_ns))
+        asked = _asked(self._request, self._provider, self._backend)
+        self.span.set_attributes(asked | self._outcome() | _work(timeline, self._arrived_ns))
         if self._error_type:
             self.span.set_status(StatusCode.ERROR)
         context = trace.set_span_in_context(self.span)

@@ -15,15 +15,17 @@ from opentelemetry.trace import Tracer
 from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.chat.events import ChatEvent, Finished, TextDelta
 from mlx_manager.chat.request import ChatRequest
+from mlx_manager.observability.afterwards import Later, at_once
 from mlx_manager.observability.chat_span import ChatSpan
 from mlx_manager.observability.instruments import SCOPE
 from mlx_manager.observability.metrics import ChatMetrics
 
 
 class InstrumentedBackend:
-    """Watches another backend. Costs a comparison per event; spans and metrics are made once, at the end.
+    """Watches another backend. Costs a comparison per event; spans and metrics are made once, after the end.
 
-    `provider` is the GenAI provider name (`mlx` for the local engine), `name` says which backend it is.
+    `provider` is the GenAI provider name (`mlx` for the local engine), `name` says which backend it is, `later` when
+    the books of an answer that has ended are closed.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class InstrumentedBackend:
         name: str = "local",
         tracer: Tracer | None = None,
         metrics: ChatMetrics | None = None,
+        later: Later = at_once,
     ) -> None:
         self._backend = backend
         self._provider = provider
         self._name = name
         self._tracer = tracer or trace.get_tracer(SCOPE)
         self._metrics = metrics or ChatMetrics()
+        self._later = later
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`; its span is a child of the span that is current now, not when it is first read."""
@@ -73,10 +77,10 @@ class InstrumentedBackend:
             span.fail(error)
             raise
         finally:
-            span.end(self._metrics)
+            span.end(self._metrics, self._later)
 
     def _note(self, span: ChatSpan, event: ChatEvent) -> None:
         span.note(event)
         if isinstance(event, Finished):
             # Not at the end of the generator: whoever has the last event may never ask for another.
-            span.end(self._metrics)
+            span.end(self._metrics, self._later)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
@@ -28,9 +29,8 @@ class Driver:
     def __init__(
         self, model: Any, *, max_batch: int = 8, chunk: int = 64, idle_chunk: int = 256
     ) -> None:
-        self.engine = Engine(
-            Runner(model, max_batch), Scheduler(Limits(max_batch, chunk, idle_chunk))
-        )
+        scheduler = Scheduler(Limits(max_batch, chunk, idle_chunk))
+        self.engine = Engine(Runner(model, max_batch), scheduler, BlasThreads(0))
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
         self.admitted: list[int] = []

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.messages import Cancel, SamplingParameters, Submit
 from mlx_manager.mlx_server.engine.runner import Runner
@@ -352,7 +353,7 @@ class StubbornRunner(Runner):
 def test_a_row_that_can_not_be_taken_out_costs_the_batch_and_not_the_engine(
     model: WatchedModel,
 ) -> None:
-    engine = Engine(StubbornRunner(model, 4), Scheduler(Limits(4, 64, 64)))
+    engine = Engine(StubbornRunner(model, 4), Scheduler(Limits(4, 64, 64)), BlasThreads(0))
     for sequence_id in (1, 2):
         engine.handle(Submit(sequence_id, [5, 6, 7], 100, [], SamplingParameters()))
     engine.step()

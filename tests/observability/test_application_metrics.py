@@ -16,6 +16,7 @@ HISTOGRAMS = (names.REQUEST_DURATION, names.TIME_TO_FIRST_TOKEN, names.TIME_PER_
 
 # Readers are given when telemetry is configured, which happens once per process: so in one of its own.
 CHATS = """
+import asyncio
 import json
 from pathlib import Path
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -38,6 +39,7 @@ with running(create_app(settings_for(Path.cwd(), Path({model_dir!r})))) as serve
         ask(server.url, {model!r}, max_tokens=1),
         ask(server.url, "no/such"),
     ]
+    asyncio.run(server.close_books())
     data = reader.get_metrics_data()
 
 print(json.dumps([statuses, [

@@ -82,7 +82,7 @@ async def test_a_client_that_leaves_is_cancelled_all_the_way_down(
             await anext(lines)
     request = await spans.wait("POST /v1/chat/completions")
 
-    for span in (request, spans.one(f"chat {TINY}")):
+    for span in (request, await spans.wait(f"chat {TINY}")):
         assert (span.attributes or {})["mlx.cancelled"] is True
         assert span.status.status_code is StatusCode.UNSET
     assert spans.named("decode")
@@ -99,7 +99,8 @@ async def test_a_refused_chat_is_one_trace_with_its_code(
 
     assert answer.status_code == 404
     assert ids(request.context)[0] == answer.headers["X-Trace-ID"]
-    assert (spans.one("chat no/such").attributes or {})["error.type"] == "model_not_found"
+    chat = await spans.wait("chat no/such")
+    assert (chat.attributes or {})["error.type"] == "model_not_found"
     assert SECRET not in spans.text()
 
 

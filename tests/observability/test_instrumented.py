@@ -406,3 +406,22 @@ async def test_a_wall_clock_that_is_set_back_makes_no_negative_duration(
     assert "non-negative" not in caplog.text
     attributes = spans.one("chat asked/model").attributes or {}
     assert attributes["mlx.time_to_first_token_s"] == attributes["mlx.queue_s"] == 0
+
+
+async def test_what_a_reader_does_after_the_end_is_no_part_of_the_chat(
+    spans: Spans, reader: InMemoryMetricReader, metrics: ChatMetrics
+) -> None:
+    books = list[Callable[[], None]]()
+    backend = InstrumentedBackend(
+        Recorded("a", timeline=a_timeline()), metrics=metrics, later=books.append
+    )
+    async with aclosing(backend.stream(CHAT)) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                break
+    assert spans.named("chat asked/model") == []
+    (close,) = books
+    close()
+    chat = spans.one("chat asked/model")
+    assert "mlx.cancelled" not in (chat.attributes or {})
+    assert "mlx.requests.cancelled" not in collected(reader)

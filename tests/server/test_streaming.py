@@ -24,6 +24,7 @@ from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
 from mlx_manager.observability.instrumented import InstrumentedBackend
+from mlx_manager.wire import sse
 from mlx_manager.wire.openai.errors import error_event
 from mlx_manager.wire.openai.streams import to_chunks
 from tests.support.running import eventually
@@ -102,7 +103,7 @@ async def answer(
     )
     chunks = to_chunks(backend.stream(request), request, 0, False)
     to_event = partial(error_event, request_id="a-request")
-    stream = EventStream(await first_of(chunks), chunks, to_event, limit_s)
+    stream = EventStream(await first_of(chunks), chunks, sse.DONE, to_event, limit_s)
     await stream({"type": "http"}, client.receive, client.send)
 
 

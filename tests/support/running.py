@@ -99,6 +99,14 @@ class RunningServer:
 
         await self._inside(fill())
 
+    async def close_books(self) -> None:
+        """Write the spans, metrics and rows of all answers that have ended."""
+
+        async def close() -> None:
+            self.state.afterwards.drain()
+
+        await self._inside(close())
+
     async def _inside(self, work: Coroutine[None, None, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 

@@ -21,6 +21,7 @@ from mlx_manager.mlx_server.api.streaming import (
 )
 from mlx_manager.mlx_server.state import ServerState
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
+from mlx_manager.wire import sse
 from mlx_manager.wire.openai.errors import error_event
 from mlx_manager.wire.openai.requests import chat_request, completion_request
 from mlx_manager.wire.openai.schema import ChatCompletionBody, CompletionBody
@@ -68,6 +69,7 @@ async def _answer(
     return EventStream(
         first,
         chunks,
+        sse.DONE,
         partial(error_event, request_id=request.origin.request_id),
         limit_s=limit_s,
     )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -25,30 +25,51 @@ async def until_disconnect(receive: Receive, work: Coroutine[None, None, T]) -> 
     """Await `work`, or cancel it as soon as the client leaves and raise ClientLeft.
 
     A client that has gone is told by `http.disconnect`, long before a write would fail; the request's body must have
-    been read already.
+    been read already. The work has a task of its own because each of its wake-ups would otherwise pass through every
+    middleware above: 3 µs a token. The caller's task watches meanwhile, and is interrupted when the work is done.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnect(receive))
+    watching = asyncio.current_task()
+    assert watching is not None
+    working = asyncio.create_task(work)
+    interrupt = _Interrupt(watching)
+    working.add_done_callback(interrupt)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        while (await receive())["type"] != "http.disconnect":
+            pass
         if not working.done():
             raise ClientLeft
-        return working.result()
+    except asyncio.CancelledError:
+        if not interrupt.take_back():
+            raise
     finally:
-        leaving.cancel()
-        working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        working.remove_done_callback(interrupt)
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+    return working.result()
 
 
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Interrupt:
+    """Cancels a task, and knows whether a cancellation was its own."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task = task
+        self._is_sent = False
+
+    def __call__(self, _done: object) -> None:
+        self._is_sent = True
+        self._task.cancel()
+
+    def take_back(self) -> bool:
+        """Undo the cancellation; False when it was somebody else's, or theirs as well."""
+        return self._is_sent and self._task.uncancel() == 0
 
 
 class EventStream(Response):
     """A stream of server-sent events whose first one has been made, so that its headers tell the truth.
 
-    A client that hasn't taken all of it after `limit_s` is cut off.
+    `end` is what the last piece of a complete stream ends with. A client that hasn't taken all of it after `limit_s` is
+    cut off.
     """
 
     media_type = "text/event-stream"
@@ -57,6 +78,7 @@ class EventStream(Response):
         self,
         first: bytes,
         rest: AsyncGenerator[bytes, None],
+        end: bytes,
         to_event: Callable[[MlxManagerError], bytes],
         limit_s: float,
     ) -> None:
@@ -66,6 +88,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._first = first
         self._rest = rest
+        self._end = end
         self._to_event = to_event
         self._limit_s = limit_s
 
@@ -92,15 +115,18 @@ class EventStream(Response):
         try:
             await _send_body(send, self._first)
             async for chunk in self._rest:
+                if chunk.endswith(self._end):
+                    # The end of the answer and the end of the body in one write.
+                    await _send_body(send, chunk, is_last=True)
+                    return
                 await _send_body(send, chunk)
         except MlxManagerError as error:
             # The headers are out, so the error comes in the stream's own words.
-            await _send_body(send, self._to_event(error))
-        await send({"type": "http.response.body", "body": b""})
+            await _send_body(send, self._to_event(error), is_last=True)
 
 
-def _send_body(send: Send, chunk: bytes) -> Awaitable[None]:
-    return send({"type": "http.response.body", "body": chunk, "more_body": True})
+def _send_body(send: Send, chunk: bytes, *, is_last: bool = False) -> Awaitable[None]:
+    return send({"type": "http.response.body", "body": chunk, "more_body": not is_last})
 
 
 async def first_of(chunks: AsyncGenerator[bytes, None]) -> bytes:

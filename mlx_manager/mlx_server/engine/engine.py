@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 
+from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
     Ended,
@@ -31,10 +32,12 @@ class Engine:
         self,
         runner: Runner,
         scheduler: Scheduler,
+        threads: BlasThreads,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
+        self._threads = threads
         self._clock_ns = clock_ns
         self._ended: list[Ended] = []
         self._step_clock = StepClock()
@@ -100,8 +103,10 @@ class Engine:
             self._lose_batch(error)
 
     def _run(self) -> RunnerOutput:
+        chunk_tokens = self._scheduler.chunk_tokens()
+        self._threads.suit(self._scheduler.prefill_tokens(chunk_tokens))
         try:
-            return self._runner.step(self._scheduler.chunk_tokens())
+            return self._runner.step(chunk_tokens)
         except Exception as error:  # noqa: BLE001 - reported with the batch; the engine goes on
             self._lose_batch(error)
             return RunnerOutput([], [])

@@ -57,7 +57,7 @@ class Scheduler:
 
     def admit(self) -> list[Sequence]:
         """Move from the queue into the batch what there is room for, and return it."""
-        prefilling = sum(not sequence.is_decoding for sequence in self.running.values())
+        prefilling = len(self._prefilling())
         room = min(self._limits.max_batch - len(self.running), MAX_PREFILLS - prefilling)
         admitted = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
         self.running.update((sequence.id, sequence) for sequence in admitted)
@@ -69,8 +69,17 @@ class Scheduler:
         mlx-lm computes one chunk of every prompt that prefills, padded to the longest chunk: the budget is shared
         out so that one long prompt beside seven short ones costs a step's budget and not eight of them.
         """
-        prefilling = sum(not sequence.is_decoding for sequence in self.running.values())
+        prefilling = len(self._prefilling())
         if len(self.running) == 1 and not self._waiting:
             return self._limits.idle_prefill_chunk_tokens
         limit = self._limits.prefill_chunk_tokens
         return max(min(MIN_CHUNK_TOKENS, limit), limit // max(prefilling, 1))
+
+    def prefill_tokens(self, chunk_tokens: int) -> int:
+        """Return how many prompt tokens a step computes at most, with chunks of this size."""
+        return sum(
+            min(chunk_tokens, len(sequence.submit.token_ids)) for sequence in self._prefilling()
+        )
+
+    def _prefilling(self) -> list[Sequence]:
+        return [sequence for sequence in self.running.values() if not sequence.is_decoding]

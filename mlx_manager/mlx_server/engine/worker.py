@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.channel import Channel
 from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.loading import load
@@ -33,7 +34,8 @@ def main() -> int:
     limits = Limits(arguments.max_batch, arguments.chunk, arguments.idle_chunk)
     try:
         loaded = load(arguments.model)
-        engine = Engine(Runner(loaded.model, limits.max_batch), Scheduler(limits))
+        runner = Runner(loaded.model, limits.max_batch)
+        engine = Engine(runner, Scheduler(limits), BlasThreads(loaded.ready.weights_bytes))
     except Exception as error:  # noqa: BLE001 - whatever it is, the API process is told
         channel.send(LoadFailed(f"{type(error).__name__}: {error}"))
         channel.drain(LAST_WORDS_S)

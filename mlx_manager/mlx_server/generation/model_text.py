@@ -34,10 +34,9 @@ class ModelText:
     def encode(self, prompt: Conversation | RawPrompt) -> list[int]:
         """Return the prompt's token ids. Raises InvalidRequest when the model can't take it."""
         if isinstance(prompt, Conversation):
-            rendered = _checked_unicode(self.render(prompt))
-            return list(self.tokenizer.encode(rendered, add_special_tokens=False))
+            return self._encoded(self.render(prompt), add_special_tokens=False)
         if isinstance(prompt.prompt, str):
-            return list(self.tokenizer.encode(_checked_unicode(prompt.prompt)))
+            return self._encoded(prompt.prompt, add_special_tokens=True)
         return self._checked(prompt.prompt)
 
     def render(self, conversation: Conversation) -> str:
@@ -73,6 +72,13 @@ class ModelText:
             seed=asked.seed,
         )
 
+    def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # Past transformers' own `encode`, which adds as much again to a short prompt and gives the same ids.
+        backend = self.tokenizer.backend_tokenizer
+        encoding = backend.encode(_checked_unicode(text), add_special_tokens=add_special_tokens)
+        token_ids: list[int] = encoding.ids
+        return token_ids
+
     def _checked(self, token_ids: tuple[int, ...]) -> list[int]:
         for token_id in token_ids:
             if not 0 <= token_id < self.vocabulary_size:
@@ -102,6 +108,9 @@ def load_model_text(files: ModelFiles) -> ModelText:
         ) from error
     # The limit is checked where it is known with the answer; the tokenizer would only warn in the log.
     tokenizer.model_max_length = sys.maxsize
+    # What a tokenizer's file may ask for by itself, and what `encode` of transformers would have switched off.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return ModelText(
         model_id=files.id,
         tokenizer=tokenizer,

@@ -72,6 +72,7 @@ class EngineProcess:
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
+        self._unsent: list[bytes] = []
         self._process: asyncio.subprocess.Process | None = None
         self._is_stopping = False
 
@@ -293,8 +294,16 @@ class EngineProcess:
             self._send(Cancel(stream.sequence_id))
 
     def _send(self, message: Submit | Cancel) -> None:
-        assert self._transport is not None
-        self._transport.write(encode(message))
+        """Send with all else of this turn of the event loop: what arrives together wakes the engine once."""
+        frame = encode(message)
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(frame)
+
+    def _flush(self) -> None:
+        frames, self._unsent = self._unsent, []
+        if self._transport is not None:
+            self._transport.write(b"".join(frames))
 
 
 class _Reports(asyncio.Protocol):
