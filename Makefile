@@ -77,13 +77,16 @@ $(STAMPS)/venv:
 	@mkdir -p $(STAMPS)
 	@pwd -P >$@
 
-$(STAMPS)/runtime: requirements.lock pyproject.toml $(STAMPS)/venv
+# What the pages take from npm.
+PAGES := tools/web/package-lock.json tools/web/build_hook.py tools/web/npm.lock
+
+$(STAMPS)/runtime: requirements.lock pyproject.toml $(PAGES) $(STAMPS)/venv
 	@sh $(PACKAGES) serve
 	@sh tools/setup/install.sh requirements.lock
 	@touch $@
 
 # It holds the runtime lock's packages at the same versions, so the stamp counts for both.
-$(STAMPS)/dev: requirements-dev.lock requirements.lock pyproject.toml $(STAMPS)/venv
+$(STAMPS)/dev: requirements-dev.lock requirements.lock pyproject.toml $(PAGES) $(STAMPS)/venv
 	@sh $(PACKAGES) test
 	@sh tools/setup/install.sh requirements-dev.lock
 	@touch $(STAMPS)/runtime $@

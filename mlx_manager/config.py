@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -22,3 +23,20 @@ class Settings(BaseSettings):
         "development", description="Where this runs; goes into the telemetry resource."
     )
     console: bool = Field(False, description="Print spans to the terminal, readable, as they end.")
+    open_ui: bool = Field(
+        False,
+        description="Let other machines use the pages and the administration below `/api`. There are no accounts yet: "
+        "whoever reaches the port then sees and changes everything.",
+    )
+    host_names: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Names, besides `localhost` and the host, that the pages may be called by; separated by commas.",
+    )
+
+    @field_validator("host_names", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            # A list in the configuration file comes joined like PATH.
+            return tuple(filter(None, re.split(r"[,\s:;]+", value)))
+        return value

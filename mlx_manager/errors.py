@@ -152,6 +152,22 @@ class TracesUnavailable(MlxManagerError):
     title = "Traces unavailable"
 
 
+class LocalOnly(MlxManagerError):
+    """Somebody on another machine asked for what only this machine may see."""
+
+    code = "local_only"
+    status = 403
+    title = "Only for this machine"
+
+
+class WrongHost(MlxManagerError):
+    """The server was called by a name that is not its own."""
+
+    code = "wrong_host"
+    status = 403
+    title = "Unknown host name"
+
+
 class Unauthorized(MlxManagerError):
     """The request needs a key, and has none or a wrong one."""
 

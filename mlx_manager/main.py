@@ -24,4 +24,4 @@ instrument_llm_clients()
 
 from mlx_manager.app import create_app
 
-app = create_app(server_settings)
+app = create_app(server_settings, settings)

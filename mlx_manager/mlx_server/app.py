@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from fastapi import FastAPI
 
@@ -28,6 +28,12 @@ from mlx_manager.mlx_server.state import open_state
 from mlx_manager.observability.context import current_trace_id, tag_request
 from mlx_manager.traces import otlp_api
 
+Beside = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def _nothing_more(_app: FastAPI) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the inference server as an application of its own."""
@@ -36,17 +42,19 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def server_app(title: str, settings: Settings) -> FastAPI:
+def server_app(title: str, settings: Settings, beside: Beside = _nothing_more) -> FastAPI:
     """Return an application with the server's state, routes, error answers, access log and request ids.
 
-    The manager adds its own routes to it. Tracing is left to whoever composes it.
+    The manager adds its own routes to it, and with `beside` what lives as long as the server's state. Tracing is left
+    to whoever composes it.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_state(settings) as state:
             app.state.server = state
-            yield
+            async with beside(app):
+                yield
 
     app = FastAPI(
         title=title,

@@ -12,10 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.observability.attributes import CANCELLED
 
-# The list of requests is polled by whoever watches it live.
-EXCLUDED_PATHS = frozenset({"/health", "/api/health", "/api/requests", "/metrics"})
-# What looks at traces or brings some must not make more of them.
-EXCLUDED_PREFIXES = ("/static/", "/api/traces", "/otlp/")
+# What watches, live and by the second.
+EXCLUDED_PATHS = frozenset(
+    {"/health", "/api/health", "/api/events", "/api/requests", "/metrics", "/"}
+)
+# What looks at traces or brings some must not make more of them: the pages, too.
+EXCLUDED_PREFIXES = (
+    *("/static/", "/api/traces/", "/otlp/"),
+    *("/traces/", "/requests/", "/dashboard/", "/settings/"),
+)
 # nginx's number for a request whose client closed the connection before there was an answer.
 CLIENT_CLOSED_REQUEST = 499
 
@@ -23,7 +28,7 @@ CLIENT_CLOSED_REQUEST = 499
 def is_excluded(scope: MutableMapping[str, Any]) -> bool:
     """Whether a request is too frequent and too dull for a trace."""
     path: str = scope["path"]
-    return path in EXCLUDED_PATHS or path.startswith(EXCLUDED_PREFIXES)
+    return path in EXCLUDED_PATHS or f"{path}/".startswith(EXCLUDED_PREFIXES)
 
 
 class ServerSpanMiddleware:

@@ -1,13 +1,55 @@
-"""Find the browser that the tests of the pages drive."""
+"""Find the browser that the tests of the pages drive, and drive it."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 
 # What `tools/setup/system-packages.sh` takes for one, too: it installs Chromium where none of these is there.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def find_browser() -> str | None:
     """Return the path of an installed Chromium or Chrome."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """Start the browser until the block ends; skips the test where there is none."""
+    found = find_browser()
+    if found is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass(frozen=True)
+class Complaints:
+    """What the browser's console says of a page: errors, warnings, refusals by the content security policy."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def of(self, page: Page) -> Complaints:
+        """Listen to `page` from now on."""
+        page.on(
+            "console",
+            lambda said: self.lines.append(f"{said.type}: {said.text} {said.location['url']}"),
+        )
+        page.on("pageerror", lambda error: self.lines.append(f"uncaught: {error}"))
+        return self

@@ -13,5 +13,11 @@ if [ -t 1 ]; then quiet=; fi
 
 echo "==> Installing $(grep -c '==' "$lock") packages from $lock"
 .venv/bin/python -m pip install $quiet --disable-pip-version-check --no-input --require-hashes -r "$lock"
+# What the pages take from npm. Before the project, whose build would bring it too but bury the error.
+if .venv/bin/python tools/web/build_hook.py --lacks-npm; then
+    echo "==> Installing npm into .venv, for the scripts, fonts and icons of the pages"
+    .venv/bin/python -m pip install $quiet --disable-pip-version-check --no-input --require-hashes -r tools/web/npm.lock
+fi
+.venv/bin/python tools/web/build_hook.py
 .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input \
     --no-deps --no-build-isolation --editable .

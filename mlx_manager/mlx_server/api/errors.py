@@ -54,7 +54,11 @@ def describe_errors(app: FastAPI) -> None:
 
 
 async def _drawn(request: Request, exception: Exception) -> Response:
-    error = cast(MlxManagerError, exception)
+    return error_response(request, cast(MlxManagerError, exception))
+
+
+def error_response(request: Request, error: MlxManagerError) -> Response:
+    """Return a drawn error in the dialect of the path that was asked for."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     return _rendered(
         request, error.status, error.code, error.title, error.message, error.param, headers
@@ -90,8 +94,11 @@ def _field(location: tuple[int | str, ...]) -> str | None:
 
 
 async def _http(request: Request, exception: Exception) -> Response:
-    """What the framework refuses: unknown paths, wrong methods."""
-    error = cast(HTTPException, exception)
+    return http_error_response(request, cast(HTTPException, exception))
+
+
+def http_error_response(request: Request, error: HTTPException) -> Response:
+    """Return what the framework refuses (unknown paths, wrong methods) in the caller's dialect."""
     entry = entry_of(request.scope)
     if entry is not None and isinstance(error.__cause__, ClientDisconnect):
         entry.cancel()

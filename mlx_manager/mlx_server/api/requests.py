@@ -51,6 +51,8 @@ class FilterQuery(BaseModel):
     key_id: str | None = None
     client_address: str | None = None
     min_duration_s: Annotated[float, Field(ge=0)] | None = None
+    max_duration_s: Annotated[float, Field(ge=0)] | None = None
+    text: Annotated[str, Field(max_length=200)] | None = None
     id: Annotated[list[RowId], Field(max_length=MOST_IDS)] = []
 
     def to_filter(self) -> RequestFilter:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from mlx_manager.database import Database
@@ -21,7 +21,8 @@ class RequestFilter:
     """What requests must all be; None asks for nothing.
 
     `since` is the first moment of arrival and `until` the first that is too late; `statuses` likewise the lowest and
-    the first too high. `ids` are the rows' own, for another look at some that were still running.
+    the first too high. `text` is looked for in ids, model and error code. `ids` are the rows' own, for another look at
+    some that were still running.
     """
 
     since: datetime | None = None
@@ -36,6 +37,8 @@ class RequestFilter:
     key_id: str | None = None
     client_address: str | None = None
     min_duration_s: float | None = None
+    max_duration_s: float | None = None
+    text: str | None = None
     ids: tuple[int, ...] = ()
 
 
@@ -50,6 +53,8 @@ _EQUAL = {
     "key_id": AuditRow.key_id,
     "client_address": AuditRow.client_address,
 }
+
+_TEXTS = (AuditRow.request_id, AuditRow.trace_id, AuditRow.model, AuditRow.error_code)
 
 
 async def search(
@@ -98,6 +103,14 @@ def _conditions(wanted: RequestFilter) -> Iterator[ColumnElement[bool]]:
         value: Any = getattr(wanted, name)
         if value is not None:
             yield column == value
+    yield from _bounds(wanted)
+    if wanted.text:
+        yield or_(*(column.icontains(wanted.text, autoescape=True) for column in _TEXTS))
+    if wanted.ids:
+        yield AuditRow.id.in_(wanted.ids)
+
+
+def _bounds(wanted: RequestFilter) -> Iterator[ColumnElement[bool]]:
     if wanted.since is not None:
         yield AuditRow.started_at >= wanted.since
     if wanted.until is not None:
@@ -107,5 +120,5 @@ def _conditions(wanted: RequestFilter) -> Iterator[ColumnElement[bool]]:
         yield AuditRow.status < wanted.statuses[1]
     if wanted.min_duration_s is not None:
         yield AuditRow.duration_s >= wanted.min_duration_s
-    if wanted.ids:
-        yield AuditRow.id.in_(wanted.ids)
+    if wanted.max_duration_s is not None:
+        yield AuditRow.duration_s <= wanted.max_duration_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,10 +16,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def draining(pool: ModelPool, grace_s: float) -> Iterator[None]:
-    """On SIGINT or SIGTERM, end the pool's requests after `grace_s`; whoever handled the signal before still does.
+    """When the process is told to stop, end the pool's requests after `grace_s`.
 
     The web server only waits for its connections, and cancels them in the end, which no client could tell from a
-    crash. Does nothing outside the main thread, where there are no signals.
+    crash.
+    """
+    loop = asyncio.get_running_loop()
+    with on_stop(lambda: loop.call_later(grace_s, pool.end_requests)):
+        yield
+
+
+@contextmanager
+def on_stop(act: Callable[[], object]) -> Iterator[None]:
+    """On SIGINT or SIGTERM, call `act` in the running event loop; whoever handled the signal before still does.
+
+    Does nothing outside the main thread, where there are no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -28,7 +39,7 @@ def draining(pool: ModelPool, grace_s: float) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def stop(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(loop.call_later, grace_s, pool.end_requests)
+        loop.call_soon_threadsafe(act)
         previous = before[signal.Signals(number)]
         if callable(previous):
             previous(number, frame)

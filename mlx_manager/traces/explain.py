@@ -1,0 +1,255 @@
+"""Say in words where a trace's time went. Pure: a rule is a function over a trace, and each finding names its span."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from mlx_manager.observability import attributes as names
+from mlx_manager.observability.span_record import SpanRecord
+from mlx_manager.traces.summary import Trace
+from mlx_manager.traces.words import count_text, duration_text, plural
+
+CACHE_MISS_REASON = "mlx.cache.miss_reason"
+# Phases shorter than both are no answer to "why did it take so long".
+NOTICEABLE_NS = 1_000_000
+NOTICEABLE_SHARE = 0.01
+# A pause counts as one when it is this long, and this many times the usual time between two tokens.
+LONG_GAP_S = 0.02
+LONG_GAP_FACTOR = 4
+# How long after its last token an answer may end before its reader is called slow.
+SLOW_READER_NS = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One reason for the time that a trace took; `span_id` is the evidence, `trace_id` another trace that caused it."""
+
+    rule: str
+    duration_ns: int
+    sentence: str
+    span_id: str
+    trace_id: str | None = None
+
+
+Rule = Callable[[Trace], Iterable[Finding]]
+
+
+def explain(trace: Trace) -> list[Finding]:
+    """Return what every rule finds, the longest first."""
+    findings = [finding for rule in RULES for finding in rule(trace)]
+    return sorted(findings, key=lambda finding: -finding.duration_ns)
+
+
+def model_was_loaded(trace: Trace) -> Iterator[Finding]:
+    """The weights weren't in memory."""
+    for span in _noticeable_phases(trace, names.SPAN_MODEL_LOAD):
+        took = duration_text(_seconds(span))
+        sentence = f"The model was not in memory and had to be loaded first: {took}."
+        yield _finding("model-load", span, sentence)
+
+
+def waited_in_queue(trace: Trace) -> Iterator[Finding]:
+    """There was no place in the batch; the links name who had it."""
+    for span in _noticeable_phases(trace, names.SPAN_QUEUE):
+        took = duration_text(_seconds(span))
+        others = [link.trace_id for link in span.links if link.trace_id != span.trace_id]
+        if not others:
+            yield _finding("queue", span, f"Waited {took} in the queue for a place in the batch.")
+            continue
+        more = f" and {plural(len(others) - 1, 'other')}" if len(others) > 1 else ""
+        sentence = f"Waited {took} in the queue behind trace {others[0][:8]}…{more}."
+        yield _finding("queue", span, sentence, others[0])
+
+
+def prompt_was_computed(trace: Trace) -> Iterator[Finding]:
+    """How much of the prompt was computed, how much came from the cache, and why not more."""
+    for span in _noticeable_phases(trace, names.SPAN_PREFILL):
+        computed = _number(span, names.PREFILL_TOKENS)
+        cached = _number(span, names.CACHE_MATCHED_TOKENS)
+        took = duration_text(_seconds(span))
+        if computed is None or cached is None:
+            yield _finding("prefill", span, f"Reading the prompt took {took}.")
+            continue
+        whole = plural(round(computed + cached), "prompt token")
+        sentence = f"Prefill took {took}: {count_text(computed)} of {whole} computed, {_cached(span, cached)}."
+        yield _finding("prefill", span, sentence)
+
+
+def answer_was_decoded(trace: Trace) -> Iterator[Finding]:
+    """How many tokens, how fast, in how wide a batch."""
+    for span in _noticeable_phases(trace, names.SPAN_DECODE):
+        tokens = _number(span, names.DECODE_TOKENS)
+        took = duration_text(_seconds(span))
+        if tokens is None:
+            yield _finding("decode", span, f"Writing the answer took {took}.")
+            continue
+        speed = _number(span, names.DECODE_TOKENS_PER_S)
+        pace = f" at {speed:,.1f} tokens/s" if speed else ""
+        sentence = f"Decoding {plural(round(tokens), 'token')} took {took}{pace}{_in_batch(span)}."
+        yield _finding("decode", span, sentence)
+
+
+def decoding_paused(trace: Trace) -> Iterator[Finding]:
+    """One token took far longer than the others."""
+    for span in _phases(trace, names.SPAN_DECODE):
+        gap_s = _number(span, names.DECODE_LONGEST_GAP_S)
+        tokens = _number(span, names.DECODE_TOKENS)
+        if gap_s is None or tokens is None or tokens < 3 or gap_s < LONG_GAP_S:
+            continue
+        # Without the gap itself, which would hide behind the mean that it spoils.
+        usual_s = max(0.0, _seconds(span) - gap_s) / (tokens - 2)
+        if gap_s < LONG_GAP_FACTOR * usual_s:
+            continue
+        cause = (
+            "most likely while prompts of other requests were prefilled"
+            if (_number(span, names.BATCH_WIDTH_MAX) or 1) > 1
+            else "with no other request in its batch"
+        )
+        sentence = (
+            f"The longest pause between two tokens was {duration_text(gap_s)}, "
+            f"where {duration_text(usual_s)} is usual, {cause}."
+        )
+        yield Finding("gap", round(gap_s * 1e9), sentence, span.span_id)
+
+
+def reader_was_slow(trace: Trace) -> Iterator[Finding]:
+    """The answer was ready long before its last byte was taken."""
+    for server in (span for span in trace.spans if span.kind == "server"):
+        ready_ns = max(
+            (
+                phase.end_ns
+                for chat in _children(trace, server)
+                if _is_chat(chat) and not chat.attributes.get(names.CANCELLED)
+                for phase in _children(trace, chat)
+                if phase.name == names.SPAN_DECODE or phase.name == "parse"
+            ),
+            default=server.end_ns,
+        )
+        waited_ns = server.end_ns - ready_ns
+        if waited_ns < max(SLOW_READER_NS, NOTICEABLE_SHARE * trace.summary.duration_ns):
+            continue
+        sentence = (
+            f"The answer was complete {duration_text(waited_ns / 1e9)} before its last byte was taken: "
+            "the client, or the network to it, reads slowly."
+        )
+        yield Finding("slow-reader", waited_ns, sentence, server.span_id)
+
+
+def prompt_was_tokenized(trace: Trace) -> Iterator[Finding]:
+    """Applying the template and encoding."""
+    for span in _noticeable_phases(trace, names.SPAN_TOKENIZE):
+        took = duration_text(_seconds(span))
+        sentence = f"Applying the chat template and encoding the prompt took {took}."
+        yield _finding("tokenize", span, sentence)
+
+
+def request_was_admitted(trace: Trace) -> Iterator[Finding]:
+    """Checking who asks, and choosing who answers."""
+    for span in _noticeable_phases(trace, "authenticate"):
+        yield _finding(
+            "authenticate", span, f"Checking the key took {duration_text(_seconds(span))}."
+        )
+    for span in _noticeable_phases(trace, "route"):
+        took = duration_text(_seconds(span))
+        yield _finding("route", span, f"Choosing the backend took {took}.")
+
+
+def cloud_was_called(trace: Trace) -> Iterator[Finding]:
+    """Somebody else's model answered."""
+    for span in trace.spans:
+        provider = span.attributes.get(names.PROVIDER_NAME)
+        if span.kind != "client" or not isinstance(provider, str) or provider == "mlx":
+            continue
+        model = span.attributes.get(names.REQUEST_MODEL)
+        what = f"{provider}’s {model}" if isinstance(model, str) else provider
+        sentence = f"The call of {what} took {duration_text(_seconds(span))}."
+        yield _finding("cloud", span, sentence)
+
+
+def work_failed(trace: Trace) -> Iterator[Finding]:
+    """The innermost spans that failed: those around them only pass it on."""
+    failed = [span for span in trace.spans if span.status == "error"]
+    passed_on = {span.parent_span_id for span in failed}
+    for span in failed:
+        if span.span_id in passed_on:
+            continue
+        kind = span.attributes.get(names.ERROR_TYPE)
+        reason = f" with {kind}" if isinstance(kind, str) else ""
+        sentence = f"{span.name} failed{reason} after {duration_text(_seconds(span))}."
+        yield _finding("error", span, sentence)
+
+
+def client_left(trace: Trace) -> Iterator[Finding]:
+    """Nobody waited for the end of the answer; said once, of the outermost span that knows."""
+    for span in trace.spans:
+        if span.attributes.get(names.CANCELLED) is True:
+            took = duration_text(_seconds(span))
+            yield _finding("cancelled", span, f"The client left after {took}, before the end.")
+            return
+
+
+RULES: tuple[Rule, ...] = (
+    work_failed,
+    client_left,
+    model_was_loaded,
+    waited_in_queue,
+    prompt_was_computed,
+    answer_was_decoded,
+    decoding_paused,
+    reader_was_slow,
+    prompt_was_tokenized,
+    request_was_admitted,
+    cloud_was_called,
+)
+
+
+def _finding(rule: str, span: SpanRecord, sentence: str, trace_id: str | None = None) -> Finding:
+    return Finding(rule, span.duration_ns, sentence, span.span_id, trace_id)
+
+
+def _cached(span: SpanRecord, cached: float) -> str:
+    found = f"{count_text(cached)} from the prefix cache" if cached else "none cached"
+    reason = span.attributes.get(CACHE_MISS_REASON)
+    return f"{found} because {_as_words(reason)}" if isinstance(reason, str) else found
+
+
+def _as_words(reason: str) -> str:
+    return reason.replace("_", " ").rstrip(".")
+
+
+def _in_batch(span: SpanRecord) -> str:
+    mean, widest = _number(span, names.BATCH_WIDTH_MEAN), _number(span, names.BATCH_WIDTH_MAX)
+    if mean is None or widest is None:
+        return ""
+    if widest <= 1:
+        return ", alone in the batch"
+    return f", in a batch {mean:.1f} wide on average and {widest:.0f} at most"
+
+
+def _noticeable_phases(trace: Trace, name: str) -> Iterator[SpanRecord]:
+    least_ns = max(NOTICEABLE_NS, NOTICEABLE_SHARE * trace.summary.duration_ns)
+    return (span for span in _phases(trace, name) if span.duration_ns >= least_ns)
+
+
+def _phases(trace: Trace, name: str) -> Iterator[SpanRecord]:
+    """The spans of this name below a chat: another service's span may be called the same."""
+    chats = {span.span_id for span in trace.spans if _is_chat(span)}
+    return (span for span in trace.spans if span.name == name and span.parent_span_id in chats)
+
+
+def _is_chat(span: SpanRecord) -> bool:
+    return names.OPERATION_NAME in span.attributes
+
+
+def _children(trace: Trace, parent: SpanRecord) -> Iterator[SpanRecord]:
+    return (span for span in trace.spans if span.parent_span_id == parent.span_id)
+
+
+def _number(span: SpanRecord, name: str) -> float | None:
+    value = span.attributes.get(name)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _seconds(span: SpanRecord) -> float:
+    return span.duration_ns / 1e9

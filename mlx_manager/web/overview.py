@@ -1,0 +1,44 @@
+"""The first page: what is running and how to call it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request, Response
+
+from mlx_manager.mlx_server.api.dependencies import CurrentState
+from mlx_manager.mlx_server.pool.catalog import ModelFiles
+from mlx_manager.mlx_server.state import ServerState
+from mlx_manager.web.shell import page
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model as the page shows it."""
+
+    id: str
+    source: str
+    state: str
+    is_demonstration: bool
+
+
+@router.head("/")
+@router.get("/")
+async def show_overview(request: Request, state: CurrentState) -> Response:
+    """Show what is running and how to call it."""
+    models = await asyncio.to_thread(state.pool.catalog.list)
+    context = {
+        "base_url": str(request.base_url).rstrip("/") + "/v1",
+        "models": [_row(model, state) for model in models],
+        "is_healthy": all(resident.is_healthy for resident in state.pool.residents),
+    }
+    return page(request, "overview.html", context)
+
+
+def _row(model: ModelFiles, state: ServerState) -> ModelRow:
+    states = {resident.files.id: resident.state for resident in state.pool.residents}
+    is_built_in = model.source == "built-in"
+    return ModelRow(model.id, model.source, states.get(model.id, "on disk"), is_built_in)

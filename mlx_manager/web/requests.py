@@ -1,0 +1,105 @@
+"""The audit log as a page: every request to a model, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request, Response
+from sqlalchemy import func, select
+
+from mlx_manager.database import Database
+from mlx_manager.mlx_server.api.dependencies import CurrentState
+from mlx_manager.mlx_server.audit.search import RequestFilter, search
+from mlx_manager.mlx_server.audit.tables import AuditRow, Outcome
+from mlx_manager.web.filters import PERIODS, Question, milliseconds, period_of
+from mlx_manager.web.shell import page
+
+PAGE = 50
+OUTCOMES: Mapping[str, Outcome] = {
+    "ok": "completed",
+    "error": "failed",
+    "cancelled": "cancelled",
+    "running": "running",
+}
+EXPORTS = ("jsonl", "csv")
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPage:
+    """Some rows of the audit log; `older` is the id to go on below, None on the last page."""
+
+    rows: Sequence[AuditRow]
+    older: int | None
+    models: Sequence[str]
+
+
+@router.get("/requests")
+async def show_requests(request: Request, state: CurrentState, before: str = "") -> Response:
+    """List the audit log."""
+    question = Question.read(request.query_params)
+    wanted = to_filter(question, datetime.now(UTC))
+    found = await audited_requests(state.database, wanted, _row_id(before))
+    context = {
+        "found": found,
+        "models": found.models,
+        "text_hint": "Request or trace id, model, error",
+        "exports": {name: export_address(wanted, name) for name in EXPORTS},
+        "question": question,
+        "before": before,
+        "periods": PERIODS,
+        "statuses": OUTCOMES,
+    }
+    return page(request, "requests.html", context)
+
+
+def to_filter(question: Question, now: datetime) -> RequestFilter:
+    """The question in the words of the audit log."""
+    period = period_of(question.time)
+    return RequestFilter(
+        text=question.text or None,
+        outcome=OUTCOMES.get(question.status),
+        model=question.model or None,
+        min_duration_s=milliseconds(question.min_ms),
+        max_duration_s=milliseconds(question.max_ms),
+        since=now - timedelta(seconds=period.seconds) if period else None,
+    )
+
+
+def export_address(wanted: RequestFilter, file_format: str) -> str:
+    """Where all requests that are wanted can be had as a file."""
+    asked = {
+        "text": wanted.text,
+        "outcome": wanted.outcome,
+        "model": wanted.model,
+        "min_duration_s": wanted.min_duration_s,
+        "max_duration_s": wanted.max_duration_s,
+        "since": wanted.since.isoformat(timespec="seconds") if wanted.since else None,
+    }
+    query = {name: value for name, value in asked.items() if value is not None}
+    return f"/api/requests/export?{urlencode({'format': file_format, **query})}"
+
+
+async def audited_requests(
+    database: Database, wanted: RequestFilter, before: int | None
+) -> RequestPage:
+    """Return a page of the audit log and the models that it speaks of."""
+    async with database.transaction() as session:
+        rows = await search(session, wanted, PAGE + 1, before)
+        models = (await session.scalars(select(AuditRow.model).distinct())).all()
+    older = rows[PAGE - 1].id if len(rows) > PAGE else None
+    return RequestPage(rows[:PAGE], older, sorted(filter(None, models)))
+
+
+async def newest_request(database: Database) -> int | None:
+    """The id of the row written last."""
+    async with database.transaction() as session:
+        return await session.scalar(select(func.max(AuditRow.id)))
+
+
+def _row_id(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) < 19 else None

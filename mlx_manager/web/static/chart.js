@@ -1,0 +1,93 @@
+// Curves over time with uPlot, in the colours of the theme. The table below a chart has its figures as text.
+/* global uPlot */
+
+const DIGITS = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 3 });
+
+const seconds = (value) => {
+  if (value < 1) return `${DIGITS.format(value * 1000)} ms`;
+  return `${DIGITS.format(value)} s`;
+};
+
+// Points only where there is no line to see: a value between two holes.
+const alone = (plot, series) => {
+  const values = plot.data[series];
+  return [...values.keys()].filter((at) => values[at] != null && values[at - 1] == null && values[at + 1] == null);
+};
+
+class TimeChart extends HTMLElement {
+  #plot = null;
+  #redraw = () => this.#draw();
+
+  connectedCallback() {
+    document.addEventListener("themechange", this.#redraw);
+    this.scheme = matchMedia("(prefers-color-scheme: dark)");
+    this.scheme.addEventListener("change", this.#redraw);
+    this.observer = new ResizeObserver(() => this.#plot?.setSize(this.#size()));
+    this.#draw();
+    this.observer.observe(this);
+  }
+
+  disconnectedCallback() {
+    document.removeEventListener("themechange", this.#redraw);
+    this.scheme.removeEventListener("change", this.#redraw);
+    this.observer.disconnect();
+    this.#plot?.destroy();
+  }
+
+  #size() {
+    return { width: Math.max(120, this.clientWidth), height: 180 };
+  }
+
+  // Local time; with the day where the chart is longer than one.
+  #when(at) {
+    const isLong = this.dataset.until - this.dataset.since > 86400;
+    const day = isLong ? { day: "numeric", month: "short" } : {};
+    return new Date(at * 1000).toLocaleString("en-GB", { ...day, hour: "2-digit", minute: "2-digit" });
+  }
+
+  #say(value) {
+    if (value == null) return "–";
+    return this.dataset.unit === "s" ? seconds(value) : `${DIGITS.format(value)} ${this.dataset.unit}`;
+  }
+
+  #draw() {
+    this.#plot?.destroy();
+    const style = getComputedStyle(this);
+    const colour = (name) => style.getPropertyValue(name).trim();
+    const [first, second] = "bars" in this.dataset ? ["--accent", "--bad"] : ["--accent", "--second"];
+    const columns = JSON.parse(this.dataset.columns);
+    const bars = "bars" in this.dataset ? { paths: uPlot.paths.bars({ size: [0.7, 24], radius: 0.2 }) } : {};
+    const axis = { stroke: colour("--quiet"), font: "11px Inter, sans-serif", grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
+    this.setAttribute("role", "img");
+    this.setAttribute("aria-label", `${this.dataset.title} over time, in ${this.dataset.unit}`);
+    this.#plot = new uPlot(
+      {
+        ...this.#size(),
+        cursor: { y: false, points: { size: 6 } },
+        legend: { live: true },
+        scales: { x: { time: true, range: () => [Number(this.dataset.since), Number(this.dataset.until)] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
+        axes: [
+          { ...axis, grid: { show: false }, space: 60, values: (_, marks) => marks.map((mark) => this.#when(mark)) },
+          { ...axis, size: 64, space: 32, values: (_, marks) => marks.map((mark) => (this.dataset.unit === "s" ? seconds(mark) : DIGITS.format(mark))) },
+        ],
+        series: [
+          { label: "Time", value: (_, at) => (at == null ? "–" : this.#when(at)) },
+          ...JSON.parse(this.dataset.curves).map((label, index) => ({
+            label,
+            stroke: colour(index ? second : first),
+            fill: "bars" in this.dataset ? colour(index ? second : first) : undefined,
+            width: "bars" in this.dataset ? 0 : 1.5,
+            points: { show: !("bars" in this.dataset), size: 5, fill: colour(index ? second : first), filter: alone },
+            spanGaps: false,
+            value: (_, value) => this.#say(value),
+            ...bars,
+          })),
+        ],
+      },
+      columns,
+      this,
+    );
+  }
+}
+
+customElements.define("time-chart", TimeChart);

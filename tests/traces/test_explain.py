@@ -1,0 +1,253 @@
+"""Each rule that explains a trace: what it says, what it points to, and where it must stay silent."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_manager.observability.span_record import SpanLink, SpanRecord, Value
+from mlx_manager.traces import explain as rules
+from mlx_manager.traces.explain import RULES, Finding, Rule, explain
+from mlx_manager.traces.summary import Trace
+from tests.support.recorded import chat_trace, id_of, span, trace
+
+OTHER = "b" * 32
+
+
+def only(rule: Rule, found: Trace) -> Finding:
+    (finding,) = rule(found)
+    return finding
+
+
+def silent(rule: Rule, found: Trace) -> bool:
+    return list(rule(found)) == []
+
+
+def test_a_load_is_the_first_thing_said_when_it_took_longest() -> None:
+    found = chat_trace(
+        span("model.load", 2, 802),
+        span("prefill", 810, 830, mlx__prefill__tokens=40, mlx__cache__matched_tokens=0),
+        span("decode", 830, 990, mlx__decode__tokens=20, mlx__decode__tokens_per_s=118.75),
+    )
+
+    findings = explain(found)
+
+    assert [finding.rule for finding in findings] == ["model-load", "decode", "prefill"]
+    assert findings[0].sentence == "The model was not in memory and had to be loaded first: 800 ms."
+    assert findings[0].span_id == id_of("model.load")
+    assert findings[0].duration_ns == 800_000_000
+
+
+def test_a_model_in_memory_is_no_finding() -> None:
+    assert silent(rules.model_was_loaded, chat_trace(span("decode", 10, 900)))
+
+
+def test_the_trace_that_was_waited_for_is_named() -> None:
+    links = (SpanLink(OTHER, "c" * 16), SpanLink("d" * 32, "e" * 16))
+    found = only(rules.waited_in_queue, chat_trace(span("queue", 5, 305, links=links)))
+
+    assert found.sentence == "Waited 300 ms in the queue behind trace bbbbbbbb… and 1 other."
+    assert found.trace_id == OTHER
+
+
+def test_a_queue_without_links_names_nobody() -> None:
+    found = only(rules.waited_in_queue, chat_trace(span("queue", 5, 305)))
+
+    assert found.sentence == "Waited 300 ms in the queue for a place in the batch."
+    assert found.trace_id is None
+
+
+@pytest.mark.parametrize("end_ms", [5.5, 14], ids=["below a millisecond", "below a hundredth"])
+def test_a_short_wait_is_no_finding(end_ms: float) -> None:
+    waited = span("queue", 5, end_ms)
+
+    assert silent(rules.waited_in_queue, chat_trace(waited, server_ms=2000))
+
+
+def test_a_prefill_says_what_was_cached_and_why_not_more() -> None:
+    phase = span(
+        "prefill",
+        10,
+        320,
+        mlx__prefill__tokens=812,
+        mlx__cache__matched_tokens=1236,
+        mlx__cache__miss_reason="prompt_differs_from_token_1236",
+    )
+
+    assert only(rules.prompt_was_computed, chat_trace(phase)).sentence == (
+        "Prefill took 310 ms: 812 of 2,048 prompt tokens computed, 1,236 from the prefix cache because prompt differs "
+        "from token 1236."
+    )
+
+
+def test_a_prefill_of_another_programs_span_is_none_of_ours() -> None:
+    foreign = span("prefill", 10, 500, "POST /v1/chat/completions", mlx__prefill__tokens=1)
+
+    assert silent(rules.prompt_was_computed, chat_trace(foreign))
+
+
+@pytest.mark.parametrize(
+    ("widest", "mean", "says"),
+    [
+        (1, 1.0, "alone in the batch"),
+        (8, 3.42, "in a batch 3.4 wide on average and 8 at most"),
+    ],
+)
+def test_decoding_says_how_fast_and_with_whom(widest: int, mean: float, says: str) -> None:
+    found = only(
+        rules.answer_was_decoded,
+        chat_trace(
+            span(
+                "decode",
+                100,
+                900,
+                mlx__decode__tokens=241,
+                mlx__decode__tokens_per_s=300.0,
+                mlx__batch__width_max=widest,
+                mlx__batch__width_mean=mean,
+            )
+        ),
+    )
+
+    assert found.sentence == f"Decoding 241 tokens took 800 ms at 300.0 tokens/s, {says}."
+
+
+def test_a_request_that_decoded_nothing_says_nothing_about_it() -> None:
+    assert silent(rules.answer_was_decoded, chat_trace(span("prefill", 5, 900)))
+
+
+def paused(gap_s: float, widest: int = 1) -> SpanRecord:
+    return span(
+        "decode",
+        100,
+        900,
+        mlx__decode__tokens=82,
+        mlx__decode__longest_gap_s=gap_s,
+        mlx__batch__width_max=widest,
+    )
+
+
+def test_a_long_pause_is_told_apart_from_the_usual_time_between_tokens() -> None:
+    found = only(rules.decoding_paused, chat_trace(paused(0.4, widest=4)))
+
+    assert found.duration_ns == 400_000_000
+    assert found.sentence == (
+        "The longest pause between two tokens was 400 ms, where 5.0 ms is usual, most likely while prompts of other "
+        "requests were prefilled."
+    )
+
+
+def test_a_pause_without_company_blames_nobody() -> None:
+    found = only(rules.decoding_paused, chat_trace(paused(0.4, widest=1)))
+
+    assert found.sentence.endswith("with no other request in its batch.")
+
+
+@pytest.mark.parametrize("gap_s", [0.0099, 0.03], ids=["short", "not unusual here"])
+def test_an_even_answer_has_no_pause(gap_s: float) -> None:
+    assert silent(rules.decoding_paused, chat_trace(paused(gap_s)))
+
+
+def test_a_reader_that_lags_behind_the_engine_is_slow() -> None:
+    found = only(rules.reader_was_slow, chat_trace(span("decode", 10, 400), server_ms=1000))
+
+    assert found.duration_ns == 600_000_000
+    assert found.sentence.startswith("The answer was complete 600 ms before its last byte")
+    assert found.span_id == id_of("POST /v1/chat/completions")
+
+
+def test_a_reader_that_keeps_up_is_not_slow() -> None:
+    assert silent(rules.reader_was_slow, chat_trace(span("decode", 10, 980), server_ms=1000))
+
+
+def test_a_reader_that_left_is_not_slow() -> None:
+    left = chat_trace(span("decode", 10, 400), server_ms=1000, chat={"mlx.cancelled": True})
+
+    assert silent(rules.reader_was_slow, left)
+
+
+def test_tokenising_counts_when_it_takes_its_time() -> None:
+    found = only(rules.prompt_was_tokenized, chat_trace(span("tokenize", 2, 92)))
+
+    assert found.sentence == "Applying the chat template and encoding the prompt took 90.0 ms."
+    assert silent(rules.prompt_was_tokenized, chat_trace(span("tokenize", 2, 4)))
+
+
+def test_checking_the_key_and_choosing_a_backend_count() -> None:
+    found = chat_trace(span("authenticate", 2, 52), span("route", 52, 82))
+
+    assert [finding.sentence for finding in rules.request_was_admitted(found)] == [
+        "Checking the key took 50.0 ms.",
+        "Choosing the backend took 30.0 ms.",
+    ]
+    assert silent(rules.request_was_admitted, chat_trace(span("authenticate", 2, 3)))
+
+
+def test_a_call_of_a_cloud_provider_is_named() -> None:
+    called = span(
+        "chat gpt-5",
+        10,
+        900,
+        kind="client",
+        gen_ai__operation__name="chat",
+        gen_ai__provider__name="openai",
+        gen_ai__request__model="gpt-5",
+    )
+
+    found = only(rules.cloud_was_called, chat_trace(called))
+
+    assert found.sentence == "The call of openai’s gpt-5 took 890 ms."
+    assert silent(rules.cloud_was_called, chat_trace(span("GET", 10, 900, kind="client")))
+
+
+def test_only_the_innermost_failure_is_told() -> None:
+    failed = trace(
+        span("POST /v1/chat/completions", 0, 100, None, kind="server", status="error"),
+        span(
+            "chat",
+            1,
+            99,
+            "POST /v1/chat/completions",
+            status="error",
+            gen_ai__operation__name="chat",
+            error__type="engine_failed",
+        ),
+    )
+
+    found = only(rules.work_failed, failed)
+
+    assert found.sentence == "chat failed with engine_failed after 98.0 ms."
+    assert found.span_id == id_of("chat")
+    assert silent(rules.work_failed, chat_trace(span("decode", 1, 900)))
+
+
+def test_a_client_that_left_is_told_once() -> None:
+    left = trace(
+        span("POST /v1/chat/completions", 0, 100, None, kind="server", mlx__cancelled=True),
+        span("chat", 1, 99, "POST /v1/chat/completions", mlx__cancelled=True),
+    )
+
+    assert only(rules.client_left, left).sentence == "The client left after 100 ms, before the end."
+    assert silent(rules.client_left, chat_trace(span("decode", 1, 900)))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_no_rule_trips_over_attributes_of_another_type(rule: Rule) -> None:
+    """Spans come from other programs too, which put there what they like."""
+    odd: dict[str, Value] = {
+        "mlx.prefill.tokens": "many",
+        "mlx.cache.matched_tokens": True,
+        "mlx.decode.tokens": ("a", "b"),
+        "mlx.decode.longest_gap_s": "long",
+        "mlx.batch.width_max": "wide",
+        "mlx.cancelled": "yes",
+        "error.type": 5,
+        "gen_ai.provider.name": 7,
+    }
+    names = ("model.load", "tokenize", "queue", "prefill", "decode", "authenticate", "route")
+    phases = [
+        span(name, 10 * at, 10 * at + 9, status="error", also=odd) for at, name in enumerate(names)
+    ]
+    called = span("call", 2, 90, kind="client", status="error", also=odd)
+
+    for finding in rule(chat_trace(*phases, called)):
+        assert finding.sentence.endswith(".")

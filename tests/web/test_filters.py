@@ -1,0 +1,98 @@
+"""Filters as they stand in an address, figures in words, curves as paths."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_manager.traces.summary import Stats, StatsBucket, TraceFilter
+from mlx_manager.traces.words import bytes_text, duration_text, plural
+from mlx_manager.web.filters import Question
+from mlx_manager.web.sparkline import sparkline
+
+
+def test_a_question_goes_through_an_address_and_back() -> None:
+    question = Question.read({"text": " a&b ", "status": "error", "min_ms": "10", "cursor": "x"})
+
+    assert question.address("/traces") == "/traces?text=a%26b&status=error&min_ms=10"
+    assert question.address("/traces", cursor="5-a").endswith("&cursor=5-a")
+    assert Question().address("/traces") == "/traces"
+
+
+def test_a_question_becomes_a_filter() -> None:
+    question = Question("x", "cancelled", "m", "10", "2500.5", "1h")
+
+    assert question.to_filter(now_ns=4_000 * 10**9) == TraceFilter(
+        text="x",
+        status="cancelled",
+        model="m",
+        min_duration_s=0.01,
+        max_duration_s=2.5005,
+        since_ns=400 * 10**9,
+    )
+
+
+@pytest.mark.parametrize("nonsense", ["", "nan", "inf", "-5", "ten", "1e999"])
+def test_what_cannot_be_understood_asks_for_nothing(nonsense: str) -> None:
+    question = Question(status=nonsense, min_ms=nonsense, max_ms=nonsense, time=nonsense)
+
+    assert question.to_filter(now_ns=0) == TraceFilter()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (0.00000012, "0.00 ms"),
+        (0.00012, "0.1 ms"),
+        (0.0123, "12.3 ms"),
+        (0.5534, "553 ms"),
+        (0.9996, "1.00 s"),
+        (2.734, "2.73 s"),
+        (59.9, "59.9 s"),
+        (59.96, "1 min"),
+        (72, "1 min 12 s"),
+        (7500, "2 h 5 min"),
+        (7200, "2 h"),
+    ],
+)
+def test_durations_have_three_digits_and_a_unit(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.98 KiB"),
+        (10 * 2**20, "10.0 MiB"),
+        (3.25 * 2**30, "3.25 GiB"),
+        (512 * 2**30, "512 GiB"),
+    ],
+)
+def test_bytes_are_told_in_binary_units(number: float, text: str) -> None:
+    assert bytes_text(number) == text
+
+
+def test_counts_have_their_noun() -> None:
+    assert (plural(1, "span"), plural(2048, "token")) == ("1 span", "2,048 tokens")
+
+
+def columns(*medians: float | None) -> Stats:
+    buckets = tuple(
+        StatsBucket(start_ns=at, requests=1, p50_s=value, p95_s=value)
+        for at, value in enumerate(medians)
+    )
+    return Stats(0, len(medians), 1, (), buckets)
+
+
+def test_a_curve_keeps_its_holes() -> None:
+    curve = sparkline(columns(1.0, 2.0, None, 0.5))
+
+    assert curve is not None
+    assert curve.top_s == 2.0
+    assert curve.median == "M75.0 24.0L225.0 2.0M525.0 35.0h4"
+
+
+def test_nothing_that_happened_is_no_curve() -> None:
+    assert sparkline(columns(None, None)) is None

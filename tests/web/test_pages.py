@@ -1,0 +1,330 @@
+"""The pages in a real browser, on a real server with real traces."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.support.browser import Complaints
+from tests.web.conftest import HOSTILE_TRACE, MANY, Site
+
+PATHS = ("/", "/dashboard", "/traces", "/requests", "/settings")
+ROWS = "#results tbody tr"
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return context.new_page()
+
+
+def filtered(page: Page, query: str) -> None:
+    """Wait until the list has been filtered: the address and the rows change together."""
+    page.wait_for_url(f"**/traces?{query}")
+    page.wait_for_function(
+        "query => document.querySelector('#results').getAttribute('hx-get') === `/traces?${query}`",
+        arg=query,
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)], ids=["desk", "phone"])
+def test_every_page_fits_its_screen_and_the_console_is_quiet(
+    site: Site, page: Page, scheme: str, width: int, height: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    complaints = Complaints().of(page)
+
+    for path in (*PATHS, f"/traces/{site.chat_id}", f"/traces/{HOSTILE_TRACE}"):
+        page.goto(site.url + path)
+        expect(page.locator(".live")).to_have_attribute("data-state", "live")
+
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert page.locator("h1").count() == 1
+    assert complaints.lines == []
+
+
+def test_a_filter_changes_list_and_address_and_back_undoes_both(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/traces")
+    everything = page.locator(ROWS).count()
+
+    page.get_by_label("Error").check()
+    filtered(page, "status=error")
+    errors = page.locator(ROWS).count()
+    assert errors == page.locator(f"{ROWS} .status.error").count() < everything
+
+    page.locator(f"#t-{site.missing_id}").click()
+    page.wait_for_url(f"**/traces/{site.missing_id}")
+    page.go_back()
+    filtered(page, "status=error")
+    expect(page.locator(ROWS)).to_have_count(errors)
+
+    page.go_back()
+    page.wait_for_url("**/traces")
+    expect(page.locator(ROWS)).to_have_count(everything)
+    expect(page.get_by_label("All")).to_be_checked()
+
+
+def test_typing_filters_and_empty_fields_stay_out_of_the_address(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/traces")
+
+    page.get_by_placeholder("Id, name").fill("job-54")
+
+    filtered(page, "text=job-54")
+    expect(page.locator(ROWS)).to_have_count(1)
+
+
+def test_a_filter_works_without_a_script(site: Site, browser_without_script: Page) -> None:
+    page = browser_without_script
+    page.goto(f"{site.url}/traces")
+
+    page.get_by_placeholder("Id, name").fill(site.chat_id)
+    page.get_by_role("button", name="Filter").click()
+
+    expect(page.locator(ROWS)).to_have_count(1)
+    page.locator(ROWS).get_by_role("link").click()
+    page.get_by_role("link", name="decode").click()
+    expect(page.get_by_role("region", name="Span decode")).to_contain_text("mlx.decode.tokens")
+
+
+def test_older_traces_are_a_page_away(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/traces?text=job")
+    first = page.locator(ROWS).count()
+
+    page.get_by_role("link", name="Older").click()
+
+    page.wait_for_url("**cursor=*")
+    expect(page.locator(ROWS)).to_have_count(MANY - first)
+    assert page.get_by_role("link", name="Older").count() == 0
+    page.get_by_role("link", name="Newest").click()
+    page.wait_for_url("**/traces?text=job")
+
+
+def test_a_place_in_the_list_that_is_gone_shows_the_newest_page(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/traces?cursor=nonsense")
+
+    expect(page.locator("#results")).to_contain_text("That place in the list is gone")
+    assert page.locator(ROWS).count() > 10
+
+
+def test_a_new_trace_appears_without_a_reload(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/traces?status=ok&model=test%2Ftiny")
+    expect(page.locator(".live")).to_have_attribute("data-state", "live")
+
+    new = site.ask()
+
+    expect(page.locator(f"#t-{new}")).to_be_visible(timeout=15_000)
+
+
+def test_paused_updates_stay_away_until_they_are_wanted(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/traces?status=ok&model=test%2Ftiny")
+    expect(page.locator(".live")).to_have_attribute("data-state", "live")
+
+    page.get_by_role("button", name="Live").click()
+
+    expect(page.locator(".live")).to_have_text("Paused")
+    new = site.ask()
+    assert page.locator(f"#t-{new}").count() == 0
+    page.get_by_role("button", name="Paused").click()
+    expect(page.locator(".live")).to_have_attribute("data-state", "live")
+
+
+def test_a_theme_that_was_chosen_is_there_on_the_next_page(site: Site, page: Page) -> None:
+    page.emulate_media(color_scheme="light")
+    page.goto(site.url)
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+
+    page.get_by_role("button", name="Dark theme").click()
+    dark = page.evaluate(ground)
+    page.goto(f"{site.url}/traces")
+
+    assert light != dark
+    assert page.evaluate(ground) == dark
+    expect(page.get_by_role("button", name="Dark theme")).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("button", name="System theme").click()
+    page.reload()
+    assert page.evaluate(ground) == light
+
+
+def test_the_waterfall_is_walked_with_the_keyboard(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/traces/{site.chat_id}")
+    rows = page.locator("[role=treegrid] tbody tr")
+    names = [text.strip() for text in rows.locator(".name").all_inner_texts()]
+    rows.first.focus()
+
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowLeft")
+    expect(rows.nth(1)).to_have_attribute("aria-expanded", "false")
+    expect(rows.nth(2)).to_be_hidden()
+    page.keyboard.press("ArrowRight")
+    expect(rows.nth(2)).to_be_visible()
+    page.keyboard.press("End")
+    page.keyboard.press("Enter")
+
+    assert names[:2] == ["POST /v1/chat/completions", "chat test/tiny"]
+    assert names[-1] == "decode"
+    expect(rows.last).to_have_attribute("aria-selected", "true")
+    expect(page.get_by_role("region", name="Span decode")).to_contain_text("mlx.decode.tokens")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("region", name="Span prefill")).to_be_visible()
+    expect(page.get_by_role("region", name="Span decode")).to_be_hidden()
+
+
+def test_looking_at_spans_takes_one_step_back(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/traces")
+    page.goto(f"{site.url}/traces/{site.chat_id}")
+    for number in (2, 1, 0):
+        page.locator("[role=treegrid] tbody tr").nth(number).click()
+
+    page.go_back()
+
+    assert page.url == f"{site.url}/traces"
+
+
+def test_an_explanation_leads_to_its_span(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/traces/{site.chat_id}")
+
+    load = page.locator(".explain li", has_text="had to be loaded first")
+    load.get_by_role("link", name="Show span").click()
+
+    expect(page.get_by_role("region", name="Span model.load")).to_be_visible()
+    expect(page.locator("tr", has_text="model.load")).to_have_attribute("aria-selected", "true")
+
+
+def test_markup_in_names_and_attributes_is_text(site: Site, page: Page) -> None:
+    complaints = Complaints().of(page)
+    for path in (
+        f"/traces/{HOSTILE_TRACE}",
+        "/traces?text=onerror",
+        "/traces?text=%22%3E%3Cscript%3E",
+    ):
+        page.goto(site.url + path)
+        expect(page.locator(".live")).to_have_attribute("data-state", "live")
+        assert page.title().endswith("MLX Manager")
+        assert page.locator("main img, main script").count() == 0
+    page.goto(f"{site.url}/traces/{HOSTILE_TRACE}")
+    assert "<script>" in page.locator("h1").inner_text()
+    assert complaints.lines == []
+
+
+def test_a_trace_is_downloaded_as_otlp_json(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/traces/{site.chat_id}")
+
+    with page.expect_download() as download:
+        page.get_by_role("link", name="OTLP JSON").click()
+
+    assert download.value.suggested_filename == f"trace-{site.chat_id}.json"
+    assert "resourceSpans" in download.value.path().read_text()
+
+
+def test_a_percentile_on_the_dashboard_opens_a_trace(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/dashboard?time=15m")
+    page.wait_for_function("document.querySelectorAll('time-chart canvas').length === 3")
+
+    row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="test/tiny"))
+    row.get_by_role("link").last.click()
+
+    page.wait_for_url("**/traces/*")
+    expect(page.locator("h1")).to_have_text("POST /v1/chat/completions")
+
+
+def test_the_time_of_the_dashboard_is_chosen_and_kept_in_the_address(
+    site: Site, page: Page
+) -> None:
+    page.goto(f"{site.url}/dashboard")
+
+    page.get_by_label("7 days").check()
+
+    page.wait_for_url("**/dashboard?time=7d")
+    expect(page.locator(".tiles")).to_contain_text("in 7 days")
+
+
+def test_a_row_of_the_audit_log_leads_to_its_trace(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/requests?status=error")
+
+    expect(page.locator(ROWS)).to_have_count(1)
+    page.locator(ROWS).get_by_role("link").click()
+
+    page.wait_for_url(f"**/traces/{site.missing_id}")
+
+
+def test_exports_hold_what_the_filter_shows(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/requests")
+    page.get_by_label("Error").check()
+    expect(page.locator(ROWS)).to_have_count(1)
+
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+
+    lines = download.value.path().read_text().splitlines()
+    assert len(lines) == 2
+    assert site.missing_id in lines[1]
+
+
+def test_timeouts_are_changed_and_a_wrong_one_is_explained(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/settings")
+    chat = page.get_by_label("Chat completions")
+    expect(chat).to_have_value("900")
+
+    chat.fill("-3")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("status")).to_contain_text("chat_s")
+    expect(chat).to_have_attribute("aria-invalid", "true")
+
+    chat.fill("450")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("status")).to_have_text("Saved.")
+    page.reload()
+    expect(chat).to_have_value("450")
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/traces", "No traces yet"),
+        ("/requests", "No requests yet"),
+        ("/dashboard", "No requests in the last 1 hour"),
+    ],
+)
+def test_an_empty_page_says_what_to_do_next(
+    empty_site: str, page: Page, path: str, says: str
+) -> None:
+    page.goto(empty_site + path)
+
+    expect(page.locator(".empty h2")).to_have_text(says)
+    page.locator(".empty").get_by_role("link", name="overview").click()
+    expect(page.locator("h1")).to_have_text("Overview")
+
+
+def test_a_trace_that_is_not_kept_is_a_page_for_people(site: Site) -> None:
+    answer = httpx.get(f"{site.url}/traces/{'0' * 32}", headers={"Accept": "text/html"})
+
+    assert answer.status_code == 404
+    assert "There is no trace 0000" in answer.text
+    assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/traces/" + "0" * 32])
+def test_every_page_is_bound_by_its_headers(site: Site, path: str) -> None:
+    headers = httpx.get(site.url + path, headers={"Accept": "text/html"}).headers
+
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_looking_at_traces_leaves_none(site: Site) -> None:
+    for path in (*PATHS, f"/traces/{site.chat_id}", "/static/style.css"):
+        answer = httpx.get(site.url + path)
+        assert "X-Trace-ID" not in answer.headers, path
+
+
+@pytest.fixture
+def browser_without_script(context: BrowserContext) -> Page:
+    browser = context.browser
+    assert browser is not None
+    return browser.new_context(java_script_enabled=False).new_page()
