@@ -9,6 +9,7 @@ import pytest
 from tools.random_model import Shape, make_random_model
 
 TINY = "test/tiny"
+# More than any test waits for; only a greedy answer (temperature 0) surely has so many.
 ENDLESS_TOKENS = 3000
 
 

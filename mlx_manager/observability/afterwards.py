@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 DELAY_S = 0.05
 # Longer than one request's books, shorter than what a stream would notice.
 TURN_S = 0.001
+# Beyond this nothing is put off any more: a server that is always busy would never come to it.
+MOST_WAITING = 256
 
 Work = Callable[[], None]
 Later = Callable[[Work], None]
@@ -50,7 +52,7 @@ class Afterwards:
 
     def _step(self) -> None:
         end_s = time.perf_counter() + TURN_S
-        while self._waiting and time.perf_counter() < end_s:
+        while self._waiting and (time.perf_counter() < end_s or len(self._waiting) > MOST_WAITING):
             self._do_one()
         # Then a turn of the loop: what has arrived meanwhile goes first.
         self._timer = asyncio.get_running_loop().call_soon(self._step) if self._waiting else None
@@ -60,4 +62,4 @@ class Afterwards:
         try:
             work()
         except Exception as error:  # noqa: BLE001 - the request is answered; its books must not harm the next
-            logger.error("the books of a request could not be closed: %s", type(error).__name__)
+            logger.error("books not closed: %(error)s", {"error": type(error).__name__})

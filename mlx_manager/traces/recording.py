@@ -40,5 +40,5 @@ def _open(path: Path, options: StoreOptions) -> TraceStore | None:
     try:
         return TraceStore(path, options)
     except TracesUnavailable as error:
-        logger.error("no traces are kept: %s", error.message)
+        logger.error("trace store is off: %(reason)s", {"reason": error.message})
         return None

@@ -33,7 +33,7 @@ def enforce(connection: sqlite3.Connection, now_ns: int, max_age_ns: int, max_by
     if deleted:
         _forget_origins(connection)
         _shrink(connection)
-        logger.info("the trace store let %d old traces go", deleted)
+        logger.info("trace store swept: %(traces)d old traces are gone", {"traces": deleted})
     return deleted
 
 

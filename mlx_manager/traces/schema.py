@@ -147,7 +147,8 @@ def move_aside(path: Path) -> Path:
         if part.exists():
             part.rename(f"{aside}{suffix}")
     logger.error(
-        "the trace store %s is damaged; it was moved to %s and a new one begun", path, aside
+        "trace store damaged: %(path)s was moved to %(aside)s and a new one begun",
+        {"path": path, "aside": aside},
     )
     return aside
 
@@ -172,7 +173,10 @@ def _prepared(path: Path) -> sqlite3.Connection:
         if version == VERSION:
             return connection
         if version:
-            logger.warning("the trace store %s is from an older version and begins anew", path)
+            logger.warning(
+                "trace store outdated: %(path)s is from an older version and begins anew",
+                {"path": path},
+            )
         return _created(connection, path)
 
 

@@ -103,7 +103,8 @@ class TraceStore(TraceReader):
         self.close_connections()
         if self._thread.is_alive():
             logger.warning(
-                "the trace store did not finish in %g s; its last spans are lost", timeout_s
+                "trace store unfinished: after %(timeout_s)g s its last spans are lost",
+                {"timeout_s": timeout_s},
             )
             return False
         return True
@@ -178,4 +179,4 @@ class TraceStore(TraceReader):
     def _complain(self, message: str) -> None:
         if time.monotonic() - self._complained_s >= COMPLAIN_EVERY_S:
             self._complained_s = time.monotonic()
-            logger.error("trace store: %s", message)
+            logger.error("trace store can't be written: %(reason)s", {"reason": message})

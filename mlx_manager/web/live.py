@@ -112,7 +112,7 @@ class Live:
         try:
             snapshot = await self._look()
         except Exception as error:  # noqa: BLE001 - the next look may succeed, and pages say how old they are
-            logger.warning("live updates: the server can't be looked at: %s", type(error).__name__)
+            logger.warning("live updates failing: %(error)s", {"error": type(error).__name__})
             return
         if snapshot != self._latest:
             self._latest = snapshot

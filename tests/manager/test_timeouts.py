@@ -26,12 +26,14 @@ PATH = "/api/settings/timeouts"
 BUILT_IN = {"chat_s": 900, "completions_s": 600, "embeddings_s": 120}
 DEFAULT = dict.fromkeys(BUILT_IN, "default")
 SHORT_S = 0.2
+# Greedy, this model runs in circles that have no end token in them.
 LONG: dict[str, Any] = {
     "model": MODEL,
     "messages": [{"role": "user", "content": "Count to a million."}],
     "max_tokens": 3000,
-    "extra_body": {"top_k": 20},
+    "temperature": 0,
 }
+TEXT: dict[str, Any] = {"model": MODEL, "prompt": "x", "temperature": 0}
 
 
 @pytest.fixture(scope="module")
@@ -176,14 +178,10 @@ async def test_the_next_request_has_the_new_limit_and_the_other_endpoint_its_own
     manager: RunningServer, openai: AsyncOpenAI
 ) -> None:
     put(manager, {"chat_s": SHORT_S})
-    text = await openai.completions.create(
-        model=MODEL, prompt="x", max_tokens=2000, extra_body={"top_k": 20}
-    )
+    text = await openai.completions.create(**TEXT, max_tokens=2000)
     put(manager, {"completions_s": SHORT_S, "chat_s": None})
     with pytest.raises(sdk.InternalServerError) as met:
-        await openai.completions.create(
-            model=MODEL, prompt="x", max_tokens=3000, extra_body={"top_k": 20}
-        )
+        await openai.completions.create(**TEXT, max_tokens=3000)
     answer = await openai.chat.completions.create(**LONG | {"max_tokens": 10})
     assert text.usage is not None
     assert text.usage.completion_tokens == 2000

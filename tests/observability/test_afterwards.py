@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mlx_manager.observability.afterwards import Afterwards
+from mlx_manager.observability.afterwards import MOST_WAITING, Afterwards
 from tests.support.running import eventually
 
 
@@ -36,6 +36,20 @@ async def test_a_long_list_leaves_the_loop_to_others_in_between() -> None:
         await asyncio.sleep(0)
         turns += 1
     assert turns >= 20
+
+
+async def test_what_waits_is_bounded_however_busy_the_loop_is() -> None:
+    afterwards, left = Afterwards(delay_s=0), MOST_WAITING + 100
+
+    def work() -> None:
+        nonlocal left
+        left -= 1
+        time.sleep(0.001)
+
+    for _ in range(left):
+        afterwards.later(work)
+    await asyncio.sleep(0.01)
+    assert left <= MOST_WAITING
 
 
 async def test_draining_does_all_at_once_and_nothing_again() -> None:

@@ -46,9 +46,8 @@ async def test_a_streamed_chat_is_one_trace(
         },
         timeout=60,
     )
-    await eventually(
-        lambda: bool(spans.named("INSERT")) and len(spans.of_kind(SpanKind.SERVER)) > 0
-    )
+    await spans.wait(f"chat {TINY}")
+    await eventually(lambda: len(spans.of_kind(SpanKind.SERVER)) > 0)
 
     assert answer.headers["X-Trace-ID"] == TRACE
     (request,) = spans.of_kind(SpanKind.SERVER)
@@ -71,6 +70,7 @@ async def test_a_client_that_leaves_is_cancelled_all_the_way_down(
         "model": TINY,
         "messages": [{"role": "user", "content": "Count."}],
         "max_tokens": ENDLESS_TOKENS,
+        "temperature": 0,
         "stream": True,
     }
     async with untraced.stream(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -226,7 +227,9 @@ def send_everything(
     paths = [*routes(main, folder), ("POST", "/broken"), ("POST", "/nothing/{model_id:path}")]
     with httpx.Client(base_url=application.url, timeout=60) as http:
         for method, template in paths:
-            path = template.replace("{model_id:path}", secrets.new("path-of-some-length"))
+            path = re.sub(
+                r"{[a-z_]+(:path)?}", lambda _: secrets.new("path-of-some-length"), template
+            )
             assert "{" not in path, "a new parameter needs a secret"
             for body in bodies(secrets) if method == "POST" else [b""]:
                 answer = http.request(
@@ -244,7 +247,7 @@ def send_everything(
 
 def kill_the_engine_in_mid_stream(application: Application, secrets: Secrets) -> str:
     """Return what the client got."""
-    body = chat(secrets, stream=True, max_tokens=ENDLESS_TOKENS)
+    body = chat(secrets, stream=True, max_tokens=ENDLESS_TOKENS, temperature=0)
     url = f"{application.url}/v1/chat/completions"
     with httpx.stream("POST", url, json=body, headers=headers(secrets), timeout=60) as answer:
         lines = answer.iter_lines()

@@ -50,7 +50,13 @@ def ask(server: Started, **changes: Any) -> httpx.Response:
 
 def leave(server: Started) -> None:
     """Ask for a long answer and go away after its first line."""
-    body = {"model": TINY, "prompt": "x", "max_tokens": ENDLESS_TOKENS, "stream": True}
+    body = {
+        "model": TINY,
+        "prompt": "x",
+        "max_tokens": ENDLESS_TOKENS,
+        "temperature": 0,
+        "stream": True,
+    }
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
         next(answer.iter_lines())
 
@@ -72,8 +78,9 @@ def test_each_chat_counts_once_and_where_it_belongs(server: Started) -> None:
     before = Scrape.of(server.url)
     whole, streamed = ask(server), ask(server, stream=True, stream_options={"include_usage": True})
     refused = ask(server, model="no/such")
-    after = Scrape.of(server.url)
-    risen = rise(before, after)
+    # A chat counts a moment after its end.
+    wait_until(lambda: rise(before, Scrape.of(server.url))(DURATION) == 3)
+    risen = rise(before, Scrape.of(server.url))
 
     assert [a.status_code for a in (whole, streamed, refused)] == [200, 200, 404]
     model = {"gen_ai_request_model": TINY, "gen_ai_response_model": TINY}
@@ -106,11 +113,17 @@ def test_a_chat_whose_client_leaves_counts_as_cancelled_with_the_tokens_it_took(
 
 def test_an_exemplar_leads_to_the_trace_of_the_chat_for_each_who_scrapes(server: Started) -> None:
     trace_id = ask(server).headers["X-Trace-ID"]
+    wait_until(lambda: trace_id in _exemplars(Scrape.of(server.url), "request_duration"))
     for _ in range(2):
         scrape = Scrape.of(server.url)
         for name in ("request_duration", "time_to_first_token", "time_per_output_token"):
-            exemplars = scrape.exemplars(f"gen_ai_server_{name}_seconds_bucket")
-            assert trace_id in [exemplar.labels["trace_id"] for exemplar in exemplars]
+            assert trace_id in _exemplars(scrape, name)
+
+
+def _exemplars(scrape: Scrape, name: str) -> list[str]:
+    """The trace ids of a histogram's exemplars."""
+    found = scrape.exemplars(f"gen_ai_server_{name}_seconds_bucket")
+    return [exemplar.labels["trace_id"] for exemplar in found]
 
 
 def test_what_an_engine_does_for_all_has_no_trace(server: Started) -> None:

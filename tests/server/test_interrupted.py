@@ -12,14 +12,14 @@ import httpx
 import psutil
 
 from tests.support.process import Started, started
+from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import wait_until
 
 ENDLESS: dict[str, Any] = {
     "model": "test/tiny",
     "prompt": "Count to a million.",
-    "max_tokens": 3000,
-    "temperature": 1,
-    "top_k": 20,
+    "max_tokens": ENDLESS_TOKENS,
+    "temperature": 0,
     "stream": True,
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import logfire
 import pytest
 from playwright.sync_api import Browser, BrowserContext
 
@@ -43,16 +44,18 @@ class Site:
 
     def ask(self, model: str = "test/tiny", tokens: int = 6) -> str:
         """Send a chat and return its trace's id, once it can be looked at."""
-        answer = httpx.post(
-            f"{self.url}/v1/chat/completions",
-            json={
-                "model": model,
-                "messages": [{"role": "user", "content": "Hi"}],
-                "max_tokens": tokens,
-                "temperature": 0,
-            },
-            timeout=60,
-        )
+        # Without a span of its own: earlier tests may have instrumented httpx.
+        with logfire.suppress_instrumentation():
+            answer = httpx.post(
+                f"{self.url}/v1/chat/completions",
+                json={
+                    "model": model,
+                    "messages": [{"role": "user", "content": "Hi"}],
+                    "max_tokens": tokens,
+                    "temperature": 0,
+                },
+                timeout=60,
+            )
         trace_id = answer.headers["X-Trace-ID"]
         wait_until(lambda: _is_whole(self.store, trace_id))
         return str(trace_id)

@@ -70,7 +70,10 @@ class RunningRows:
             await self._renew()
         except Exception as error:  # noqa: BLE001 - the log may fail, the server must not
             # The writer tells of it; there is another try after `after_s`, and the request's end is written anyway.
-            logger.debug("running requests can't be written (%s)", explain(error))
+            logger.debug(
+                "audit log can't be written: running requests wait (%(trouble)s)",
+                {"trouble": explain(error)},
+            )
 
     async def _close_abandoned(self) -> None:
         if self._look_at_s is None or time.monotonic() < self._look_at_s:

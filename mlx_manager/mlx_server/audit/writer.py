@@ -158,7 +158,10 @@ class AuditWriter:
 
     def _report_trouble(self, error: BaseException) -> None:
         if not self._is_in_trouble:
-            logger.error("audit log can't be written (%s); its rows wait", explain(error))
+            logger.error(
+                "audit log can't be written: its rows wait (%(trouble)s)",
+                {"trouble": explain(error)},
+            )
         self._is_in_trouble = True
 
     def _report_recovery(self) -> None:
@@ -169,7 +172,7 @@ class AuditWriter:
     def _report_losses(self) -> None:
         is_losing = self.lost > self._reported_lost
         if is_losing and not self._is_losing:
-            logger.error("audit log loses rows, %d so far", self.lost)
+            logger.error("audit log loses rows: %(lost)d so far", {"lost": self.lost})
         self._is_losing, self._reported_lost = is_losing, self.lost
 
 
