@@ -42,7 +42,7 @@ async def until_disconnect(receive: Receive, work: Coroutine[None, None, T]) -> 
         if not interrupt.take_back():
             raise
     finally:
-        working.remove_done_callback(interrupt)
+        interrupt.disarm()
         if not working.done():
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
@@ -54,11 +54,17 @@ class _Interrupt:
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self._task = task
+        self._is_armed = True
         self._is_sent = False
 
     def __call__(self, _done: object) -> None:
-        self._is_sent = True
-        self._task.cancel()
+        if self._is_armed:
+            self._is_sent = True
+            self._task.cancel()
+
+    def disarm(self) -> None:
+        """Do nothing any more; a callback that is due can't be taken back from the event loop."""
+        self._is_armed = False
 
     def take_back(self) -> bool:
         """Undo the cancellation; False when it was somebody else's, or theirs as well."""
