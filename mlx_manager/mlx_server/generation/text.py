@@ -35,7 +35,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Ends an answer before the first stop string, wherever token borders fall."""
+    """Ends an answer before the stop string that is complete first, wherever token borders fall."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = stop
@@ -47,10 +47,13 @@ class StopStrings:
         if not self._stop:
             return text
         self._pending += text
-        found = [at for stop in self._stop if (at := self._pending.find(stop)) >= 0]
+        # The first to be complete, and of those the first to begin: what reading letter by letter would find.
+        found = [
+            (at + len(stop), at) for stop in self._stop if (at := self._pending.find(stop)) >= 0
+        ]
         if found:
             self.is_matched = True
-            return self._take(min(found))
+            return self._take(min(found)[1])
         return self._take(len(self._pending) - self._possible_start())
 
     def finish(self) -> str:
