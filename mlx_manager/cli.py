@@ -188,6 +188,8 @@ def _table_variables(path: Path, table: str, values: Any) -> list[tuple[str, str
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={text}" for name, text in value.items())
     return os.pathsep.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -196,12 +198,12 @@ def _read(kind: type[S]) -> S:
         return kind()
     except ValidationError as error:
         first = error.errors()[0]
-        variable = (
-            f"{kind.model_config.get('env_prefix', '')}{'_'.join(map(str, first['loc']))}".upper()
-        )
-        _fail(
-            f"{variable} is {first['input']!r}: {first['msg']}. docs/settings.md says what it takes."
-        )
+        name = str(first["loc"][0])
+        # A key that can't be one may be a good one with a letter missing.
+        is_secret = "SecretStr" in str(kind.model_fields[name].annotation)
+        given = "can't be used" if is_secret else f"is {first['input']!r}"
+        variable = f"{kind.model_config.get('env_prefix', '')}{name}".upper()
+        _fail(f"{variable} {given}: {first['msg']}. docs/settings.md says what it takes.")
 
 
 def _check(settings: ServerSettings) -> None:

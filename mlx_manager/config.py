@@ -12,7 +12,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 class Settings(BaseSettings):
     """Every field is the environment variable `MLX_MANAGER_` + its name in capitals; `docs/settings.md` lists them."""
 
-    model_config = SettingsConfigDict(env_prefix="MLX_MANAGER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="MLX_MANAGER_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     host: str = Field(
         "127.0.0.1",

@@ -176,6 +176,13 @@ class Unauthorized(MlxManagerError):
     title = "Unauthorized"
 
 
+class InvalidApiKey(Unauthorized):
+    """The model API is called without a key, or with one that the server doesn't know."""
+
+    code = "invalid_api_key"
+    title = "Invalid API key"
+
+
 class Forbidden(MlxManagerError):
     """Nobody may do this from where the request came."""
 

@@ -11,6 +11,7 @@ from mlx_manager import __version__
 from mlx_manager.mlx_server.api import completions, health, metrics, models
 from mlx_manager.mlx_server.api.errors import (
     describe_errors,
+    error_response,
     failure_response,
     install_error_handlers,
 )
@@ -19,6 +20,7 @@ from mlx_manager.mlx_server.middleware.access_log import (
     AccessLogMiddleware,
     strip_queries_from_uvicorn,
 )
+from mlx_manager.mlx_server.middleware.api_key import ApiKeyMiddleware, ApiKeys
 from mlx_manager.mlx_server.middleware.audit import AuditMiddleware
 from mlx_manager.mlx_server.middleware.body_limit import BodyLimitMiddleware
 from mlx_manager.mlx_server.middleware.failure import FailureMiddleware
@@ -77,6 +79,8 @@ def _install_middleware(app: FastAPI, settings: Settings) -> None:
     strip_queries_from_uvicorn()
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(FailureMiddleware, to_response=failure_response)
-    app.add_middleware(AuditMiddleware, trace_id=current_trace_id)
+    keys = ApiKeys(settings.api_keys)
+    app.add_middleware(ApiKeyMiddleware, keys=keys, to_response=error_response)
+    app.add_middleware(AuditMiddleware, trace_id=current_trace_id, keys=keys)
     app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware, trace_id=current_trace_id, tag=tag_request)

@@ -12,13 +12,18 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mlx_manager.chat.request import Operation
 
+# What an API key is known by wherever it must not be shown itself.
+KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+SHORTEST_KEY = 8
 HOME = Path("~/.mlx-manager").expanduser()
 
 
 class Settings(BaseSettings):
     """Every field is the environment variable `MLX_SERVER_` + its name in capitals; `docs/settings.md` lists them."""
 
-    model_config = SettingsConfigDict(env_prefix="MLX_SERVER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="MLX_SERVER_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     host: str = Field(
         "127.0.0.1",
@@ -128,6 +133,13 @@ class Settings(BaseSettings):
     audit_retention_days: float = Field(
         30.0, gt=0, description="Days that a row of the audit log is kept."
     )
+    api_keys: Annotated[
+        dict[KeyId, Annotated[SecretStr, Field(min_length=SHORTEST_KEY)]], NoDecode
+    ] = Field(
+        {},
+        description="Keys that may call `/v1`, each with an id that spans and the audit log show: "
+        "`laptop=a-long-secret,agent=another-one`; a table in the TOML file. Without any, anybody may call.",
+    )
     metrics: bool = Field(
         False,
         description="Offer all metrics to Prometheus at `/metrics`, to readers on this machine.",
@@ -179,6 +191,26 @@ class Settings(BaseSettings):
             "embeddings_timeout_s": "embeddings",
         }
         return frozenset(fields[name] for name in fields.keys() & self.model_fields_set)
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(sign for _, sign, _ in pairs):
+            raise ValueError("each key needs an id: ID=KEY")
+        keys = {key_id.strip(): key.strip() for key_id, _, key in pairs}
+        if len(keys) < len(pairs):
+            raise ValueError("an id stands there twice")
+        return keys
+
+    @field_validator("api_keys", mode="after")
+    @classmethod
+    def _tell_keys_apart(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        if len(set(value.values())) < len(value):
+            raise ValueError("two ids have the same key")
+        return value
 
     @field_validator("hub_cache", "blas_library", "traces_path", mode="after")
     @classmethod

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 # Spans. The chat's own span is named `{operation} {model}`, see `chat_span_name`.
+SPAN_AUTHENTICATE: Final = "authenticate"
 SPAN_MODEL_LOAD: Final = "model.load"
 SPAN_TOKENIZE: Final = "tokenize"
 SPAN_QUEUE: Final = "queue"
@@ -54,6 +55,7 @@ OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
 # Ours: how the work went.
 BACKEND: Final = "mlx.backend"
 REQUEST_ID: Final = "mlx.request.id"
+KEY_ID: Final = "mlx.key.id"
 CANCELLED: Final = "mlx.cancelled"
 TIME_TO_FIRST_TOKEN_S: Final = "mlx.time_to_first_token_s"
 TIME_PER_OUTPUT_TOKEN_S: Final = "mlx.time_per_output_token_s"

@@ -222,6 +222,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.OUTPUT_TYPE: "text",
         names.REQUEST_ID: request.origin.request_id,
         names.CONVERSATION_ID: request.origin.session,
+        names.KEY_ID: request.origin.key_id,
         names.REQUEST_MODEL: request.model,
         names.REQUEST_STREAM: request.stream,
         names.REQUEST_MAX_TOKENS: request.max_tokens,

@@ -19,7 +19,8 @@ from opentelemetry import metrics, propagate, trace
 from opentelemetry._logs import get_logger_provider
 from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.metrics.view import DropAggregation, View
-from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from mlx_manager import __version__
 from mlx_manager.observability.background import Background
@@ -32,6 +33,8 @@ from mlx_manager.observability.destinations import (
     metric_destinations,
     span_destinations,
 )
+from mlx_manager.observability.finished_spans import DirectWriter, SpanWriter, TracerWriter
+from mlx_manager.observability.instruments import SCOPE
 from mlx_manager.observability.losses import Losses
 from mlx_manager.observability.observed import Observed, Source, dropped
 from mlx_manager.observability.prometheus import PrometheusReader, Scrape
@@ -75,6 +78,7 @@ class _Process:
     losses: Losses
     observed: Observed
     prometheus: PrometheusReader | None
+    processors: Sequence[SpanProcessor]
 
 
 # OpenTelemetry's providers belong to the process, and so does the knowledge that they are set.
@@ -104,16 +108,14 @@ def configure(
         sampling = sampling_from(os.environ, options.sample_ratio, options.slow_s)
         prometheus = PrometheusReader() if options.metrics else None
         readers = [*metric_readers, *([prometheus] if prometheus else [])]
+        processors = [_redactor(options), Captions(), AnthropicCalls(ClientMetrics())]
+        processors += [sinks, *span_processors]
         # From a daemon thread: threads inherit that, and the SDK's would hold the exit up.
-        background.do(
-            lambda: _configure_logfire(
-                options, sampling, (sinks, *span_processors), readers, losses
-            )
-        )
+        background.do(lambda: _configure_logfire(options, sampling, processors, readers, losses))
         observed = Observed(dropped(losses.by_sink))
         # Registered after the SDK's own handlers, so it runs before them.
         atexit.register(shutdown, EXIT_TIMEOUT_S)
-        _process = _Process(options, background, sinks, losses, observed, prometheus)
+        _process = _Process(options, background, sinks, losses, observed, prometheus, processors)
         return True
 
 
@@ -130,6 +132,14 @@ def span_sink(processor: SpanProcessor, name: str = "sink") -> Iterator[None]:
     """
     with _configured().sinks.attached(processor, name):
         yield
+
+
+def span_writer() -> SpanWriter:
+    """The quickest way to write spans that are over when they are made."""
+    if _process is None or _process.options.console:
+        return TracerWriter(trace.get_tracer(SCOPE))
+    resource = cast(TracerProvider, trace.get_tracer_provider()).resource
+    return DirectWriter(_process.processors, resource, InstrumentationScope(SCOPE))
 
 
 def losses() -> Losses:
@@ -197,10 +207,11 @@ def _flush_and_stop(timeout_s: float) -> bool:
 def _configure_logfire(
     options: TelemetryOptions,
     sampling: Sampling,
-    span_processors: Sequence[SpanProcessor],
+    span_processors: list[SpanProcessor],
     metric_readers: Sequence[MetricReader],
     losses: Losses,
 ) -> None:
+    """Set all up, and add to `span_processors` what exports them."""
     # They say it again for each try; ours say once when an outage begins and once when it ends.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
     console = BackgroundText(sys.stdout, losses) if options.console else None
@@ -211,12 +222,13 @@ def _configure_logfire(
         losses,
         console=console.outbox if console else None,
     )
+    span_processors.append(exports)
     with _without_exporters_of_logfire():
         _configure_pipeline(
             options,
             sampling,
             console,
-            (*span_processors, exports),
+            span_processors,
             (*metric_readers, *exports.metric_readers),
         )
 
@@ -234,12 +246,7 @@ def _configure_pipeline(
         service_version=options.service_version,
         environment=options.environment,
         console=_console(console),
-        additional_span_processors=[
-            ContentRedactor() if options.records_content else Redactor(),
-            Captions(),
-            AnthropicCalls(ClientMetrics()),
-            *span_processors,
-        ],
+        additional_span_processors=span_processors,
         metrics=MetricsOptions(additional_readers=metric_readers, views=_VIEWS),
         sampling=SamplingOptions(head=RecordingSampler(sampling)),
         # `redaction` stands in its place and says why.
@@ -254,6 +261,11 @@ def _configure_pipeline(
         ),
     )
     propagate.set_global_textmap(BoundedTraceContext())
+
+
+def _redactor(options: TelemetryOptions) -> Redactor:
+    """The first of all processors: those behind it see what it has left of a span."""
+    return ContentRedactor() if options.records_content else Redactor()
 
 
 # Logfire's own views turn histograms into exponential ones, which have no buckets of ours and fail a Prometheus scrape.

@@ -87,7 +87,7 @@ class TailSampler(SpanProcessor):
             self._emit(span)
             return
         with self._lock:
-            segment = self._by_open_span.pop(span.context.span_id, None)
+            segment = self._segment_of_ended(span, span.context.span_id)
             kept = self._add(segment, span, is_slow) if segment else None
         if kept is None:
             self._losses.add(SINK)
@@ -114,6 +114,15 @@ class TailSampler(SpanProcessor):
             return None
         segment = _Segment(self._clock_s())
         self._waiting[segment] = None
+        return segment
+
+    def _segment_of_ended(self, span: ReadableSpan, span_id: int) -> _Segment | None:
+        segment = self._by_open_span.pop(span_id, None)
+        if segment is None and span.parent is not None:
+            # One that was over when it was made, and so never began here.
+            segment = self._by_open_span.get(span.parent.span_id)
+            if segment is not None:
+                segment.open_spans += 1
         return segment
 
     def _add(self, segment: _Segment, span: ReadableSpan, is_slow: bool) -> list[ReadableSpan]:

@@ -32,6 +32,7 @@ async def show_overview(request: Request, state: CurrentState) -> Response:
     models = await asyncio.to_thread(state.pool.catalog.list)
     context = {
         "base_url": str(request.base_url).rstrip("/") + "/v1",
+        "needs_key": bool(state.settings.api_keys),
         "models": [_row(model, state) for model in models],
         "is_healthy": all(resident.is_healthy for resident in state.pool.residents),
     }

@@ -132,6 +132,16 @@ def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
     assert "MLX_MANAGER_PORT is 'many'" in outcome.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("API_KEYS", "laptop=mistake"), ("OTLP_KEY", ""), ("API_KEYS", "mistake")]
+)
+def test_a_key_that_can_be_none_is_not_shown(tmp_path: Path, name: str, value: str) -> None:
+    outcome = run(tmp_path, "serve", **{f"MLX_SERVER_{name}": value})
+    assert outcome.returncode == 2
+    assert f"MLX_SERVER_{name} can't be used" in outcome.stderr
+    assert "mistake" not in outcome.stderr
+
+
 def test_a_database_that_can_not_be_opened_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mlx.db"
     file.write_text("this is no database, and it is long enough to be taken for one" * 100)
@@ -146,8 +156,12 @@ def test_settings_come_from_the_file_and_options_win_over_it(
 ) -> None:
     file = tmp_path / "config.toml"
     file.write_text(f'[server]\nport = 1\nmodel_dirs = ["{model_dir}"]\nlog_level = "warning"\n')
+    with file.open("a") as more:
+        more.write('[server.api_keys]\nlaptop = "a-long-secret"\n')
+    headers = {"Authorization": "Bearer a-long-secret"}
     with started(tmp_path, "server", "--config", str(file)) as server:
-        ids = [model["id"] for model in httpx.get(f"{server.url}/v1/models").json()["data"]]
+        answer = httpx.get(f"{server.url}/v1/models", headers=headers)
+        ids = [model["id"] for model in answer.json()["data"]]
     assert "test/tiny" in ids
     assert "INFO" not in server.text
 

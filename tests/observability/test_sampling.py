@@ -8,9 +8,12 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, StatusCode, TraceFlags
 
+from mlx_manager.observability.finished_spans import DirectWriter, FinishedSpan
 from mlx_manager.observability.losses import Losses
 from mlx_manager.observability.sampling import RecordingSampler, Sampling, sampling_from
 from mlx_manager.observability.tail import SINK, Limits, Slowness, TailSampler
@@ -272,3 +275,16 @@ def test_a_span_without_a_context_is_no_trouble() -> None:
 
     assert traced.sent == ["made by hand"]
     assert otel_context.get_current() == {}
+
+
+def test_a_span_that_never_began_shares_the_fate_of_its_parent() -> None:
+    traced = Traced(Sampling(0.0))
+    for fails in (False, True):
+        root = traced.start("root")
+        writer = DirectWriter([traced.sampler], Resource({}), InstrumentationScope("test"))
+        writer.write(root, FinishedSpan("phase", 1, 2, is_error=fails))
+        assert traced.sent == []
+        root.end(2 * MILLISECOND_NS)
+
+    assert traced.sent == ["phase", "root"]
+    assert traced.held_back == 2

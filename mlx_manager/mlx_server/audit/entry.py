@@ -103,6 +103,7 @@ class Entry:
             "error_type": error[1],
             "duration_s": _between(self.started_ns, self._ended_ns),
             "client_address": _fit_any(origin.client_address, 64),
+            "key_id": origin.key_id,
             **self._work(),
         }
 

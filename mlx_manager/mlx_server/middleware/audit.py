@@ -9,11 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.chat.request import Origin
 from mlx_manager.mlx_server.audit.entry import Entry
+from mlx_manager.mlx_server.middleware.api_key import MODEL_API, ApiKeys
 from mlx_manager.mlx_server.middleware.session import session_of
 from mlx_manager.mlx_server.state import ServerState
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
-
-MODEL_API = "/v1/"
 
 
 class AuditMiddleware:
@@ -23,16 +22,19 @@ class AuditMiddleware:
     of what answers failures.
     """
 
-    def __init__(self, app: ASGIApp, trace_id: Callable[[], str | None]) -> None:
+    def __init__(self, app: ASGIApp, trace_id: Callable[[], str | None], keys: ApiKeys) -> None:
         self._app = app
         self._trace_id = trace_id
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not _is_for_a_model(scope):
             await self._app(scope, receive, send)
             return
         state: ServerState = scope["app"].state.server
-        entry = scope["state"]["audit_entry"] = state.audit.open(_origin(scope), self._trace_id())
+        entry = scope["state"]["audit_entry"] = state.audit.open(
+            self._origin(scope), self._trace_id()
+        )
 
         # Not a coroutine of its own: it is called for every piece of a stream.
         def send_and_see(message: Message) -> Awaitable[None]:
@@ -47,6 +49,16 @@ class AuditMiddleware:
         finally:
             state.audit.close(entry)
 
+    def _origin(self, scope: Scope) -> Origin:
+        client, headers = scope["client"], Headers(scope=scope)
+        return Origin(
+            scope["state"]["request_id"],
+            scope["path"],
+            client[0] if client else None,
+            session_of(headers),
+            self._keys.id_of(headers),
+        )
+
 
 def entry_of(scope: Scope) -> Entry | None:
     """Return the open entry of a request; None for those that leave no row."""
@@ -59,13 +71,3 @@ def _is_for_a_model(scope: Scope) -> bool:
         return False
     path: str = scope["path"]
     return path.startswith(MODEL_API)
-
-
-def _origin(scope: Scope) -> Origin:
-    client = scope["client"]
-    return Origin(
-        scope["state"]["request_id"],
-        scope["path"],
-        client[0] if client else None,
-        session_of(Headers(scope=scope)),
-    )

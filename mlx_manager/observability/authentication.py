@@ -1,0 +1,22 @@
+"""The span of looking at a key: below the server span, as a request that is refused gets no further."""
+
+from __future__ import annotations
+
+from opentelemetry import trace
+
+from mlx_manager.errors import InvalidApiKey
+from mlx_manager.observability import attributes as names
+from mlx_manager.observability.finished_spans import FinishedSpan
+from mlx_manager.observability.setup import span_writer
+
+
+def note_authentication(key_id: str | None, start_ns: int, end_ns: int) -> None:
+    """Write down whose key it was, by its id; None when it was nobody's."""
+    request = trace.get_current_span()
+    if not request.is_recording():
+        return
+    attributes = {names.KEY_ID: key_id} if key_id else {names.ERROR_TYPE: InvalidApiKey.code}
+    found = FinishedSpan(
+        names.SPAN_AUTHENTICATE, start_ns, end_ns, attributes, is_error=key_id is None
+    )
+    span_writer().write(request, found)
