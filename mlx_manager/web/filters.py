@@ -1,4 +1,4 @@
-"""What a person may ask a list for, as it stands in the URL: text, status, model, duration, time."""
+"""What a person may ask a list for, as it stands in the URL: text, status, model, key, duration, time."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class Question:
     text: str = ""
     status: str = ""
     model: str = ""
+    key: str = ""
     min_ms: str = ""
     max_ms: str = ""
     time: str = ""
@@ -77,6 +78,7 @@ class Question:
             text=self.text or None,
             status=next((status for status in STATUSES if status == self.status), None),
             model=self.model or None,
+            key_id=self.key or None,
             min_duration_s=milliseconds(self.min_ms),
             max_duration_s=milliseconds(self.max_ms),
             since_ns=now_ns - period.seconds * 10**9 if period else None,

@@ -47,6 +47,7 @@ async def show_requests(request: Request, state: CurrentState, before: str = "")
     context = {
         "found": found,
         "models": found.models,
+        "keys": sorted(state.settings.api_keys),
         "text_hint": "Request or trace id, model, error",
         "exports": {name: export_address(wanted, name) for name in EXPORTS},
         "question": question,
@@ -64,6 +65,7 @@ def to_filter(question: Question, now: datetime) -> RequestFilter:
         text=question.text or None,
         outcome=OUTCOMES.get(question.status),
         model=question.model or None,
+        key_id=question.key or None,
         min_duration_s=milliseconds(question.min_ms),
         max_duration_s=milliseconds(question.max_ms),
         since=now - timedelta(seconds=period.seconds) if period else None,
@@ -76,6 +78,7 @@ def export_address(wanted: RequestFilter, file_format: str) -> str:
         "text": wanted.text,
         "outcome": wanted.outcome,
         "model": wanted.model,
+        "key_id": wanted.key_id,
         "min_duration_s": wanted.min_duration_s,
         "max_duration_s": wanted.max_duration_s,
         "since": wanted.since.isoformat(timespec="seconds") if wanted.since else None,

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from mlx_manager.errors import InvalidQuery, TraceNotFound
+from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.traces.explain import explain
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import Trace, TracePage
@@ -39,7 +40,9 @@ class Listing:
 
 
 @router.get("/traces")
-async def show_traces(request: Request, traces: CurrentTraces, cursor: str = "") -> Response:
+async def show_traces(
+    request: Request, traces: CurrentTraces, state: CurrentState, cursor: str = ""
+) -> Response:
     """List traces, newest first."""
     question = Question.read(request.query_params)
     listing = None
@@ -48,6 +51,7 @@ async def show_traces(request: Request, traces: CurrentTraces, cursor: str = "")
     context = {
         "listing": listing,
         "models": listing.models if listing else (),
+        "keys": sorted(state.settings.api_keys),
         "text_hint": "Id, name, model or request id",
         "question": question,
         "cursor": cursor,

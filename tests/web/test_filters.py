@@ -19,12 +19,13 @@ def test_a_question_goes_through_an_address_and_back() -> None:
 
 
 def test_a_question_becomes_a_filter() -> None:
-    question = Question("x", "cancelled", "m", "10", "2500.5", "1h")
+    question = Question("x", "cancelled", "m", "k", "10", "2500.5", "1h")
 
     assert question.to_filter(now_ns=4_000 * 10**9) == TraceFilter(
         text="x",
         status="cancelled",
         model="m",
+        key_id="k",
         min_duration_s=0.01,
         max_duration_s=2.5005,
         since_ns=400 * 10**9,
