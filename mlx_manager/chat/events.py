@@ -5,6 +5,7 @@ A failure is an exception out of the stream, never an event.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
@@ -12,20 +13,30 @@ from typing import Literal
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Interval:
-    """From `start_ns` to `end_ns`, in nanoseconds since the Unix epoch."""
+    """From `start_ns` to `end_ns`, in nanoseconds since the Unix epoch; without an end as long as it lasts."""
 
     start_ns: int
-    end_ns: int
+    end_ns: int | None = None
+
+    @classmethod
+    def begin(cls) -> Interval:
+        """An interval that begins now."""
+        return cls(time.time_ns())
+
+    def end(self) -> None:
+        """It ends now."""
+        self.end_ns = time.time_ns()
 
 
 @dataclass(slots=True)
 class Timeline:
     """When each phase of one request happened, and how much work it was.
 
-    Filled in by whoever does the work while it runs, so it says what is known even when the stream ends early.
-    Times are nanoseconds since the Unix epoch; None means that the phase wasn't reached.
+    Each `ChatRequest` has one, filled in by whoever does the work while it runs: so it says what is known even when
+    the request is refused, or the stream ends early. Times are nanoseconds since the Unix epoch; None means that the
+    phase wasn't reached.
     """
 
     model_load: Interval | None = None
@@ -59,7 +70,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The engine has taken the request. `model` is the id that answers; `timeline` goes on filling."""
+    """The engine has taken the request. `model` is the id that answers; `timeline`, the request's, goes on filling."""
 
     model: str
     timeline: Timeline

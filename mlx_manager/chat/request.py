@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mlx_manager.chat.events import Timeline
+
 Role = Literal["system", "user", "assistant", "tool"]
 Operation = Literal["chat", "text_completion", "embeddings"]
 
@@ -82,7 +84,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One answer asked for. `max_tokens` None means: as many as the context has room for."""
+    """One answer asked for. `max_tokens` None means: as many as the context has room for.
+
+    `timeline` is no part of what was asked: whoever answers writes down in it how far the request came.
+    """
 
     model: str
     input: Conversation | RawPrompt
@@ -91,6 +96,7 @@ class ChatRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     stream: bool = False
+    timeline: Timeline = field(default_factory=Timeline, compare=False, repr=False)
 
     @property
     def operation(self) -> Operation:

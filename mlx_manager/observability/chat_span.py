@@ -89,7 +89,7 @@ class ChatSpan:
         later(partial(self._close, metrics, time.time_ns()))
 
     def _close(self, metrics: ChatMetrics, ended_ns: int) -> None:
-        timeline = self._started.timeline if self._started else Timeline()
+        timeline = self._started.timeline if self._started else self._request.timeline
         if self.span.is_recording():
             self._write(timeline, ended_ns)
         self._measure(metrics, timeline, ended_ns)
@@ -101,11 +101,11 @@ class ChatSpan:
         if self._error_type:
             self.span.set_status(StatusCode.ERROR)
         context = trace.set_span_in_context(self.span)
-        for phase in phases(timeline, ended_ns):
-            child = self._tracer.start_span(
-                phase.name, context, attributes=phase.attributes, start_time=phase.start_ns
-            )
-            child.end(phase.end_ns)
+        reached = list(phases(timeline, ended_ns))
+        if reached and self._error_type:
+            reached[-1] = reached[-1]._replace(error_type=self._error_type)
+        for phase in reached:
+            phase.write(self._tracer, context)
 
     def _outcome(self) -> Attributes:
         found: Attributes = {}
@@ -172,12 +172,26 @@ class Phase(NamedTuple):
     start_ns: int
     end_ns: int
     attributes: Attributes
+    error_type: str | None = None
+
+    def write(self, tracer: Tracer, context: Context) -> None:
+        """Make the span, from its start to its end."""
+        span = tracer.start_span(
+            self.name, context, attributes=self.attributes, start_time=self.start_ns
+        )
+        if self.error_type:
+            span.set_attribute(names.ERROR_TYPE, self.error_type)
+            span.set_status(StatusCode.ERROR)
+        span.end(self.end_ns)
 
 
 def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
-    """The phases that were reached; one that a failure or a leaving client cut short ends with the chat."""
-    yield from _interval(names.SPAN_MODEL_LOAD, timeline.model_load)
-    yield from _interval(names.SPAN_TOKENIZE, timeline.tokenize)
+    """The phases that were reached; one that a failure or a leaving client cut short ends with the chat.
+
+    They follow each other, so it is the last one in which a chat has failed.
+    """
+    yield from _interval(names.SPAN_MODEL_LOAD, timeline.model_load, ended_ns, {})
+    yield from _interval(names.SPAN_TOKENIZE, timeline.tokenize, ended_ns, {})
     yield from _phase(names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {})
     yield from _phase(
         names.SPAN_PREFILL,
@@ -200,9 +214,11 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
     )
 
 
-def _interval(name: str, interval: Interval | None) -> Iterator[Phase]:
+def _interval(
+    name: str, interval: Interval | None, ended_ns: int, attributes: Attributes
+) -> Iterator[Phase]:
     if interval is not None:
-        yield Phase(name, interval.start_ns, interval.end_ns, {})
+        yield from _phase(name, interval.start_ns, interval.end_ns, ended_ns, attributes)
 
 
 def _phase(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from mlx_manager.mlx_server.generation.deadline import Deadline
 from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
 from mlx_manager.mlx_server.generation.timing import record, recording
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
-from mlx_manager.mlx_server.pool.pool import ModelPool
+from mlx_manager.mlx_server.pool.pool import Lease, ModelPool
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
 # Characters or token ids up to which a prompt is encoded on the event loop: a tenth of a millisecond, where a hop to a
@@ -52,10 +51,10 @@ class LocalBackend:
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`; see `ChatBackend`."""
-        timeline, deadline = Timeline(), Deadline(self._time_limits_s[request.operation])
+        timeline, deadline = request.timeline, Deadline(self._time_limits_s[request.operation])
         async with AsyncExitStack() as held:
             async with deadline.kept():
-                text, tokens = await self._submit(request, timeline, held)
+                text, tokens = await self._submit(request, held)
             answer = read_answer(tokens, text, request.stop, timeline.prompt_tokens)
             await held.enter_async_context(tokens)
             await held.enter_async_context(aclosing(answer))
@@ -69,17 +68,12 @@ class LocalBackend:
                     yield event
 
     async def _submit(
-        self, request: ChatRequest, timeline: Timeline, held: AsyncExitStack
+        self, request: ChatRequest, held: AsyncExitStack
     ) -> tuple[ModelText, TokenStream]:
         """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
-        arrived_ns = time.time_ns()
         files = await self._pool.find(request.model)
-        loading_text = self._load_text(files)
-        lease = await held.enter_async_context(self._pool.lease(files))
-        text = await asyncio.shield(loading_text)
-        if lease.was_loaded:
-            timeline.model_load = Interval(arrived_ns, time.time_ns())
-        prompt = await self._prepare(request, text, timeline)
+        lease, text = await self._lease(files, request.timeline, held)
+        prompt = await self._prepare(request, text)
         tokens = lease.engine.generate(
             prompt.token_ids,
             prompt.max_tokens,
@@ -96,15 +90,31 @@ class LocalBackend:
         async with self._pool.lease(files):
             await asyncio.shield(loading_text)
 
-    async def _prepare(self, request: ChatRequest, text: ModelText, timeline: Timeline) -> Prompt:
-        start_ns = time.time_ns()
+    async def _lease(
+        self, files: ModelFiles, timeline: Timeline, held: AsyncExitStack
+    ) -> tuple[Lease, ModelText]:
+        """Hold both sides of a model as long as `held`; a load takes as long as the slower one."""
+        # Begun before it is known whether there is anything to load: when it fails, nobody comes back to say so.
+        timeline.model_load = Interval.begin()
+        loading_text = self._load_text(files)
+        was_read = loading_text.done()
+        lease = await held.enter_async_context(self._pool.lease(files))
+        text = await asyncio.shield(loading_text)
+        timeline.model_load.end()
+        if was_read and not lease.was_loaded:
+            timeline.model_load = None
+        return lease, text
+
+    async def _prepare(self, request: ChatRequest, text: ModelText) -> Prompt:
+        timeline = request.timeline
+        timeline.tokenize = Interval.begin()
         if request.input.size < INLINE_SIZE:
             prompt = prepare(request, text)
         else:
             prompt = await asyncio.to_thread(prepare, request, text)
         timeline.prompt_tokens = len(prompt.token_ids)
-        timeline.queued_ns = time.time_ns()
-        timeline.tokenize = Interval(start_ns, timeline.queued_ns)
+        timeline.tokenize.end()
+        timeline.queued_ns = timeline.tokenize.end_ns
         return prompt
 
     def _load_text(self, files: ModelFiles) -> asyncio.Task[ModelText]:

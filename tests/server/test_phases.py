@@ -1,0 +1,154 @@
+"""Each phase that a request reached is in its trace, also when it came no further."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode
+
+from mlx_manager.mlx_server.app import create_app
+from tests.conftest import ENDLESS_TOKENS
+from tests.support.running import RunningServer, eventually, running, settings_for
+from tests.support.spans import Spans, UntracedTransport
+
+MODEL, BROKEN, SHORT = "test/tiny", "test/broken", "test/short"
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[RunningServer]:
+    """A server that answers one request, lets one wait, and has a model whose weights are cut short."""
+    models = tmp_path_factory.mktemp("more") / "models"
+    shutil.copytree(model_dir, models)
+    shutil.copytree(model_dir / MODEL, models / BROKEN)
+    weights = next((models / BROKEN).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    settings = settings_for(tmp_path_factory.mktemp("small"), models, max_batch=1, max_waiting=1)
+    with running(create_app(settings)) as server:
+        yield server
+
+
+@pytest.fixture
+async def client(small: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that leaves no spans of its own, and a model in memory."""
+    transport = UntracedTransport()
+    async with httpx.AsyncClient(base_url=small.url, transport=transport, timeout=60) as client:
+        await client.post(CHAT, json=body(max_tokens=1))
+        await small.close_books()
+        yield client
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Hi"}]
+    return {"model": MODEL, "messages": messages, "max_tokens": 5, "temperature": 0} | changes
+
+
+def endless() -> dict[str, Any]:
+    return body(max_tokens=ENDLESS_TOKENS, stream=True)
+
+
+@asynccontextmanager
+async def streamed(
+    client: httpx.AsyncClient, server: RunningServer, waiting: int = 0
+) -> AsyncIterator[httpx.Response]:
+    """An answer that goes on and on, once the engine has it and `waiting` others."""
+    async with client.stream("POST", CHAT, json=endless()) as response:
+        await eventually(lambda: server.active(MODEL) == 1 + waiting)
+        yield response
+    await eventually(lambda: server.active(MODEL) == 0)
+
+
+async def phases_of(server: RunningServer, spans: Spans, trace_id: str) -> dict[str, ReadableSpan]:
+    """The spans below the one chat of a trace, by name, in the order of their start; the chat itself is `chat`."""
+
+    def found() -> list[ReadableSpan]:
+        return [span for span in spans.all if f"{span.context.trace_id:032x}" == trace_id]
+
+    def chats() -> list[ReadableSpan]:
+        return [span for span in found() if "gen_ai.operation.name" in (span.attributes or {})]
+
+    await eventually(lambda: bool(chats()))
+    [chat] = chats()
+    phases = [
+        span for span in found() if span.parent and span.parent.span_id == chat.context.span_id
+    ]
+    return {"chat": chat} | {
+        span.name: span for span in sorted(phases, key=lambda span: span.start_time or 0)
+    }
+
+
+async def ask(
+    client: httpx.AsyncClient, server: RunningServer, spans: Spans, **changes: Any
+) -> tuple[int, dict[str, ReadableSpan]]:
+    """Send a request; return its status and what its trace has of the chat."""
+    response = await client.post(CHAT, json=body(**changes))
+    return response.status_code, await phases_of(server, spans, response.headers["X-Trace-ID"])
+
+
+def failures(phases: dict[str, ReadableSpan]) -> dict[str, object]:
+    """The error types of the spans whose status says that they failed."""
+    return {
+        name: (span.attributes or {}).get("error.type")
+        for name, span in phases.items()
+        if span.status.status_code is StatusCode.ERROR
+    }
+
+
+async def test_a_model_that_cannot_be_loaded_has_failed_in_its_load(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    status, phases = await ask(client, small, spans, model=BROKEN)
+    assert status == 503
+    assert list(phases) == ["chat", "model.load"]
+    code = "model_load_failed"
+    assert failures(phases) == {"chat": code, "model.load": code}
+    load = phases["model.load"]
+    assert (load.end_time or 0) - (load.start_time or 0) > 50_000_000
+    assert load.events == ()
+
+
+async def test_a_prompt_that_is_too_long_has_failed_when_it_was_encoded(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    long = [{"role": "user", "content": "word " * 100}]
+    await client.post(CHAT, json=body(model=SHORT, max_tokens=1))
+    status, phases = await ask(client, small, spans, model=SHORT, messages=long)
+    assert status == 400
+    assert list(phases) == ["chat", "tokenize"]
+    code = "context_length_exceeded"
+    assert failures(phases) == {"chat": code, "tokenize": code}
+
+
+async def test_a_request_that_finds_the_queue_full_has_failed_there(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    async with streamed(client, small):
+        waiting = asyncio.create_task(client.post(CHAT, json=body()))
+        await eventually(lambda: small.active(MODEL) == 2)
+        status, phases = await ask(client, small, spans)
+    await waiting
+    assert status == 503
+    assert list(phases) == ["chat", "tokenize", "queue"]
+    assert failures(phases) == {"chat": "overloaded", "queue": "overloaded"}
+
+
+async def test_a_client_that_leaves_the_queue_has_waited_and_not_failed(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    async with streamed(client, small):
+        waiting = asyncio.create_task(client.post(CHAT, json=body()))
+        await eventually(lambda: small.active(MODEL) == 2)
+        waiting.cancel()
+        left = await spans.wait(f"chat {MODEL}")
+        phases = await phases_of(small, spans, f"{left.context.trace_id:032x}")
+    assert list(phases) == ["chat", "tokenize", "queue"]
+    assert failures(phases) == {}
+    assert (left.attributes or {})["mlx.cancelled"] is True
