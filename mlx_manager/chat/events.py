@@ -30,6 +30,14 @@ class Interval:
         self.end_ns = time.time_ns()
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes: the backend, and the id under which that has the model."""
+
+    backend: str
+    model: str
+
+
 @dataclass(slots=True)
 class Timeline:
     """When each phase of one request happened, and how much work it was.
@@ -39,6 +47,8 @@ class Timeline:
     phase wasn't reached.
     """
 
+    routing: Interval | None = None
+    route: Route | None = None
     model_load: Interval | None = None
     tokenize: Interval | None = None
     queued_ns: int | None = None

@@ -9,12 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-# Spans. The chat's own span is named `{operation} {model}`, see `chat_span_name`.
+# Spans. The chat's own span is named `{operation} {model}`, see `chat_span_name`. Nothing here makes `authenticate`,
+# `parse` or a miss's reason yet; the viewer knows them from elsewhere.
+SPAN_AUTHENTICATE: Final = "authenticate"
+SPAN_ROUTE: Final = "route"
 SPAN_MODEL_LOAD: Final = "model.load"
 SPAN_TOKENIZE: Final = "tokenize"
 SPAN_QUEUE: Final = "queue"
 SPAN_PREFILL: Final = "prefill"
 SPAN_DECODE: Final = "decode"
+SPAN_PARSE: Final = "parse"
 
 # What was asked for: set only when the caller asked.
 OPERATION_NAME: Final = "gen_ai.operation.name"
@@ -53,6 +57,7 @@ OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
 
 # Ours: how the work went.
 BACKEND: Final = "mlx.backend"
+ROUTE_MODEL: Final = "mlx.route.model"
 REQUEST_ID: Final = "mlx.request.id"
 CANCELLED: Final = "mlx.cancelled"
 TIME_TO_FIRST_TOKEN_S: Final = "mlx.time_to_first_token_s"
@@ -61,6 +66,7 @@ QUEUE_S: Final = "mlx.queue_s"
 BATCH_WIDTH_MEAN: Final = "mlx.batch.width_mean"
 BATCH_WIDTH_MAX: Final = "mlx.batch.width_max"
 CACHE_OUTCOME: Final = "mlx.cache.outcome"
+CACHE_MISS_REASON: Final = "mlx.cache.miss_reason"
 CACHE_MATCHED_TOKENS: Final = "mlx.cache.matched_tokens"
 PREFILL_TOKENS: Final = "mlx.prefill.tokens"
 PREFILL_CHUNKS: Final = "mlx.prefill.chunks"

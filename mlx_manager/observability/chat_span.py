@@ -190,6 +190,7 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
 
     They follow each other, so it is the last one in which a chat has failed.
     """
+    yield from _interval(names.SPAN_ROUTE, timeline.routing, ended_ns, _routed(timeline))
     yield from _interval(names.SPAN_MODEL_LOAD, timeline.model_load, ended_ns, {})
     yield from _interval(names.SPAN_TOKENIZE, timeline.tokenize, ended_ns, {})
     yield from _phase(names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {})
@@ -270,6 +271,12 @@ def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
     }
     return {name: value for name, value in work.items() if value is not None}
+
+
+def _routed(timeline: Timeline) -> Attributes:
+    if timeline.route is None:
+        return {}
+    return {names.BACKEND: timeline.route.backend, names.ROUTE_MODEL: timeline.route.model}
 
 
 def _decoded(timeline: Timeline) -> Attributes:

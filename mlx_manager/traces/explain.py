@@ -10,7 +10,6 @@ from mlx_manager.observability.span_record import SpanRecord
 from mlx_manager.traces.summary import Trace
 from mlx_manager.traces.words import count_text, duration_text, plural
 
-CACHE_MISS_REASON = "mlx.cache.miss_reason"
 # Phases shorter than both are no answer to "why did it take so long".
 NOTICEABLE_NS = 1_000_000
 NOTICEABLE_SHARE = 0.01
@@ -122,7 +121,7 @@ def reader_was_slow(trace: Trace) -> Iterator[Finding]:
                 for chat in _children(trace, server)
                 if _is_chat(chat) and not chat.attributes.get(names.CANCELLED)
                 for phase in _children(trace, chat)
-                if phase.name == names.SPAN_DECODE or phase.name == "parse"
+                if phase.name in (names.SPAN_DECODE, names.SPAN_PARSE)
             ),
             default=server.end_ns,
         )
@@ -146,11 +145,11 @@ def prompt_was_tokenized(trace: Trace) -> Iterator[Finding]:
 
 def request_was_admitted(trace: Trace) -> Iterator[Finding]:
     """Checking who asks, and choosing who answers."""
-    for span in _noticeable_phases(trace, "authenticate"):
+    for span in _noticeable_phases(trace, names.SPAN_AUTHENTICATE):
         yield _finding(
             "authenticate", span, f"Checking the key took {duration_text(_seconds(span))}."
         )
-    for span in _noticeable_phases(trace, "route"):
+    for span in _noticeable_phases(trace, names.SPAN_ROUTE):
         took = duration_text(_seconds(span))
         yield _finding("route", span, f"Choosing the backend took {took}.")
 
@@ -210,7 +209,7 @@ def _finding(rule: str, span: SpanRecord, sentence: str, trace_id: str | None = 
 
 def _cached(span: SpanRecord, cached: float) -> str:
     found = f"{count_text(cached)} from the prefix cache" if cached else "none cached"
-    reason = span.attributes.get(CACHE_MISS_REASON)
+    reason = span.attributes.get(names.CACHE_MISS_REASON)
     return f"{found} because {_as_words(reason)}" if isinstance(reason, str) else found
 
 

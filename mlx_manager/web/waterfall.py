@@ -23,9 +23,9 @@ _KINDS: Mapping[str, str] = {
     names.SPAN_QUEUE: "queue",
     names.SPAN_PREFILL: "prefill",
     names.SPAN_DECODE: "decode",
-    "parse": "parse",
-    "authenticate": "route",
-    "route": "route",
+    names.SPAN_PARSE: "parse",
+    names.SPAN_AUTHENTICATE: "route",
+    names.SPAN_ROUTE: "route",
 }
 
 

@@ -102,12 +102,32 @@ def failures(phases: dict[str, ReadableSpan]) -> dict[str, object]:
     }
 
 
+async def test_the_route_says_which_backend_has_the_model(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    _, phases = await ask(client, small, spans)
+    assert list(phases) == ["chat", "route", "tokenize", "queue", "prefill", "decode"]
+    attributes = phases["route"].attributes or {}
+    assert attributes["mlx.backend"] == "local"
+    assert attributes["mlx.route.model"] == MODEL
+
+
+async def test_a_model_that_is_not_here_has_failed_when_it_was_looked_for(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    status, phases = await ask(client, small, spans, model="test/none")
+    assert status == 404
+    assert list(phases) == ["chat", "route"]
+    assert failures(phases) == {"chat": "model_not_found", "route": "model_not_found"}
+    assert "mlx.backend" not in (phases["route"].attributes or {})
+
+
 async def test_a_model_that_cannot_be_loaded_has_failed_in_its_load(
     client: httpx.AsyncClient, small: RunningServer, spans: Spans
 ) -> None:
     status, phases = await ask(client, small, spans, model=BROKEN)
     assert status == 503
-    assert list(phases) == ["chat", "model.load"]
+    assert list(phases) == ["chat", "route", "model.load"]
     code = "model_load_failed"
     assert failures(phases) == {"chat": code, "model.load": code}
     load = phases["model.load"]
@@ -122,7 +142,7 @@ async def test_a_prompt_that_is_too_long_has_failed_when_it_was_encoded(
     await client.post(CHAT, json=body(model=SHORT, max_tokens=1))
     status, phases = await ask(client, small, spans, model=SHORT, messages=long)
     assert status == 400
-    assert list(phases) == ["chat", "tokenize"]
+    assert list(phases) == ["chat", "route", "tokenize"]
     code = "context_length_exceeded"
     assert failures(phases) == {"chat": code, "tokenize": code}
 
@@ -136,7 +156,7 @@ async def test_a_request_that_finds_the_queue_full_has_failed_there(
         status, phases = await ask(client, small, spans)
     await waiting
     assert status == 503
-    assert list(phases) == ["chat", "tokenize", "queue"]
+    assert list(phases) == ["chat", "route", "tokenize", "queue"]
     assert failures(phases) == {"chat": "overloaded", "queue": "overloaded"}
 
 
@@ -149,6 +169,6 @@ async def test_a_client_that_leaves_the_queue_has_waited_and_not_failed(
         waiting.cancel()
         left = await spans.wait(f"chat {MODEL}")
         phases = await phases_of(small, spans, f"{left.context.trace_id:032x}")
-    assert list(phases) == ["chat", "tokenize", "queue"]
+    assert list(phases) == ["chat", "route", "tokenize", "queue"]
     assert failures(phases) == {}
     assert (left.attributes or {})["mlx.cancelled"] is True

@@ -11,6 +11,7 @@ from mlx_manager.chat.events import (
     ChatEvent,
     Finished,
     Interval,
+    Route,
     Started,
     Timeline,
 )
@@ -25,6 +26,7 @@ from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.pool.pool import Lease, ModelPool
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
+BACKEND = "local"
 # Characters or token ids up to which a prompt is encoded on the event loop: a tenth of a millisecond, where a hop to a
 # thread costs more, and many at once wait for each other's interpreter lock.
 INLINE_SIZE = 2000
@@ -71,7 +73,7 @@ class LocalBackend:
         self, request: ChatRequest, held: AsyncExitStack
     ) -> tuple[ModelText, TokenStream]:
         """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
-        files = await self._pool.find(request.model)
+        files = await self._find(request)
         lease, text = await self._lease(files, request.timeline, held)
         prompt = await self._prepare(request, text)
         tokens = lease.engine.generate(
@@ -89,6 +91,14 @@ class LocalBackend:
         loading_text = self._load_text(files)
         async with self._pool.lease(files):
             await asyncio.shield(loading_text)
+
+    async def _find(self, request: ChatRequest) -> ModelFiles:
+        timeline = request.timeline
+        timeline.routing = Interval.begin()
+        files = await self._pool.find(request.model)
+        timeline.route = Route(BACKEND, files.id)
+        timeline.routing.end()
+        return files
 
     async def _lease(
         self, files: ModelFiles, timeline: Timeline, held: AsyncExitStack
