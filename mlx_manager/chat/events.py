@@ -32,10 +32,28 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes: the backend, and the id under which that has the model."""
+    """Where a request goes: the backend, and the model that it has for it.
+
+    `source` says where the model's files are and `revision` which version of them it is, where that is known.
+    """
 
     backend: str
     model: str
+    source: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What bringing a model into memory took; None for what was there before.
+
+    First a process is started, then it reads the weights; the tokenizer is read beside both.
+    """
+
+    weights_bytes: int | None = None
+    process_s: float | None = None
+    weights_s: float | None = None
+    tokenizer_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -50,6 +68,9 @@ class Timeline:
     routing: Interval | None = None
     route: Route | None = None
     model_load: Interval | None = None
+    load: Load | None = None
+    quantization: str | None = None
+    engine_restarts: int | None = None
     tokenize: Interval | None = None
     queued_ns: int | None = None
     admitted_ns: int | None = None

@@ -12,7 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
-from mlx_manager.chat.events import ChatEvent, Finished, Interval, Started, Timeline
+from mlx_manager.chat.events import ChatEvent, Finished, Interval, Load, Started, Timeline
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.observability import attributes as names
@@ -191,7 +191,7 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
     They follow each other, so it is the last one in which a chat has failed.
     """
     yield from _interval(names.SPAN_ROUTE, timeline.routing, ended_ns, _routed(timeline))
-    yield from _interval(names.SPAN_MODEL_LOAD, timeline.model_load, ended_ns, {})
+    yield from _interval(names.SPAN_MODEL_LOAD, timeline.model_load, ended_ns, _loaded(timeline))
     yield from _interval(names.SPAN_TOKENIZE, timeline.tokenize, ended_ns, {})
     yield from _phase(names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {})
     yield from _phase(
@@ -249,7 +249,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.REQUEST_SEED: sampling.seed,
         names.REQUEST_STOP_SEQUENCES: request.stop or None,
     }
-    return {name: value for name, value in asked.items() if value is not None}
+    return _known(asked)
 
 
 def _usage(finished: Finished) -> Attributes:
@@ -262,21 +262,36 @@ def _usage(finished: Finished) -> Attributes:
 
 
 def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
-    """The figures one looks for first, so that reading one trace takes no arithmetic."""
+    """The figures one looks for first, so that reading one trace takes no arithmetic, and what did the work."""
     work: dict[str, AttributeValue | None] = {
         names.TIME_TO_FIRST_TOKEN_S: _first_token_s(timeline, arrived_ns),
         names.TIME_PER_OUTPUT_TOKEN_S: _per_token_s(timeline),
         names.QUEUE_S: _between_s(timeline.queued_ns, timeline.admitted_ns),
         names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
+        names.MODEL_REVISION: timeline.route.revision if timeline.route else None,
+        names.QUANTIZATION: timeline.quantization,
+        names.ENGINE_RESTARTS: timeline.engine_restarts,
     }
-    return {name: value for name, value in work.items() if value is not None}
+    return _known(work)
 
 
 def _routed(timeline: Timeline) -> Attributes:
     if timeline.route is None:
         return {}
     return {names.BACKEND: timeline.route.backend, names.ROUTE_MODEL: timeline.route.model}
+
+
+def _loaded(timeline: Timeline) -> Attributes:
+    load = timeline.load or Load()
+    loaded: dict[str, AttributeValue | None] = {
+        names.MODEL_SOURCE: timeline.route.source if timeline.route else None,
+        names.WEIGHTS_BYTES: load.weights_bytes,
+        names.LOAD_PROCESS_S: load.process_s,
+        names.LOAD_WEIGHTS_S: load.weights_s,
+        names.LOAD_TOKENIZER_S: load.tokenizer_s,
+    }
+    return _known(loaded)
 
 
 def _decoded(timeline: Timeline) -> Attributes:
@@ -288,7 +303,11 @@ def _decoded(timeline: Timeline) -> Attributes:
         names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
     }
-    return {name: value for name, value in decoded.items() if value is not None}
+    return _known(decoded)
+
+
+def _known(found: dict[str, AttributeValue | None]) -> Attributes:
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _cache_outcome(timeline: Timeline) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,18 +23,27 @@ from tests.support.running import RunningServer, eventually, running, settings_f
 from tests.support.spans import Spans, UntracedTransport
 
 MODEL, BROKEN, SHORT = "test/tiny", "test/broken", "test/short"
+# Models of the Hugging Face cache; the config of one says that its weights are quantised.
+CACHED, REVISION = "org/cached", "6c2f6a7d4d4f0d5b1fd1b9d2c5bd66a6d6c6a001"
 CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[RunningServer]:
-    """A server that answers one request, lets one wait, and has a model whose weights are cut short."""
+    """A server that answers one request, lets one wait, and has models that are broken or from a cache."""
+    folder = tmp_path_factory.mktemp("small")
     models = tmp_path_factory.mktemp("more") / "models"
     shutil.copytree(model_dir, models)
     shutil.copytree(model_dir / MODEL, models / BROKEN)
     weights = next((models / BROKEN).glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
-    settings = settings_for(tmp_path_factory.mktemp("small"), models, max_batch=1, max_waiting=1)
+    cached = folder / "hub" / "models--org--cached" / "snapshots" / REVISION
+    shutil.copytree(model_dir / MODEL, cached)
+    config = json.loads((cached / "config.json").read_text())
+    # Of this, mlx-lm loads what is really quantised: nothing.
+    config["quantization"] = {"group_size": 64, "bits": 4}
+    (cached / "config.json").write_text(json.dumps(config))
+    settings = settings_for(folder, models, max_batch=1, max_waiting=1)
     with running(create_app(settings)) as server:
         yield server
 
@@ -133,6 +145,56 @@ async def test_a_model_that_cannot_be_loaded_has_failed_in_its_load(
     load = phases["model.load"]
     assert (load.end_time or 0) - (load.start_time or 0) > 50_000_000
     assert load.events == ()
+    assert (load.attributes or {})["mlx.model.source"] == "folder"
+    assert "mlx.model.weights_bytes" not in (load.attributes or {})
+
+
+async def test_a_load_says_what_was_loaded_and_where_its_time_went(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    _, phases = await ask(client, small, spans, model=CACHED)
+    load = phases["model.load"]
+    attributes: dict[str, Any] = dict(load.attributes or {})
+    took_s = ((load.end_time or 0) - (load.start_time or 0)) / 1e9
+    assert attributes["mlx.model.source"] == "hub-cache"
+    assert attributes["mlx.model.weights_bytes"] > 100_000
+    process_s = attributes["mlx.model.load.process_s"]
+    weights_s = attributes["mlx.model.load.weights_s"]
+    assert process_s > 0.01
+    assert weights_s > 0
+    assert (
+        0.5 * took_s
+        < max(process_s + weights_s, attributes["mlx.model.load.tokenizer_s"])
+        <= took_s + 0.01
+    )
+    _, again = await ask(client, small, spans, model=CACHED)
+    assert "model.load" not in again
+
+
+async def test_the_chat_says_which_version_of_the_model_answered(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    _, cached = await ask(client, small, spans, model=CACHED)
+    attributes = cached["chat"].attributes or {}
+    assert attributes["mlx.model.revision"] == REVISION
+    assert attributes["mlx.quantization"] == "4bit"
+    assert attributes["mlx.engine.restarts"] == 0
+    _, other = await ask(client, small, spans)
+    assert not {"mlx.model.revision", "mlx.quantization"} & set(other["chat"].attributes or {})
+
+
+async def test_the_chat_says_how_often_its_engine_was_replaced(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    engine = small.resident(MODEL).engine
+    assert engine
+    assert engine.pid
+    os.kill(engine.pid, signal.SIGKILL)
+    await eventually(lambda: not engine.is_alive)
+    status, phases = await ask(client, small, spans)
+    assert status == 200
+    assert (phases["chat"].attributes or {})["mlx.engine.restarts"] == 1
+    assert "model.load" in phases
 
 
 async def test_a_prompt_that_is_too_long_has_failed_when_it_was_encoded(

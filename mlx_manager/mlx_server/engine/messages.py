@@ -41,12 +41,13 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The model is in memory."""
+    """The model is in memory, after `load_s` in which its weights were read."""
 
     weights_bytes: int
     dtype: str
     device: str
     has_fast_blas: bool
+    load_s: float = 0.0
 
 
 class LoadFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):

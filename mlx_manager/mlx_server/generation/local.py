@@ -11,6 +11,7 @@ from mlx_manager.chat.events import (
     ChatEvent,
     Finished,
     Interval,
+    Load,
     Route,
     Started,
     Timeline,
@@ -96,7 +97,7 @@ class LocalBackend:
         timeline = request.timeline
         timeline.routing = Interval.begin()
         files = await self._pool.find(request.model)
-        timeline.route = Route(BACKEND, files.id)
+        timeline.route = Route(BACKEND, files.id, files.source, files.revision)
         timeline.routing.end()
         return files
 
@@ -113,6 +114,9 @@ class LocalBackend:
         timeline.model_load.end()
         if was_read and not lease.was_loaded:
             timeline.model_load = None
+        else:
+            timeline.load = _load(lease, None if was_read else text.load_s)
+        timeline.quantization, timeline.engine_restarts = text.quantization, lease.restarts
         return lease, text
 
     async def _prepare(self, request: ChatRequest, text: ModelText) -> Prompt:
@@ -158,3 +162,10 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
         )
     max_tokens = min(request.max_tokens or room, room)
     return Prompt(token_ids, max_tokens, text.sampling_parameters(request.sampling))
+
+
+def _load(lease: Lease, tokenizer_s: float | None) -> Load:
+    engine = lease.engine
+    if not lease.was_loaded or engine.ready is None:
+        return Load(tokenizer_s=tokenizer_s)
+    return Load(engine.ready.weights_bytes, engine.process_s, engine.ready.load_s, tokenizer_s)

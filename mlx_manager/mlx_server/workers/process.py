@@ -53,15 +53,20 @@ class EngineOptions:
 
 
 class EngineProcess:
-    """One model in a process of its own. Made by `start`, ended by `stop` or by its own death."""
+    """One model in a process of its own. Made by `start`, ended by `stop` or by its own death.
+
+    `process_s` is how long the process took to come up before it could begin to read the weights.
+    """
 
     def __init__(
         self, model_id: str, path: Path, options: EngineOptions, watch: EngineWatch
     ) -> None:
         self.model_id = model_id
         self.ready: Ready | None = None
+        self.process_s: float | None = None
         self.vitals: Vitals | None = None
         self.last_heard_s = time.monotonic()
+        self._made_s = self.last_heard_s
         self._path = path
         self._options = options
         self._watcher = watch
@@ -273,6 +278,7 @@ class EngineProcess:
                 self._watcher.stepped(self.model_id, vitals.steps)
             case Ready():
                 self.ready = message
+                self.process_s = max(self.last_heard_s - self._made_s - message.load_s, 0.0)
                 self._settle_load(None)
             case LoadFailed(text):
                 self._settle_load(ModelLoadFailed(f"{self.model_id} could not be loaded: {text}"))
