@@ -31,6 +31,15 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceContext:
+    """The span that stands for a request, in OpenTelemetry's numbers: it travels with the request, as a value."""
+
+    trace_id: int
+    span_id: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """Where a request goes: the backend, and the model that it has for it.
 
@@ -73,6 +82,7 @@ class Timeline:
     engine_restarts: int | None = None
     tokenize: Interval | None = None
     queued_ns: int | None = None
+    waited_behind: tuple[TraceContext, ...] = ()
     admitted_ns: int | None = None
     first_token_ns: int | None = None
     finished_ns: int | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mlx_manager.chat.events import Timeline
+from mlx_manager.chat.events import Timeline, TraceContext
 
 Role = Literal["system", "user", "assistant", "tool"]
 Operation = Literal["chat", "text_completion", "embeddings"]
@@ -86,7 +86,8 @@ class Origin:
 class ChatRequest:
     """One answer asked for. `max_tokens` None means: as many as the context has room for.
 
-    `timeline` is no part of what was asked: whoever answers writes down in it how far the request came.
+    Two things are no part of what was asked: in `timeline` whoever answers writes down how far the request came, and
+    `trace` is the span of whoever watches, None when nobody does.
     """
 
     model: str
@@ -97,6 +98,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     stream: bool = False
     timeline: Timeline = field(default_factory=Timeline, compare=False, repr=False)
+    trace: TraceContext | None = field(default=None, compare=False, repr=False)
 
     @property
     def operation(self) -> Operation:

@@ -9,10 +9,18 @@ from typing import NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, StatusCode, Tracer
+from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags, Tracer
 from opentelemetry.util.types import AttributeValue
 
-from mlx_manager.chat.events import ChatEvent, Finished, Interval, Load, Started, Timeline
+from mlx_manager.chat.events import (
+    ChatEvent,
+    Finished,
+    Interval,
+    Load,
+    Started,
+    Timeline,
+    TraceContext,
+)
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.observability import attributes as names
@@ -53,6 +61,12 @@ class ChatSpan:
             record_exception=False,
             set_status_on_exception=False,
         )
+
+    @property
+    def trace(self) -> TraceContext:
+        """The span as a value, for the request to carry."""
+        context = self.span.get_span_context()
+        return TraceContext(context.trace_id, context.span_id, context.trace_flags)
 
     def note(self, event: ChatEvent) -> None:
         """Remember the first and the last event."""
@@ -173,11 +187,16 @@ class Phase(NamedTuple):
     end_ns: int
     attributes: Attributes
     error_type: str | None = None
+    links: tuple[Link, ...] = ()
 
     def write(self, tracer: Tracer, context: Context) -> None:
         """Make the span, from its start to its end."""
         span = tracer.start_span(
-            self.name, context, attributes=self.attributes, start_time=self.start_ns
+            self.name,
+            context,
+            attributes=self.attributes,
+            links=self.links,
+            start_time=self.start_ns,
         )
         if self.error_type:
             span.set_attribute(names.ERROR_TYPE, self.error_type)
@@ -193,7 +212,8 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
     yield from _interval(names.SPAN_ROUTE, timeline.routing, ended_ns, _routed(timeline))
     yield from _interval(names.SPAN_MODEL_LOAD, timeline.model_load, ended_ns, _loaded(timeline))
     yield from _interval(names.SPAN_TOKENIZE, timeline.tokenize, ended_ns, {})
-    yield from _phase(names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {})
+    for phase in _phase(names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {}):
+        yield phase._replace(links=tuple(map(_waited_behind, timeline.waited_behind)))
     yield from _phase(
         names.SPAN_PREFILL,
         timeline.admitted_ns,
@@ -228,6 +248,12 @@ def _phase(
     if start_ns is not None:
         end_ns = ended_ns if end_ns is None else end_ns
         yield Phase(name, start_ns, max(start_ns, end_ns), attributes)
+
+
+def _waited_behind(other: TraceContext) -> Link:
+    flags = TraceFlags(other.flags)
+    context = SpanContext(other.trace_id, other.span_id, is_remote=False, trace_flags=flags)
+    return Link(context, {names.LINK_REASON: names.WAITED_BEHIND})
 
 
 def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:

@@ -34,6 +34,7 @@ class Driver:
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
         self.admitted: list[int] = []
+        self.waited: list[int] = []
         self._ids = itertools.count(1)
 
     def submit(
@@ -60,6 +61,7 @@ class Driver:
             assert sequence_id not in self.ended, "a token after the end"
             self.tokens[sequence_id].append(token_id)
         self.admitted.extend(step.admitted)
+        self.waited.extend(step.waited)
         for ended in step.ended:
             assert ended.sequence_id not in self.ended, "ended twice"
             self.ended[ended.sequence_id] = ended

@@ -18,9 +18,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
 from mlx_manager.mlx_server.app import create_app
+from mlx_manager.observability.setup import TelemetryOptions, configure
+from mlx_manager.traces.explain import Finding, waited_in_queue
 from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import RunningServer, eventually, running, settings_for
-from tests.support.spans import Spans, UntracedTransport
+from tests.support.spans import Spans, UntracedTransport, ids
 
 MODEL, BROKEN, SHORT = "test/tiny", "test/broken", "test/short"
 # Models of the Hugging Face cache; the config of one says that its weights are quantised.
@@ -44,6 +46,8 @@ def small(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator
     config["quantization"] = {"group_size": 64, "bits": 4}
     (cached / "config.json").write_text(json.dumps(config))
     settings = settings_for(folder, models, max_batch=1, max_waiting=1)
+    # Before the server, whose trace store is only fed when there are spans.
+    configure(TelemetryOptions("mlx-test"))
     with running(create_app(settings)) as server:
         yield server
 
@@ -233,4 +237,42 @@ async def test_a_client_that_leaves_the_queue_has_waited_and_not_failed(
         phases = await phases_of(small, spans, f"{left.context.trace_id:032x}")
     assert list(phases) == ["chat", "route", "tokenize", "queue"]
     assert failures(phases) == {}
+    assert len(phases["queue"].links) == 1
     assert (left.attributes or {})["mlx.cancelled"] is True
+
+
+async def test_a_request_that_waited_links_to_the_chat_that_had_its_place(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    async with streamed(client, small) as response:
+        waiting = asyncio.create_task(ask(client, small, spans))
+        await eventually(lambda: small.active(MODEL) == 2)
+    _, waited = await waiting
+    before = await phases_of(small, spans, response.headers["X-Trace-ID"])
+
+    [link] = waited["queue"].links
+    assert ids(link.context) == ids(before["chat"].context)
+    assert dict(link.attributes or {}) == {"mlx.link.reason": "waited_behind"}
+    assert before["queue"].links == ()
+    assert all(span.links == () for name, span in waited.items() if name != "queue")
+
+
+async def test_a_trace_is_explained_by_the_one_that_it_waited_behind(
+    client: httpx.AsyncClient, small: RunningServer
+) -> None:
+    async with streamed(client, small) as response:
+        waiting = asyncio.create_task(client.post(CHAT, json=body()))
+        await eventually(lambda: small.active(MODEL) == 2)
+        await asyncio.sleep(0.05)
+    trace_id = (await waiting).headers["X-Trace-ID"]
+    await small.close_books()
+    store = small.state.traces
+    assert store is not None
+
+    def findings() -> list[Finding]:
+        trace = store.get_trace(trace_id)
+        return list(waited_in_queue(trace)) if trace else []
+
+    await eventually(lambda: bool(findings()))
+    [finding] = findings()
+    assert finding.trace_id == response.headers["X-Trace-ID"]

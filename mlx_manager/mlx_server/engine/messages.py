@@ -83,13 +83,15 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
 class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """One step of the whole batch.
 
-    `tokens` alternates sequence id and token id, one pair a decoded row. An end token is part of `tokens`.
+    `tokens` alternates sequence id and token id, one pair a decoded row. An end token is part of `tokens`. Those of
+    `admitted` that had been left in the queue by a step before are in `waited`.
     """
 
     at_ns: int
     tokens: list[int] = []
     admitted: list[int] = []
     ended: list[Ended] = []
+    waited: list[int] = []
 
 
 class StepTimes(msgspec.Struct, frozen=True, array_like=True):

@@ -83,6 +83,7 @@ class LocalBackend:
             list(text.end_token_ids),
             prompt.sampling,
             wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
+            owner=request.trace,
         )
         return text, tokens
 

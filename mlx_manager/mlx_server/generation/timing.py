@@ -28,6 +28,7 @@ def record(tokens: TokenStream, timeline: Timeline) -> None:
     timeline.admitted_ns = _wall(tokens.admitted_at_ns, offset_ns)
     timeline.first_token_ns = _wall(tokens.first_token_at_ns, offset_ns)
     timeline.output_tokens = tokens.received_tokens
+    timeline.waited_behind = tokens.waited_behind
     if tokens.ended is not None:
         _record_stamps(tokens.ended.stamps, timeline, offset_ns)
     elif tokens.admitted_at_ns is not None:

@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from mlx_manager.chat.events import TraceContext
 from mlx_manager.errors import MlxManagerError, ModelLoadFailed, Overloaded
 from mlx_manager.mlx_server.engine.framing import encode, reports_reader
 from mlx_manager.mlx_server.engine.messages import (
@@ -28,6 +30,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Submit,
     Vitals,
 )
+from mlx_manager.mlx_server.engine.scheduler import MAX_PREFILLS
 from mlx_manager.mlx_server.workers.blas import engine_environment
 from mlx_manager.mlx_server.workers.stream import TokenStream, engine_ended
 from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
@@ -37,6 +40,8 @@ logger = logging.getLogger(__name__)
 WORKER_MODULE = "mlx_manager.mlx_server.engine.worker"
 EXIT_GRACE_S = 2.0
 WATCH_INTERVAL_S = 1.0
+# Of those that a request waits behind, so many are told.
+MOST_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +149,9 @@ class EngineProcess:
         end_token_ids: list[int],
         sampling: SamplingParameters,
         wake_tokens: int = 1,
+        owner: TraceContext | None = None,
     ) -> TokenStream:
-        """Submit a sequence. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
+        """Submit a sequence for `owner`. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
         if not self.is_alive:
             raise engine_ended(self.model_id, "ended")
         if len(self._streams) >= self._options.max_batch + self._options.max_waiting:
@@ -154,7 +160,8 @@ class EngineProcess:
                 "Send this one again later, or raise MLX_SERVER_MAX_WAITING.",
                 retry_after_s=1,
             )
-        stream = TokenStream(next(self._sequence_ids), self._abandon, wake_tokens)
+        sequence_id, ahead = next(self._sequence_ids), self._ahead()
+        stream = TokenStream(sequence_id, self._abandon, wake_tokens, owner, ahead)
         # Kept after it was sent: what can't be encoded raises here and must not count as running.
         self._send(Submit(stream.sequence_id, token_ids, max_tokens, end_token_ids, sampling))
         self._streams[stream.sequence_id] = stream
@@ -175,6 +182,16 @@ class EngineProcess:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _ahead(self) -> tuple[TraceContext, ...]:
+        """The owners of those that a sequence may have to wait for now, the longest in the engine first.
+
+        Nobody, while there is surely room: the engine never has more sequences than are known here.
+        """
+        if len(self._streams) < min(self._options.max_batch, MAX_PREFILLS):
+            return ()
+        owners = (stream.owner for stream in self._streams.values())
+        return tuple(islice((owner for owner in owners if owner is not None), MOST_AHEAD))
 
     async def _end_process(self, process: asyncio.subprocess.Process) -> None:
         try:
@@ -287,7 +304,7 @@ class EngineProcess:
         streams, at_ns = self._streams, step.at_ns
         for sequence_id in step.admitted:
             if stream := streams.get(sequence_id):
-                stream.feed_admitted(at_ns)
+                stream.feed_admitted(at_ns, sequence_id in step.waited)
         numbers = iter(step.tokens)
         for sequence_id, token_id in zip(numbers, numbers, strict=True):
             if stream := streams.get(sequence_id):
