@@ -65,6 +65,16 @@ class Load:
     tokenizer_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """An answer stood still after its `after_token`th token; `beside_prefill` when prompts of others were read then."""
+
+    start_ns: int
+    duration_ns: int
+    after_token: int
+    beside_prefill: bool
+
+
 @dataclass(slots=True)
 class Timeline:
     """When each phase of one request happened, and how much work it was.
@@ -93,6 +103,7 @@ class Timeline:
     batch_width_sum: int = 0
     batch_width_max: int = 0
     longest_gap_ns: int = 0
+    stalls: tuple[Stall, ...] = ()
 
     @property
     def batch_width_mean(self) -> float | None:

@@ -20,6 +20,9 @@ SPAN_PREFILL: Final = "prefill"
 SPAN_DECODE: Final = "decode"
 SPAN_PARSE: Final = "parse"
 
+# Events of `decode`.
+EVENT_STALL: Final = "stall"
+
 # What was asked for: set only when the caller asked.
 OPERATION_NAME: Final = "gen_ai.operation.name"
 PROVIDER_NAME: Final = "gen_ai.provider.name"
@@ -83,6 +86,9 @@ PREFILL_CHUNKS: Final = "mlx.prefill.chunks"
 DECODE_TOKENS: Final = "mlx.decode.tokens"
 DECODE_TOKENS_PER_S: Final = "mlx.decode.tokens_per_s"
 DECODE_LONGEST_GAP_S: Final = "mlx.decode.longest_gap_s"
+STALL_AFTER_TOKEN: Final = "mlx.stall.after_token"
+STALL_DURATION_S: Final = "mlx.stall.duration_s"
+STALL_CAUSE: Final = "mlx.stall.cause"
 
 # What metrics are split by, besides the above.
 TOKEN_TYPE: Final = "gen_ai.token.type"

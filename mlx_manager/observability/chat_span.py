@@ -17,6 +17,7 @@ from mlx_manager.chat.events import (
     Finished,
     Interval,
     Load,
+    Stall,
     Started,
     Timeline,
     TraceContext,
@@ -188,6 +189,7 @@ class Phase(NamedTuple):
     attributes: Attributes
     error_type: str | None = None
     links: tuple[Link, ...] = ()
+    stalls: tuple[Stall, ...] = ()
 
     def write(self, tracer: Tracer, context: Context) -> None:
         """Make the span, from its start to its end."""
@@ -198,6 +200,8 @@ class Phase(NamedTuple):
             links=self.links,
             start_time=self.start_ns,
         )
+        for stall in self.stalls:
+            span.add_event(names.EVENT_STALL, _stalled(stall), stall.start_ns)
         if self.error_type:
             span.set_attribute(names.ERROR_TYPE, self.error_type)
             span.set_status(StatusCode.ERROR)
@@ -226,13 +230,14 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
             names.PREFILL_CHUNKS: timeline.prefill_chunks,
         },
     )
-    yield from _phase(
+    for phase in _phase(
         names.SPAN_DECODE,
         timeline.first_token_ns,
         timeline.finished_ns,
         ended_ns,
         _decoded(timeline),
-    )
+    ):
+        yield phase._replace(stalls=timeline.stalls)
 
 
 def _interval(
@@ -254,6 +259,14 @@ def _waited_behind(other: TraceContext) -> Link:
     flags = TraceFlags(other.flags)
     context = SpanContext(other.trace_id, other.span_id, is_remote=False, trace_flags=flags)
     return Link(context, {names.LINK_REASON: names.WAITED_BEHIND})
+
+
+def _stalled(stall: Stall) -> Attributes:
+    stalled: Attributes = {
+        names.STALL_AFTER_TOKEN: stall.after_token,
+        names.STALL_DURATION_S: stall.duration_ns / 1e9,
+    }
+    return stalled | {names.STALL_CAUSE: names.SPAN_PREFILL} if stall.beside_prefill else stalled
 
 
 def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:

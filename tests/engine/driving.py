@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,8 @@ class Driver:
         self, model: Any, *, max_batch: int = 8, chunk: int = 64, idle_chunk: int = 256
     ) -> None:
         scheduler = Scheduler(Limits(max_batch, chunk, idle_chunk))
-        self.engine = Engine(Runner(model, max_batch), scheduler, BlasThreads(0))
+        self.paused_ns = 0
+        self.engine = Engine(Runner(model, max_batch), scheduler, BlasThreads(0), self._clock_ns)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
         self.admitted: list[int] = []
@@ -74,6 +76,10 @@ class Driver:
                 return
             self.step()
         raise AssertionError("the engine makes no progress")
+
+    def _clock_ns(self) -> int:
+        """The time; a test that wants a step to take longer adds to `paused_ns` before it."""
+        return time.monotonic_ns() + self.paused_ns
 
     def finish(self) -> None:
         """Step until there is nothing left to do."""

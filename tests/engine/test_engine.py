@@ -327,6 +327,20 @@ def test_the_width_of_the_batch_is_recorded(model: WatchedModel) -> None:
     assert widths == [(2, 10), (2, 10), (1, 5)]
 
 
+def test_a_stall_beside_another_s_prompt_says_so(model: WatchedModel) -> None:
+    driver = Driver(model, chunk=64)
+    running = driver.submit(PROMPTS[0], max_tokens=60)
+    driver.step_until(running, 5)
+    driver.paused_ns += 400_000_000
+    driver.step()
+    driver.submit(LONG, max_tokens=2)
+    driver.paused_ns += 400_000_000
+    driver.step()
+    driver.finish()
+    stalls = driver.ended[running].stamps.stalls
+    assert [stall.beside_prefill for stall in stalls] == [False, True]
+
+
 def seeded(seed: int | None, temperature: float = 1.0) -> SamplingParameters:
     return SamplingParameters(temperature, top_p=0.95, seed=seed)
 

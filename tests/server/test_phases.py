@@ -73,13 +73,26 @@ def endless() -> dict[str, Any]:
 
 @asynccontextmanager
 async def streamed(
-    client: httpx.AsyncClient, server: RunningServer, waiting: int = 0
+    client: httpx.AsyncClient, server: RunningServer
 ) -> AsyncIterator[httpx.Response]:
-    """An answer that goes on and on, once the engine has it and `waiting` others."""
+    """An answer that goes on and on, once the engine has it."""
     async with client.stream("POST", CHAT, json=endless()) as response:
-        await eventually(lambda: server.active(MODEL) == 1 + waiting)
+        await eventually(lambda: server.active(MODEL) == 1)
         yield response
     await eventually(lambda: server.active(MODEL) == 0)
+
+
+async def one_waits(server: RunningServer) -> None:
+    """Wait until the engine says so, which is once a second: it has passed a request over then."""
+    engine = server.resident(MODEL).engine
+    assert engine
+    before = engine.vitals
+
+    def has_said_so() -> bool:
+        vitals = engine.vitals
+        return vitals is not before and vitals is not None and vitals.waiting == 1
+
+    await eventually(has_said_so)
 
 
 async def phases_of(server: RunningServer, spans: Spans, trace_id: str) -> dict[str, ReadableSpan]:
@@ -246,7 +259,7 @@ async def test_a_request_that_waited_links_to_the_chat_that_had_its_place(
 ) -> None:
     async with streamed(client, small) as response:
         waiting = asyncio.create_task(ask(client, small, spans))
-        await eventually(lambda: small.active(MODEL) == 2)
+        await one_waits(small)
     _, waited = await waiting
     before = await phases_of(small, spans, response.headers["X-Trace-ID"])
 
@@ -262,8 +275,7 @@ async def test_a_trace_is_explained_by_the_one_that_it_waited_behind(
 ) -> None:
     async with streamed(client, small) as response:
         waiting = asyncio.create_task(client.post(CHAT, json=body()))
-        await eventually(lambda: small.active(MODEL) == 2)
-        await asyncio.sleep(0.05)
+        await one_waits(small)
     trace_id = (await waiting).headers["X-Trace-ID"]
     await small.close_books()
     store = small.state.traces
@@ -276,3 +288,43 @@ async def test_a_trace_is_explained_by_the_one_that_it_waited_behind(
     await eventually(lambda: bool(findings()))
     [finding] = findings()
     assert finding.trace_id == response.headers["X-Trace-ID"]
+
+
+async def test_an_engine_that_stood_still_while_it_decoded_is_a_stall_in_the_trace(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    engine = small.resident(MODEL).engine
+    assert engine
+    assert engine.pid
+    request = body(max_tokens=1500, stream=True)
+    async with client.stream("POST", CHAT, json=request) as response:
+        lines = response.aiter_lines()
+        for _ in range(20):
+            await anext(lines)
+        os.kill(engine.pid, signal.SIGSTOP)
+        await asyncio.sleep(0.6)
+        os.kill(engine.pid, signal.SIGCONT)
+        async for _ in lines:
+            pass
+    phases = await phases_of(small, spans, response.headers["X-Trace-ID"])
+
+    decode = phases["decode"]
+    assert decode.attributes
+    gap_s = decode.attributes["mlx.decode.longest_gap_s"]
+    # On a busy machine there may be others.
+    [longest] = [
+        event
+        for event in decode.events
+        if event.attributes and event.attributes["mlx.stall.duration_s"] == gap_s
+    ]
+    attributes: dict[str, Any] = dict(longest.attributes or {})
+    assert longest.name == "stall"
+    assert set(attributes) == {"mlx.stall.after_token", "mlx.stall.duration_s"}
+    assert (
+        0.5
+        < attributes["mlx.stall.duration_s"]
+        == (decode.attributes or {})["mlx.decode.longest_gap_s"]
+    )
+    assert 4 <= attributes["mlx.stall.after_token"] < 1500
+    end_ns = longest.timestamp + int(attributes["mlx.stall.duration_s"] * 1e9)
+    assert (decode.start_time or 0) < longest.timestamp < end_ns < (decode.end_time or 0)

@@ -69,7 +69,7 @@ class Engine:
         for sequence_id in output.prefilled:
             self._scheduler.running[sequence_id].stamps.prefill_chunks += 1
         for token in output.tokens:
-            self._settle(token, now_ns, len(output.tokens))
+            self._settle(token, now_ns, output)
         ended, self._ended = self._ended, []
         pairs = [n for token in output.tokens for n in (token.sequence_id, token.token_id)]
         return Step(now_ns, pairs, [sequence.id for sequence in admitted], ended, waited)
@@ -122,9 +122,9 @@ class Engine:
             self._fail(sequence, error)
         self._runner.reset()
 
-    def _settle(self, token: TokenOutput, now_ns: int, batch_width: int) -> None:
+    def _settle(self, token: TokenOutput, now_ns: int, output: RunnerOutput) -> None:
         sequence = self._scheduler.running[token.sequence_id]
-        sequence.add_token(now_ns, batch_width)
+        sequence.add_token(now_ns, len(output.tokens), bool(output.prefilled))
         if token.end is not None:
             self._scheduler.remove(sequence.id)
             self._end(sequence, "stop" if token.end == "stop" else "length")

@@ -56,6 +56,15 @@ class LoadFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     message: str
 
 
+class Stall(msgspec.Struct, frozen=True, array_like=True):
+    """A pause between two tokens that was clearly longer than usual; `beside_prefill` when prompts were read in it."""
+
+    began_ns: int
+    duration_ns: int
+    after_token: int
+    beside_prefill: bool
+
+
 class Stamps(msgspec.Struct, array_like=True):
     """The engine's record of one sequence; None where it wasn't reached."""
 
@@ -69,6 +78,7 @@ class Stamps(msgspec.Struct, array_like=True):
     batch_width_sum: int = 0
     batch_width_max: int = 0
     longest_gap_ns: int = 0
+    stalls: list[Stall] = []
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mlx_manager.chat.events import Timeline
+from mlx_manager.chat.events import Stall, Timeline
 from mlx_manager.mlx_server.engine.messages import Stamps
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
@@ -44,6 +44,10 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.batch_width_sum = stamps.batch_width_sum
     timeline.batch_width_max = stamps.batch_width_max
     timeline.longest_gap_ns = stamps.longest_gap_ns
+    timeline.stalls = tuple(
+        Stall(one.began_ns + offset_ns, one.duration_ns, one.after_token, one.beside_prefill)
+        for one in stamps.stalls
+    )
 
 
 def _wall(monotonic_ns: int | None, offset_ns: int) -> int | None:
