@@ -6,7 +6,7 @@ A failure is an exception out of the stream, never an event.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,7 +81,8 @@ class Timeline:
 
     Each `ChatRequest` has one, filled in by whoever does the work while it runs: so it says what is known even when
     the request is refused, or the stream ends early. Times are nanoseconds since the Unix epoch; None means that the
-    phase wasn't reached.
+    phase wasn't reached. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the
+    first.
     """
 
     routing: Interval | None = None
@@ -104,6 +105,8 @@ class Timeline:
     batch_width_max: int = 0
     longest_gap_ns: int = 0
     stalls: tuple[Stall, ...] = ()
+    token_offsets_us: Sequence[int] = ()
+    token_stride: int = 1
 
     @property
     def batch_width_mean(self) -> float | None:

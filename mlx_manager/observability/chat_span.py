@@ -339,6 +339,8 @@ def _decoded(timeline: Timeline) -> Attributes:
         names.DECODE_TOKENS: timeline.output_tokens,
         names.DECODE_TOKENS_PER_S: 1 / per_token_s if per_token_s else None,
         names.DECODE_LONGEST_GAP_S: timeline.longest_gap_ns / 1e9,
+        names.DECODE_TOKEN_OFFSETS_MS: [us / 1000 for us in timeline.token_offsets_us] or None,
+        names.DECODE_TOKEN_STRIDE: timeline.token_stride if timeline.token_offsets_us else None,
         names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
     }

@@ -1,6 +1,8 @@
-"""What the engine writes down of a sequence: pauses that are no longer usual."""
+"""What the engine writes down of a sequence: when its tokens came, and pauses that are no longer usual."""
 
 from __future__ import annotations
+
+import pytest
 
 from mlx_manager.mlx_server.engine.messages import SamplingParameters, Stamps, Submit
 from mlx_manager.mlx_server.engine.sequence import Sequence
@@ -57,3 +59,22 @@ def test_a_sequence_that_stalls_for_ever_keeps_the_first_sixteen() -> None:
     assert len(found) == 16
     assert found[0] == (4, 300)
     assert found[-1] == (64, 300)
+
+
+def test_a_short_answer_has_the_time_of_each_token() -> None:
+    stamps = record(10, 10, 40)
+    assert stamps.token_offsets_us == [0, 10_000, 20_000, 60_000]
+    assert stamps.token_stride == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stride", "kept"),
+    [(1, 1, 1), (256, 1, 256), (257, 2, 129), (512, 2, 256), (513, 4, 129), (3000, 16, 188)],
+)
+def test_a_long_answer_has_the_time_of_every_so_manyth_token(
+    tokens: int, stride: int, kept: int
+) -> None:
+    stamps = record(*[3] * (tokens - 1))
+    assert stamps.token_stride == stride
+    assert stamps.token_offsets_us == [3000 * number for number in range(0, tokens, stride)]
+    assert len(stamps.token_offsets_us) == kept <= 256

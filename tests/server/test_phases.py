@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from opentelemetry.trace import StatusCode
 
 from mlx_manager.mlx_server.app import create_app
 from mlx_manager.observability.setup import TelemetryOptions, configure
-from mlx_manager.traces.explain import Finding, waited_in_queue
+from mlx_manager.traces.explain import waited_in_queue
+from mlx_manager.traces.summary import Trace
+from mlx_manager.web.waterfall import token_timelines
 from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import RunningServer, eventually, running, settings_for
 from tests.support.spans import Spans, UntracedTransport, ids
@@ -112,6 +115,22 @@ async def phases_of(server: RunningServer, spans: Spans, trace_id: str) -> dict[
     return {"chat": chat} | {
         span.name: span for span in sorted(phases, key=lambda span: span.start_time or 0)
     }
+
+
+async def stored(server: RunningServer, trace_id: str) -> Trace:
+    """The trace as the store has it, once it is there to its end."""
+    store = server.state.traces
+    assert store is not None
+
+    def found() -> Trace | None:
+        trace = store.get_trace(trace_id)
+        return trace if trace and any(span.kind == "server" for span in trace.spans) else None
+
+    await server.close_books()
+    await eventually(lambda: found() is not None)
+    trace = found()
+    assert trace
+    return trace
 
 
 async def ask(
@@ -276,17 +295,8 @@ async def test_a_trace_is_explained_by_the_one_that_it_waited_behind(
     async with streamed(client, small) as response:
         waiting = asyncio.create_task(client.post(CHAT, json=body()))
         await one_waits(small)
-    trace_id = (await waiting).headers["X-Trace-ID"]
-    await small.close_books()
-    store = small.state.traces
-    assert store is not None
-
-    def findings() -> list[Finding]:
-        trace = store.get_trace(trace_id)
-        return list(waited_in_queue(trace)) if trace else []
-
-    await eventually(lambda: bool(findings()))
-    [finding] = findings()
+    trace = await stored(small, (await waiting).headers["X-Trace-ID"])
+    [finding] = waited_in_queue(trace)
     assert finding.trace_id == response.headers["X-Trace-ID"]
 
 
@@ -328,3 +338,35 @@ async def test_an_engine_that_stood_still_while_it_decoded_is_a_stall_in_the_tra
     assert 4 <= attributes["mlx.stall.after_token"] < 1500
     end_ns = longest.timestamp + int(attributes["mlx.stall.duration_s"] * 1e9)
     assert (decode.start_time or 0) < longest.timestamp < end_ns < (decode.end_time or 0)
+
+
+@pytest.mark.parametrize(("tokens", "stride", "entries"), [(40, 1, 40), (600, 4, 150)])
+async def test_the_trace_says_when_each_token_left_the_engine(
+    client: httpx.AsyncClient,
+    small: RunningServer,
+    spans: Spans,
+    tokens: int,
+    stride: int,
+    entries: int,
+) -> None:
+    _, phases = await ask(client, small, spans, max_tokens=tokens)
+    decode = phases["decode"]
+    attributes: dict[str, Any] = dict(decode.attributes or {})
+    offsets = attributes["mlx.decode.token_offsets_ms"]
+    assert attributes["mlx.decode.tokens"] == tokens
+    assert (attributes["mlx.decode.token_stride"], len(offsets)) == (stride, entries)
+    assert offsets[0] == 0
+    assert list(offsets) == sorted(offsets)
+    lasted_ms = ((decode.end_time or 0) - (decode.start_time or 0)) / 1e6
+    assert 0.5 * lasted_ms < offsets[-1] <= lasted_ms
+    gaps_ms = [after - before for before, after in pairwise(offsets)]
+    assert max(gaps_ms) >= attributes["mlx.decode.longest_gap_s"] * 1e3 - 0.01 or stride > 1
+
+
+async def test_the_viewer_draws_a_long_answer_from_the_store(
+    client: httpx.AsyncClient, small: RunningServer, spans: Spans
+) -> None:
+    response = await client.post(CHAT, json=body(max_tokens=600))
+    [line] = token_timelines(await stored(small, response.headers["X-Trace-ID"]))
+    assert (line.tokens, line.stride) == (600, 4)
+    assert 0 < line.median_gap_ms <= line.longest_gap_ms < line.length_ms

@@ -66,7 +66,10 @@ class Stall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stamps(msgspec.Struct, array_like=True):
-    """The engine's record of one sequence; None where it wasn't reached."""
+    """The engine's record of one sequence; None where it wasn't reached.
+
+    `token_offsets_us` says when every `token_stride`th token came, in microseconds after the first.
+    """
 
     received_ns: int
     admitted_ns: int | None = None
@@ -79,6 +82,8 @@ class Stamps(msgspec.Struct, array_like=True):
     batch_width_max: int = 0
     longest_gap_ns: int = 0
     stalls: list[Stall] = []
+    token_offsets_us: list[int] = []
+    token_stride: int = 1
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):

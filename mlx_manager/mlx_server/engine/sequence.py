@@ -12,6 +12,8 @@ STALL_NS = 250_000_000
 STALL_FACTOR = 8
 USUAL_GAPS = 3
 MOST_STALLS = 16
+# Even, so that it is always the first token behind a full list that is kept with twice the stride.
+MOST_OFFSETS = 256
 
 
 @dataclass(slots=True)
@@ -49,9 +51,18 @@ class Sequence:
                 stall = Stall(stamps.last_token_ns, gap_ns, stamps.output_tokens, beside_prefill)
                 stamps.stalls.append(stall)
         stamps.last_token_ns = now_ns
+        if stamps.output_tokens % stamps.token_stride == 0:
+            self._keep_offset(now_ns)
         stamps.output_tokens += 1
         stamps.batch_width_sum += batch_width
         stamps.batch_width_max = max(stamps.batch_width_max, batch_width)
+
+    def _keep_offset(self, now_ns: int) -> None:
+        stamps = self.stamps
+        if len(stamps.token_offsets_us) == MOST_OFFSETS:
+            del stamps.token_offsets_us[1::2]
+            stamps.token_stride *= 2
+        stamps.token_offsets_us.append((now_ns - (stamps.first_token_ns or now_ns)) // 1000)
 
     def _is_unusual(self, gap_ns: int) -> bool:
         stamps = self.stamps

@@ -44,6 +44,8 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.batch_width_sum = stamps.batch_width_sum
     timeline.batch_width_max = stamps.batch_width_max
     timeline.longest_gap_ns = stamps.longest_gap_ns
+    timeline.token_offsets_us = stamps.token_offsets_us
+    timeline.token_stride = stamps.token_stride
     timeline.stalls = tuple(
         Stall(one.began_ns + offset_ns, one.duration_ns, one.after_token, one.beside_prefill)
         for one in stamps.stalls
