@@ -100,14 +100,9 @@ def decoding_paused(trace: Trace) -> Iterator[Finding]:
         usual_s = max(0.0, _seconds(span) - gap_s) / (tokens - 2)
         if gap_s < LONG_GAP_FACTOR * usual_s:
             continue
-        cause = (
-            "most likely while prompts of other requests were prefilled"
-            if (_number(span, names.BATCH_WIDTH_MAX) or 1) > 1
-            else "with no other request in its batch"
-        )
         sentence = (
             f"The longest pause between two tokens was {duration_text(gap_s)}, "
-            f"where {duration_text(usual_s)} is usual, {cause}."
+            f"where {duration_text(usual_s)} is usual, {_pause_cause(span, gap_s)}."
         )
         yield Finding("gap", round(gap_s * 1e9), sentence, span.span_id)
 
@@ -211,6 +206,21 @@ def _cached(span: SpanRecord, cached: float) -> str:
     found = f"{count_text(cached)} from the prefix cache" if cached else "none cached"
     reason = span.attributes.get(names.CACHE_MISS_REASON)
     return f"{found} because {_as_words(reason)}" if isinstance(reason, str) else found
+
+
+def _pause_cause(span: SpanRecord, gap_s: float) -> str:
+    """What the engine knows of the pause, if it was long enough to be marked; else what is likely."""
+    for event in span.events:
+        if (
+            event.name == names.EVENT_STALL
+            and event.attributes.get(names.STALL_DURATION_S) == gap_s
+        ):
+            if event.attributes.get(names.STALL_CAUSE) == names.SPAN_PREFILL:
+                return "while prompts of other requests were prefilled"
+            return "in which no prompt of another request was prefilled"
+    if (_number(span, names.BATCH_WIDTH_MAX) or 1) > 1:
+        return "most likely while prompts of other requests were prefilled"
+    return "with no other request in its batch"
 
 
 def _as_words(reason: str) -> str:
