@@ -5,32 +5,95 @@ A failure is an exception out of the stream, never an event.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Interval:
-    """From `start_ns` to `end_ns`, in nanoseconds since the Unix epoch."""
+    """From `start_ns` to `end_ns`, in nanoseconds since the Unix epoch; without an end as long as it lasts."""
 
     start_ns: int
-    end_ns: int
+    end_ns: int | None = None
+
+    @classmethod
+    def begin(cls) -> Interval:
+        """An interval that begins now."""
+        return cls(time.time_ns())
+
+    def end(self) -> None:
+        """It ends now."""
+        self.end_ns = time.time_ns()
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """The span that stands for a request, in OpenTelemetry's numbers: it travels with the request, as a value."""
+
+    trace_id: int
+    span_id: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a request goes: the backend, and the model that it has for it.
+
+    `source` says where the model's files are and `revision` which version of them it is, where that is known.
+    """
+
+    backend: str
+    model: str
+    source: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What bringing a model into memory took; None for what was there before.
+
+    First a process is started, then it reads the weights; the tokenizer is read beside both.
+    """
+
+    weights_bytes: int | None = None
+    process_s: float | None = None
+    weights_s: float | None = None
+    tokenizer_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """An answer stood still after its `after_token`th token; `beside_prefill` when prompts of others were read then."""
+
+    start_ns: int
+    duration_ns: int
+    after_token: int
+    beside_prefill: bool
 
 
 @dataclass(slots=True)
 class Timeline:
     """When each phase of one request happened, and how much work it was.
 
-    Filled in by whoever does the work while it runs, so it says what is known even when the stream ends early.
-    Times are nanoseconds since the Unix epoch; None means that the phase wasn't reached.
+    Each `ChatRequest` has one, filled in by whoever does the work while it runs: so it says what is known even when
+    the request is refused, or the stream ends early. Times are nanoseconds since the Unix epoch; None means that the
+    phase wasn't reached. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the
+    first.
     """
 
+    routing: Interval | None = None
+    route: Route | None = None
     model_load: Interval | None = None
+    load: Load | None = None
+    quantization: str | None = None
+    engine_restarts: int | None = None
     tokenize: Interval | None = None
     queued_ns: int | None = None
+    waited_behind: tuple[TraceContext, ...] = ()
     admitted_ns: int | None = None
     first_token_ns: int | None = None
     finished_ns: int | None = None
@@ -41,6 +104,9 @@ class Timeline:
     batch_width_sum: int = 0
     batch_width_max: int = 0
     longest_gap_ns: int = 0
+    stalls: tuple[Stall, ...] = ()
+    token_offsets_us: Sequence[int] = ()
+    token_stride: int = 1
 
     @property
     def batch_width_mean(self) -> float | None:
@@ -59,7 +125,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The engine has taken the request. `model` is the id that answers; `timeline` goes on filling."""
+    """The engine has taken the request. `model` is the id that answers; `timeline`, the request's, goes on filling."""
 
     model: str
     timeline: Timeline

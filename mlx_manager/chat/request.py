@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mlx_manager.chat.events import Timeline, TraceContext
+
 Role = Literal["system", "user", "assistant", "tool"]
 Operation = Literal["chat", "text_completion", "embeddings"]
 
@@ -84,7 +86,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One answer asked for. `max_tokens` None means: as many as the context has room for."""
+    """One answer asked for. `max_tokens` None means: as many as the context has room for.
+
+    Two things are no part of what was asked: in `timeline` whoever answers writes down how far the request came, and
+    `trace` is the span of whoever watches, None when nobody does.
+    """
 
     model: str
     input: Conversation | RawPrompt
@@ -93,6 +99,8 @@ class ChatRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     stream: bool = False
+    timeline: Timeline = field(default_factory=Timeline, compare=False, repr=False)
+    trace: TraceContext | None = field(default=None, compare=False, repr=False)
 
     @property
     def operation(self) -> Operation:

@@ -9,13 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-# Spans. The chat's own span is named `{operation} {model}`, see `chat_span_name`.
+# Spans. The chat's own span is named `{operation} {model}`, see `chat_span_name`. Nothing here makes `parse`
+# or a miss's reason yet; the viewer knows them from elsewhere.
 SPAN_AUTHENTICATE: Final = "authenticate"
+SPAN_ROUTE: Final = "route"
 SPAN_MODEL_LOAD: Final = "model.load"
 SPAN_TOKENIZE: Final = "tokenize"
 SPAN_QUEUE: Final = "queue"
 SPAN_PREFILL: Final = "prefill"
 SPAN_DECODE: Final = "decode"
+SPAN_PARSE: Final = "parse"
+
+# Events of `decode`.
+EVENT_STALL: Final = "stall"
 
 # What was asked for: set only when the caller asked.
 OPERATION_NAME: Final = "gen_ai.operation.name"
@@ -54,6 +60,7 @@ OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
 
 # Ours: how the work went.
 BACKEND: Final = "mlx.backend"
+ROUTE_MODEL: Final = "mlx.route.model"
 REQUEST_ID: Final = "mlx.request.id"
 KEY_ID: Final = "mlx.key.id"
 CANCELLED: Final = "mlx.cancelled"
@@ -62,13 +69,29 @@ TIME_PER_OUTPUT_TOKEN_S: Final = "mlx.time_per_output_token_s"
 QUEUE_S: Final = "mlx.queue_s"
 BATCH_WIDTH_MEAN: Final = "mlx.batch.width_mean"
 BATCH_WIDTH_MAX: Final = "mlx.batch.width_max"
+MODEL_REVISION: Final = "mlx.model.revision"
+QUANTIZATION: Final = "mlx.quantization"
+LINK_REASON: Final = "mlx.link.reason"
+WAITED_BEHIND: Final = "waited_behind"
+ENGINE_RESTARTS: Final = "mlx.engine.restarts"
+MODEL_SOURCE: Final = "mlx.model.source"
+WEIGHTS_BYTES: Final = "mlx.model.weights_bytes"
+LOAD_PROCESS_S: Final = "mlx.model.load.process_s"
+LOAD_WEIGHTS_S: Final = "mlx.model.load.weights_s"
+LOAD_TOKENIZER_S: Final = "mlx.model.load.tokenizer_s"
 CACHE_OUTCOME: Final = "mlx.cache.outcome"
+CACHE_MISS_REASON: Final = "mlx.cache.miss_reason"
 CACHE_MATCHED_TOKENS: Final = "mlx.cache.matched_tokens"
 PREFILL_TOKENS: Final = "mlx.prefill.tokens"
 PREFILL_CHUNKS: Final = "mlx.prefill.chunks"
 DECODE_TOKENS: Final = "mlx.decode.tokens"
 DECODE_TOKENS_PER_S: Final = "mlx.decode.tokens_per_s"
 DECODE_LONGEST_GAP_S: Final = "mlx.decode.longest_gap_s"
+DECODE_TOKEN_OFFSETS_MS: Final = "mlx.decode.token_offsets_ms"
+DECODE_TOKEN_STRIDE: Final = "mlx.decode.token_stride"
+STALL_AFTER_TOKEN: Final = "mlx.stall.after_token"
+STALL_DURATION_S: Final = "mlx.stall.duration_s"
+STALL_CAUSE: Final = "mlx.stall.cause"
 
 # What metrics are split by, besides the above.
 TOKEN_TYPE: Final = "gen_ai.token.type"

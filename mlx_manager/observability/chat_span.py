@@ -9,10 +9,19 @@ from typing import NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, StatusCode, Tracer
+from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags, Tracer
 from opentelemetry.util.types import AttributeValue
 
-from mlx_manager.chat.events import ChatEvent, Finished, Interval, Started, Timeline
+from mlx_manager.chat.events import (
+    ChatEvent,
+    Finished,
+    Interval,
+    Load,
+    Stall,
+    Started,
+    Timeline,
+    TraceContext,
+)
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.observability import attributes as names
@@ -54,6 +63,12 @@ class ChatSpan:
             set_status_on_exception=False,
         )
 
+    @property
+    def trace(self) -> TraceContext:
+        """The span as a value, for the request to carry."""
+        context = self.span.get_span_context()
+        return TraceContext(context.trace_id, context.span_id, context.trace_flags)
+
     def note(self, event: ChatEvent) -> None:
         """Remember the first and the last event."""
         match event:
@@ -89,7 +104,7 @@ class ChatSpan:
         later(partial(self._close, metrics, time.time_ns()))
 
     def _close(self, metrics: ChatMetrics, ended_ns: int) -> None:
-        timeline = self._started.timeline if self._started else Timeline()
+        timeline = self._started.timeline if self._started else self._request.timeline
         if self.span.is_recording():
             self._write(timeline, ended_ns)
         self._measure(metrics, timeline, ended_ns)
@@ -101,11 +116,11 @@ class ChatSpan:
         if self._error_type:
             self.span.set_status(StatusCode.ERROR)
         context = trace.set_span_in_context(self.span)
-        for phase in phases(timeline, ended_ns):
-            child = self._tracer.start_span(
-                phase.name, context, attributes=phase.attributes, start_time=phase.start_ns
-            )
-            child.end(phase.end_ns)
+        reached = list(phases(timeline, ended_ns))
+        if reached and self._error_type:
+            reached[-1] = reached[-1]._replace(error_type=self._error_type)
+        for phase in reached:
+            phase.write(self._tracer, context)
 
     def _outcome(self) -> Attributes:
         found: Attributes = {}
@@ -172,13 +187,37 @@ class Phase(NamedTuple):
     start_ns: int
     end_ns: int
     attributes: Attributes
+    error_type: str | None = None
+    links: tuple[Link, ...] = ()
+    stalls: tuple[Stall, ...] = ()
+
+    def write(self, tracer: Tracer, context: Context) -> None:
+        """Make the span, from its start to its end."""
+        span = tracer.start_span(
+            self.name,
+            context,
+            attributes=self.attributes,
+            links=self.links,
+            start_time=self.start_ns,
+        )
+        for stall in self.stalls:
+            span.add_event(names.EVENT_STALL, _stalled(stall), stall.start_ns)
+        if self.error_type:
+            span.set_attribute(names.ERROR_TYPE, self.error_type)
+            span.set_status(StatusCode.ERROR)
+        span.end(self.end_ns)
 
 
 def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
-    """The phases that were reached; one that a failure or a leaving client cut short ends with the chat."""
-    yield from _interval(names.SPAN_MODEL_LOAD, timeline.model_load)
-    yield from _interval(names.SPAN_TOKENIZE, timeline.tokenize)
-    yield from _phase(names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {})
+    """The phases that were reached; one that a failure or a leaving client cut short ends with the chat.
+
+    They follow each other, so it is the last one in which a chat has failed.
+    """
+    yield from _interval(names.SPAN_ROUTE, timeline.routing, ended_ns, _routed(timeline))
+    yield from _interval(names.SPAN_MODEL_LOAD, timeline.model_load, ended_ns, _loaded(timeline))
+    yield from _interval(names.SPAN_TOKENIZE, timeline.tokenize, ended_ns, {})
+    for phase in _phase(names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {}):
+        yield phase._replace(links=tuple(map(_waited_behind, timeline.waited_behind)))
     yield from _phase(
         names.SPAN_PREFILL,
         timeline.admitted_ns,
@@ -191,18 +230,21 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
             names.PREFILL_CHUNKS: timeline.prefill_chunks,
         },
     )
-    yield from _phase(
+    for phase in _phase(
         names.SPAN_DECODE,
         timeline.first_token_ns,
         timeline.finished_ns,
         ended_ns,
         _decoded(timeline),
-    )
+    ):
+        yield phase._replace(stalls=timeline.stalls)
 
 
-def _interval(name: str, interval: Interval | None) -> Iterator[Phase]:
+def _interval(
+    name: str, interval: Interval | None, ended_ns: int, attributes: Attributes
+) -> Iterator[Phase]:
     if interval is not None:
-        yield Phase(name, interval.start_ns, interval.end_ns, {})
+        yield from _phase(name, interval.start_ns, interval.end_ns, ended_ns, attributes)
 
 
 def _phase(
@@ -211,6 +253,20 @@ def _phase(
     if start_ns is not None:
         end_ns = ended_ns if end_ns is None else end_ns
         yield Phase(name, start_ns, max(start_ns, end_ns), attributes)
+
+
+def _waited_behind(other: TraceContext) -> Link:
+    flags = TraceFlags(other.flags)
+    context = SpanContext(other.trace_id, other.span_id, is_remote=False, trace_flags=flags)
+    return Link(context, {names.LINK_REASON: names.WAITED_BEHIND})
+
+
+def _stalled(stall: Stall) -> Attributes:
+    stalled: Attributes = {
+        names.STALL_AFTER_TOKEN: stall.after_token,
+        names.STALL_DURATION_S: stall.duration_ns / 1e9,
+    }
+    return stalled | {names.STALL_CAUSE: names.SPAN_PREFILL} if stall.beside_prefill else stalled
 
 
 def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
@@ -233,7 +289,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.REQUEST_SEED: sampling.seed,
         names.REQUEST_STOP_SEQUENCES: request.stop or None,
     }
-    return {name: value for name, value in asked.items() if value is not None}
+    return _known(asked)
 
 
 def _usage(finished: Finished) -> Attributes:
@@ -246,15 +302,36 @@ def _usage(finished: Finished) -> Attributes:
 
 
 def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
-    """The figures one looks for first, so that reading one trace takes no arithmetic."""
+    """The figures one looks for first, so that reading one trace takes no arithmetic, and what did the work."""
     work: dict[str, AttributeValue | None] = {
         names.TIME_TO_FIRST_TOKEN_S: _first_token_s(timeline, arrived_ns),
         names.TIME_PER_OUTPUT_TOKEN_S: _per_token_s(timeline),
         names.QUEUE_S: _between_s(timeline.queued_ns, timeline.admitted_ns),
         names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
+        names.MODEL_REVISION: timeline.route.revision if timeline.route else None,
+        names.QUANTIZATION: timeline.quantization,
+        names.ENGINE_RESTARTS: timeline.engine_restarts,
     }
-    return {name: value for name, value in work.items() if value is not None}
+    return _known(work)
+
+
+def _routed(timeline: Timeline) -> Attributes:
+    if timeline.route is None:
+        return {}
+    return {names.BACKEND: timeline.route.backend, names.ROUTE_MODEL: timeline.route.model}
+
+
+def _loaded(timeline: Timeline) -> Attributes:
+    load = timeline.load or Load()
+    loaded: dict[str, AttributeValue | None] = {
+        names.MODEL_SOURCE: timeline.route.source if timeline.route else None,
+        names.WEIGHTS_BYTES: load.weights_bytes,
+        names.LOAD_PROCESS_S: load.process_s,
+        names.LOAD_WEIGHTS_S: load.weights_s,
+        names.LOAD_TOKENIZER_S: load.tokenizer_s,
+    }
+    return _known(loaded)
 
 
 def _decoded(timeline: Timeline) -> Attributes:
@@ -263,10 +340,16 @@ def _decoded(timeline: Timeline) -> Attributes:
         names.DECODE_TOKENS: timeline.output_tokens,
         names.DECODE_TOKENS_PER_S: 1 / per_token_s if per_token_s else None,
         names.DECODE_LONGEST_GAP_S: timeline.longest_gap_ns / 1e9,
+        names.DECODE_TOKEN_OFFSETS_MS: [us / 1000 for us in timeline.token_offsets_us] or None,
+        names.DECODE_TOKEN_STRIDE: timeline.token_stride if timeline.token_offsets_us else None,
         names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
     }
-    return {name: value for name, value in decoded.items() if value is not None}
+    return _known(decoded)
+
+
+def _known(found: dict[str, AttributeValue | None]) -> Attributes:
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _cache_outcome(timeline: Timeline) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -54,7 +55,7 @@ class InstrumentedBackend:
     ) -> AsyncGenerator[ChatEvent, None]:
         span = ChatSpan(self._tracer, request, self._provider, self._name, parent, arrived_ns)
         try:
-            async with aclosing(self._backend.stream(request)) as events:
+            async with aclosing(self._backend.stream(replace(request, trace=span.trace))) as events:
                 # What the backend does before its first event (spans, logs, SQL) belongs under the chat. Attached
                 # around one await only: across a `yield` it would leak into whoever reads the stream.
                 with trace.use_span(

@@ -35,6 +35,7 @@ TEXT_LENGTH = 1000
 _LENGTHS = {"exception.stacktrace": 4000, "db.query.text": 4000, "logfire.json_schema": 4000}
 _NAME_LENGTH = 200
 _MOST_ITEMS = 32
+_MOST_NUMBERS = 512
 
 _URLS = frozenset({"url.full", "url.original", "http.url", "http.target", "url.path"})
 _DROPPED = frozenset({"url.query", "url.fragment", "exception.logfire.data"})
@@ -250,9 +251,9 @@ def _clean_string(name: str, value: str) -> str:
 
 
 def _clean_items(name: str, items: Sequence[str | bool | int | float]) -> AttributeValue:
-    kept = items if len(items) <= _MOST_ITEMS else items[:_MOST_ITEMS]
+    kept = items if len(items) <= _MOST_NUMBERS else items[:_MOST_NUMBERS]
     if any(isinstance(item, str) for item in kept):
-        return tuple(_clean_string(name, str(item)) for item in kept)
+        return tuple(_clean_string(name, str(item)) for item in kept[:_MOST_ITEMS])
     return kept  # type: ignore[return-value]  # numbers of one kind, as they came
 
 

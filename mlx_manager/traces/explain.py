@@ -10,7 +10,6 @@ from mlx_manager.observability.span_record import SpanRecord
 from mlx_manager.traces.summary import Trace
 from mlx_manager.traces.words import count_text, duration_text, plural
 
-CACHE_MISS_REASON = "mlx.cache.miss_reason"
 # Phases shorter than both are no answer to "why did it take so long".
 NOTICEABLE_NS = 1_000_000
 NOTICEABLE_SHARE = 0.01
@@ -101,14 +100,9 @@ def decoding_paused(trace: Trace) -> Iterator[Finding]:
         usual_s = max(0.0, _seconds(span) - gap_s) / (tokens - 2)
         if gap_s < LONG_GAP_FACTOR * usual_s:
             continue
-        cause = (
-            "most likely while prompts of other requests were prefilled"
-            if (_number(span, names.BATCH_WIDTH_MAX) or 1) > 1
-            else "with no other request in its batch"
-        )
         sentence = (
             f"The longest pause between two tokens was {duration_text(gap_s)}, "
-            f"where {duration_text(usual_s)} is usual, {cause}."
+            f"where {duration_text(usual_s)} is usual, {_pause_cause(span, gap_s)}."
         )
         yield Finding("gap", round(gap_s * 1e9), sentence, span.span_id)
 
@@ -122,7 +116,7 @@ def reader_was_slow(trace: Trace) -> Iterator[Finding]:
                 for chat in _children(trace, server)
                 if _is_chat(chat) and not chat.attributes.get(names.CANCELLED)
                 for phase in _children(trace, chat)
-                if phase.name == names.SPAN_DECODE or phase.name == "parse"
+                if phase.name in (names.SPAN_DECODE, names.SPAN_PARSE)
             ),
             default=server.end_ns,
         )
@@ -146,11 +140,11 @@ def prompt_was_tokenized(trace: Trace) -> Iterator[Finding]:
 
 def request_was_admitted(trace: Trace) -> Iterator[Finding]:
     """Checking who asks, and choosing who answers."""
-    for span in _noticeable_phases(trace, "authenticate"):
+    for span in _noticeable_phases(trace, names.SPAN_AUTHENTICATE):
         yield _finding(
             "authenticate", span, f"Checking the key took {duration_text(_seconds(span))}."
         )
-    for span in _noticeable_phases(trace, "route"):
+    for span in _noticeable_phases(trace, names.SPAN_ROUTE):
         took = duration_text(_seconds(span))
         yield _finding("route", span, f"Choosing the backend took {took}.")
 
@@ -210,8 +204,23 @@ def _finding(rule: str, span: SpanRecord, sentence: str, trace_id: str | None = 
 
 def _cached(span: SpanRecord, cached: float) -> str:
     found = f"{count_text(cached)} from the prefix cache" if cached else "none cached"
-    reason = span.attributes.get(CACHE_MISS_REASON)
+    reason = span.attributes.get(names.CACHE_MISS_REASON)
     return f"{found} because {_as_words(reason)}" if isinstance(reason, str) else found
+
+
+def _pause_cause(span: SpanRecord, gap_s: float) -> str:
+    """What the engine knows of the pause, if it was long enough to be marked; else what is likely."""
+    for event in span.events:
+        if (
+            event.name == names.EVENT_STALL
+            and event.attributes.get(names.STALL_DURATION_S) == gap_s
+        ):
+            if event.attributes.get(names.STALL_CAUSE) == names.SPAN_PREFILL:
+                return "while prompts of other requests were prefilled"
+            return "in which no prompt of another request was prefilled"
+    if (_number(span, names.BATCH_WIDTH_MAX) or 1) > 1:
+        return "most likely while prompts of other requests were prefilled"
+    return "with no other request in its batch"
 
 
 def _as_words(reason: str) -> str:

@@ -15,7 +15,6 @@ from mlx_manager.traces.summary import Trace
 # A page with more rows is slow to show and to read; the download has all spans.
 MOST_ROWS = 1000
 DEEPEST = 12
-TOKEN_OFFSETS = "mlx.decode.token_offsets_ms"
 
 _KINDS: Mapping[str, str] = {
     names.SPAN_TOKENIZE: "tokenize",
@@ -23,9 +22,9 @@ _KINDS: Mapping[str, str] = {
     names.SPAN_QUEUE: "queue",
     names.SPAN_PREFILL: "prefill",
     names.SPAN_DECODE: "decode",
-    "parse": "parse",
-    "authenticate": "route",
-    "route": "route",
+    names.SPAN_PARSE: "parse",
+    names.SPAN_AUTHENTICATE: "route",
+    names.SPAN_ROUTE: "route",
 }
 
 
@@ -46,10 +45,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class TokenTimeline:
-    """When each token of an answer left the engine, in milliseconds from the first; `path` draws them 1,000 wide."""
+    """When tokens of an answer left the engine, in milliseconds from the first; `path` draws them 1,000 wide.
+
+    Of a long answer only every `stride`th is known: a gap then is the time in which `stride` tokens came.
+    """
 
     span_id: str
     tokens: int
+    stride: int
     length_ms: float
     median_gap_ms: float
     longest_gap_ms: float
@@ -78,7 +81,9 @@ def waterfall(trace: Trace) -> Waterfall:
 
 def token_timelines(trace: Trace) -> list[TokenTimeline]:
     """One for each span that says when its tokens came."""
-    found = ((span, offsets(span.attributes.get(TOKEN_OFFSETS))) for span in trace.spans)
+    found = (
+        (span, offsets(span.attributes.get(names.DECODE_TOKEN_OFFSETS_MS))) for span in trace.spans
+    )
     return [_timeline(span, times) for span, times in found if len(times) > 1]
 
 
@@ -154,12 +159,20 @@ def _timeline(span: SpanRecord, times: list[float]) -> TokenTimeline:
     length_ms = (times[-1] - times[0]) or 1.0
     # Tokens that fall on the same pixel are drawn once.
     marks = sorted({round(1000 * (time - times[0]) / length_ms, 1) for time in times})
+    stride = max(1, _whole(span, names.DECODE_TOKEN_STRIDE) or 1)
+    tokens = _whole(span, names.DECODE_TOKENS) if stride > 1 else None
     return TokenTimeline(
         span_id=span.span_id,
-        tokens=len(times),
+        tokens=tokens or (len(times) - 1) * stride + 1,
+        stride=stride,
         length_ms=length_ms,
         median_gap_ms=statistics.median(gaps),
         longest_gap_ms=gaps[longest],
-        longest_after=longest + 1,
+        longest_after=longest * stride + 1,
         path="".join(f"M{mark:g} 0V24" for mark in marks),
     )
+
+
+def _whole(span: SpanRecord, name: str) -> int | None:
+    value = span.attributes.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -30,10 +31,12 @@ class Driver:
         self, model: Any, *, max_batch: int = 8, chunk: int = 64, idle_chunk: int = 256
     ) -> None:
         scheduler = Scheduler(Limits(max_batch, chunk, idle_chunk))
-        self.engine = Engine(Runner(model, max_batch), scheduler, BlasThreads(0))
+        self.paused_ns = 0
+        self.engine = Engine(Runner(model, max_batch), scheduler, BlasThreads(0), self._clock_ns)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
         self.admitted: list[int] = []
+        self.waited: list[int] = []
         self._ids = itertools.count(1)
 
     def submit(
@@ -60,6 +63,7 @@ class Driver:
             assert sequence_id not in self.ended, "a token after the end"
             self.tokens[sequence_id].append(token_id)
         self.admitted.extend(step.admitted)
+        self.waited.extend(step.waited)
         for ended in step.ended:
             assert ended.sequence_id not in self.ended, "ended twice"
             self.ended[ended.sequence_id] = ended
@@ -72,6 +76,10 @@ class Driver:
                 return
             self.step()
         raise AssertionError("the engine makes no progress")
+
+    def _clock_ns(self) -> int:
+        """The time; a test that wants a step to take longer adds to `paused_ns` before it."""
+        return time.monotonic_ns() + self.paused_ns
 
     def finish(self) -> None:
         """Step until there is nothing left to do."""

@@ -57,8 +57,22 @@ def test_more_sequences_than_rows_wait_and_are_all_answered_in_order(model: Watc
     ids = [driver.submit(prompt, max_tokens=3) for prompt in PROMPTS]
     driver.finish()
     assert driver.admitted == ids
+    assert driver.waited == ids[2:]
     assert {len(driver.tokens[sequence_id]) for sequence_id in ids} == {3}
     assert max(rows for rows, _ in model.shapes) == 2
+
+
+def test_a_sequence_for_which_there_is_room_has_not_waited(model: WatchedModel) -> None:
+    driver = Driver(model, max_batch=2)
+    first = driver.submit(PROMPTS[0], max_tokens=20)
+    driver.step_until(first, 5)
+    second = driver.submit(PROMPTS[1], max_tokens=20)
+    driver.step_until(second, 1)
+    third = driver.submit(PROMPTS[2], max_tokens=3)
+    driver.cancel(first)
+    driver.finish()
+    assert driver.admitted == [first, second, third]
+    assert driver.waited == [], "the place was free before the next step"
 
 
 def test_a_prompt_is_computed_in_chunks_and_no_decoding_row_misses_a_step(
@@ -311,6 +325,20 @@ def test_the_width_of_the_batch_is_recorded(model: WatchedModel) -> None:
         for one in (*pair, alone)
     ]
     assert widths == [(2, 10), (2, 10), (1, 5)]
+
+
+def test_a_stall_beside_another_s_prompt_says_so(model: WatchedModel) -> None:
+    driver = Driver(model, chunk=64)
+    running = driver.submit(PROMPTS[0], max_tokens=60)
+    driver.step_until(running, 5)
+    driver.paused_ns += 400_000_000
+    driver.step()
+    driver.submit(LONG, max_tokens=2)
+    driver.paused_ns += 400_000_000
+    driver.step()
+    driver.finish()
+    stalls = driver.ended[running].stamps.stalls
+    assert [stall.beside_prefill for stall in stalls] == [False, True]
 
 
 def seeded(seed: int | None, temperature: float = 1.0) -> SamplingParameters:

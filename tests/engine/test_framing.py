@@ -32,7 +32,7 @@ COMMANDS: list[ToEngine] = [
 REPORTS: list[FromEngine] = [
     Ready(10**12, "bfloat16", "gpu", True),
     Heartbeat(1, VITALS),
-    Step(2, [1, 10, 2, 20], [2], [Ended(1, "stop", STAMPS)]),
+    Step(2, [1, 10, 2, 20], [2], [Ended(1, "stop", STAMPS)], [2]),
     Step(3, [], [], [Ended(4, "failed", Stamps(1), "ValueError")]),
     LoadFailed("kein Platz: 12 GiB fehlen – 模型"),
 ]

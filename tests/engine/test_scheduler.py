@@ -27,7 +27,7 @@ def ids(sequences: list[Sequence]) -> list[int]:
 
 def start_decoding(scheduler: Scheduler) -> None:
     for running in scheduler.running.values():
-        running.add_token(1, 1)
+        running.add_token(1, 1, False)
 
 
 def test_sequences_are_admitted_in_the_order_they_came() -> None:
@@ -48,7 +48,7 @@ def test_only_so_many_prompts_are_computed_together() -> None:
     busy = scheduler(MAX_PREFILLS + 3)
     assert len(busy.admit()) == MAX_PREFILLS
     assert busy.admit() == []
-    busy.running[1].add_token(1, 1)
+    busy.running[1].add_token(1, 1, False)
     assert ids(busy.admit()) == [MAX_PREFILLS + 1]
 
 

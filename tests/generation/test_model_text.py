@@ -12,7 +12,7 @@ import pytest
 from mlx_manager.chat.request import Conversation, Message, Sampling
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
-from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
+from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text, quantization
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 
 
@@ -78,3 +78,23 @@ def test_a_broken_tokenizer_is_a_failed_load(model_dir: Path, tmp_path: Path) ->
     (path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelLoadFailed, match="test/model"):
         load_model_text(ModelFiles("test/model", path, "folder", 0))
+
+
+@pytest.mark.parametrize(
+    ("config", "term"),
+    [
+        ({}, None),
+        ({"quantization": None}, None),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "4bit"),
+        (
+            {"quantization": {"group_size": 32, "bits": 8, "mode": "affine", "lm_head": False}},
+            "8bit",
+        ),
+        ({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, "mxfp4"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization": {"bits": "many"}}, None),
+        ({"quantization": "4bit"}, None),
+    ],
+)
+def test_how_weights_are_stored_is_one_short_term(config: dict[str, Any], term: str | None) -> None:
+    assert quantization(config) == term

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 import logfire
 import pytest
@@ -23,9 +24,13 @@ from mlx_manager.chat.events import (
     ChatEvent,
     Finished,
     Interval,
+    Load,
+    Route,
+    Stall,
     Started,
     TextDelta,
     Timeline,
+    TraceContext,
     Usage,
     collect,
 )
@@ -204,6 +209,73 @@ async def test_phases_have_the_times_of_the_engine(spans: Spans, metrics: ChatMe
     assert decode["mlx.decode.longest_gap_s"] == 0.003
 
 
+async def test_what_the_timeline_says_of_a_phase_is_on_its_span(
+    spans: Spans, metrics: ChatMetrics
+) -> None:
+    timeline = a_timeline()
+    assert timeline.first_token_ns is not None
+    timeline.routing = Interval(
+        timeline.first_token_ns - 19 * MS, timeline.first_token_ns - 18 * MS
+    )
+    timeline.route = Route("local", "found/model", "hub-cache", "abc123")
+    timeline.load = Load(weights_bytes=4096, weights_s=0.5)
+    timeline.quantization, timeline.engine_restarts = "4bit", 2
+    timeline.waited_behind = (TraceContext(0xA, 0xB, 1),)
+    timeline.stalls = (Stall(timeline.first_token_ns + MS, 3 * MS, 2, True),)
+    timeline.token_offsets_us, timeline.token_stride = [0, 1500, 8000], 2
+
+    await collect(
+        InstrumentedBackend(Recorded("a", timeline=timeline), metrics=metrics).stream(CHAT)
+    )
+
+    chat = spans.one("chat asked/model").attributes or {}
+    assert chat["mlx.model.revision"] == "abc123"
+    assert (chat["mlx.quantization"], chat["mlx.engine.restarts"]) == ("4bit", 2)
+    assert set(spans.one("route").attributes or {}) >= {"mlx.backend", "mlx.route.model"}
+    load = spans.one("model.load").attributes or {}
+    assert load["mlx.model.source"] == "hub-cache"
+    assert (load["mlx.model.weights_bytes"], load["mlx.model.load.weights_s"]) == (4096, 0.5)
+    assert not {"mlx.model.load.process_s", "mlx.model.load.tokenizer_s"} & set(load)
+    (link,) = spans.one("queue").links
+    assert ids(link.context) == (f"{0xA:032x}", f"{0xB:016x}")
+    decode = spans.one("decode")
+    (stall,) = decode.events
+    assert (stall.name, stall.timestamp) == ("stall", timeline.first_token_ns + MS)
+    assert dict(stall.attributes or {}) == {
+        "mlx.stall.after_token": 2,
+        "mlx.stall.duration_s": 0.003,
+        "mlx.stall.cause": "prefill",
+    }
+    assert (decode.attributes or {})["mlx.decode.token_offsets_ms"] == (0.0, 1.5, 8.0)
+    assert (decode.attributes or {})["mlx.decode.token_stride"] == 2
+
+
+async def test_a_request_carries_its_span_and_not_that_of_whoever_asked(
+    spans: Spans, metrics: ChatMetrics
+) -> None:
+    carried = list[TraceContext | None]()
+
+    class Looking:
+        async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+            carried.append(request.trace)
+            request.timeline.queued_ns = time.time_ns()
+            raise EngineFailed("no")
+            yield
+
+    with pytest.raises(EngineFailed):
+        await collect(
+            InstrumentedBackend(Looking(), metrics=metrics).stream(
+                replace(CHAT, timeline=Timeline())
+            )
+        )
+
+    context = spans.one("chat asked/model").context
+    assert context
+    assert carried == [TraceContext(context.trace_id, context.span_id, context.trace_flags)]
+    queue = spans.one("queue")
+    assert queue.status.status_code is StatusCode.ERROR
+
+
 async def test_its_parent_is_the_span_current_when_it_was_asked_for(
     spans: Spans, metrics: ChatMetrics
 ) -> None:
@@ -267,7 +339,10 @@ async def test_a_failure_is_an_error_with_its_code_and_without_its_text(
     assert "mlx.cancelled" not in (span.attributes or {})
     assert span.events == ()
     assert SECRET not in spans.text()
-    assert spans.named("decode")
+    decode = spans.one("decode")
+    assert decode.status.status_code is StatusCode.ERROR
+    assert (decode.attributes or {})["error.type"] == code
+    assert spans.one("prefill").status.status_code is StatusCode.UNSET
     found = collected(reader)
     (point,) = found[names.REQUEST_DURATION.name]
     assert (point.attributes or {})["error.type"] == code

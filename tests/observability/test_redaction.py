@@ -257,7 +257,9 @@ def test_no_url_keeps_a_request_from_being_sent(spans: Spans, url: str) -> None:
 
 def test_lists_and_names_are_bounded_too() -> None:
     assert len(clean_value("list", ["a"] * 1000)) == 32  # type: ignore[arg-type]
-    assert len(clean_value("list", [1] * 1000)) == 32  # type: ignore[arg-type]
+    assert len(clean_value("list", [1] * 1000)) == 512  # type: ignore[arg-type]
+    assert len(clean_value("list", [1.5] * 256)) == 256  # type: ignore[arg-type]
+    assert clean_value("list", [*[1] * 40, "sk-secret-secret"]) == ("1",) * 32  # type: ignore[arg-type]
     assert clean_value("n" * 1000, "value") is None
     assert clean_value("number", 2**63 - 1) == 2**63 - 1
     assert clean_value("number", HTTPStatus.NOT_FOUND) == 404

@@ -44,7 +44,8 @@ def test_a_model_in_a_folder_is_called_by_its_path_below_it(tmp_path: Path) -> N
 
 
 def test_a_folder_that_is_itself_a_model_is_called_by_its_name(tmp_path: Path) -> None:
-    assert ids(Catalog({}, [make_model(tmp_path / "mine")], None)) == ["mine"]
+    [model] = Catalog({}, [make_model(tmp_path / "mine")], None).list()
+    assert (model.id, model.revision) == ("mine", None)
 
 
 def test_the_cache_s_main_revision_is_used_and_named(tmp_path: Path) -> None:
@@ -55,6 +56,7 @@ def test_the_cache_s_main_revision_is_used_and_named(tmp_path: Path) -> None:
     (refs / "main").write_text("aaa\n")
     [model] = Catalog({}, (), tmp_path).list()
     assert (model.id, model.path.name, model.source) == ("org/name", "aaa", "hub-cache")
+    assert model.revision == "aaa"
 
 
 def test_without_a_main_revision_the_newest_is_used(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ async def test_a_chat_is_one_trace_with_a_span_for_each_phase(
     assert set(trace) == {
         "POST /v1/chat/completions",
         f"chat {MODEL}",
+        "route",
         "tokenize",
         "queue",
         "prefill",

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlx_manager.observability.span_record import SpanKind, SpanLink, SpanRecord, SpanStatus, Value
+from mlx_manager.observability.span_record import (
+    SpanEvent,
+    SpanKind,
+    SpanLink,
+    SpanRecord,
+    SpanStatus,
+    Value,
+)
 from mlx_manager.traces.summarise import summarise
 from mlx_manager.traces.summary import Trace
 
@@ -21,6 +28,7 @@ def span(
     kind: SpanKind = "internal",
     status: SpanStatus = "unset",
     links: tuple[SpanLink, ...] = (),
+    events: tuple[SpanEvent, ...] = (),
     trace_id: str = TRACE_ID,
     also: Mapping[str, Value] | None = None,
     **attributes: Value,
@@ -42,6 +50,7 @@ def span(
         attributes={key.replace("__", "."): value for key, value in attributes.items()}
         | dict(also or {}),
         links=links,
+        events=events,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_manager.observability.span_record import SpanLink, SpanRecord, Value
+from mlx_manager.observability.span_record import SpanEvent, SpanLink, SpanRecord, Value
 from mlx_manager.traces import explain as rules
 from mlx_manager.traces.explain import RULES, Finding, Rule, explain
 from mlx_manager.traces.summary import Trace
@@ -115,7 +115,7 @@ def test_a_request_that_decoded_nothing_says_nothing_about_it() -> None:
     assert silent(rules.answer_was_decoded, chat_trace(span("prefill", 5, 900)))
 
 
-def paused(gap_s: float, widest: int = 1) -> SpanRecord:
+def paused(gap_s: float, widest: int = 1, events: tuple[SpanEvent, ...] = ()) -> SpanRecord:
     return span(
         "decode",
         100,
@@ -123,7 +123,31 @@ def paused(gap_s: float, widest: int = 1) -> SpanRecord:
         mlx__decode__tokens=82,
         mlx__decode__longest_gap_s=gap_s,
         mlx__batch__width_max=widest,
+        events=events,
     )
+
+
+def stall(duration_s: float, **attributes: Value) -> SpanEvent:
+    return SpanEvent("stall", 0, {"mlx.stall.duration_s": duration_s} | attributes)
+
+
+@pytest.mark.parametrize(
+    ("events", "cause"),
+    [
+        ((stall(0.3), stall(0.4, **{"mlx.stall.cause": "prefill"})), "were prefilled."),
+        ((stall(0.4), stall(0.3, **{"mlx.stall.cause": "prefill"})), "no prompt of another"),
+        ((stall(0.3),), "most likely while prompts"),
+        ((SpanEvent("other", 0, {"mlx.stall.duration_s": 0.4}),), "most likely while prompts"),
+    ],
+    ids=["prefill", "not prefill", "another pause", "another event"],
+)
+def test_what_the_engine_knows_of_a_pause_goes_before_what_is_likely(
+    events: tuple[SpanEvent, ...], cause: str
+) -> None:
+    found = only(rules.decoding_paused, chat_trace(paused(0.4, widest=4, events=events)))
+
+    assert cause in found.sentence
+    assert ("most likely" in found.sentence) == cause.startswith("most likely")
 
 
 def test_a_long_pause_is_told_apart_from_the_usual_time_between_tokens() -> None:

@@ -98,5 +98,32 @@ def test_the_token_timeline_finds_the_longest_pause() -> None:
     assert line.path.startswith("M0 0V24M111.1 0V24")
 
 
+def test_the_token_timeline_of_a_long_answer_counts_the_tokens_between_its_marks() -> None:
+    decode = span(
+        "decode",
+        10,
+        60,
+        mlx__decode__token_offsets_ms=(0, 10, 20, 50),
+        mlx__decode__token_stride=4,
+        mlx__decode__tokens=15,
+    )
+
+    (line,) = token_timelines(chat_trace(decode))
+
+    assert (line.tokens, line.stride) == (15, 4)
+    assert (line.median_gap_ms, line.longest_gap_ms, line.longest_after) == (10.0, 30.0, 9)
+
+
+@pytest.mark.parametrize("stride", [0, -3, "4", 2.5, True])
+def test_a_stride_that_is_none_counts_as_one(stride: Value) -> None:
+    decode = span(
+        "decode", 0, 9, mlx__decode__token_offsets_ms=(0, 5, 9), mlx__decode__token_stride=stride
+    )
+
+    (line,) = token_timelines(chat_trace(decode))
+
+    assert (line.tokens, line.stride) == (3, 1)
+
+
 def test_without_token_times_there_is_no_timeline() -> None:
     assert token_timelines(chat_trace(span("decode", 10, 60))) == []

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from mlx_manager.chat.events import TraceContext
 from mlx_manager.errors import GenerationFailed, Overloaded
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.workers.blas import find_openblas
@@ -194,3 +196,22 @@ async def test_it_can_be_heard_while_it_has_nothing_to_do(engine: EngineProcess)
     heard_s = engine.last_heard_s
     await eventually(lambda: engine.last_heard_s > heard_s)
     assert not engine.is_stalled
+
+
+def owner(number: int) -> TraceContext:
+    return TraceContext(number, number, 1)
+
+
+async def test_a_sequence_knows_the_first_eight_that_it_waited_behind(model_dir: Path) -> None:
+    async with started(model_dir / "test" / "tiny", max_batch=1, max_waiting=20) as engine:
+        streams = [
+            engine.generate(PROMPT, 2, [], SamplingParameters(), owner=owner(number))
+            for number in range(12)
+        ]
+        for stream in streams:
+            await read(stream)
+        behind = [[one.trace_id for one in stream.waited_behind] for stream in streams]
+        assert behind == [list(range(min(number, 8))) for number in range(12)]
+        late = engine.generate(PROMPT, 2, [], SamplingParameters(), owner=owner(99))
+        await read(late)
+        assert late.waited_behind == ()

@@ -41,6 +41,7 @@ class Engine:
         self._clock_ns = clock_ns
         self._ended: list[Ended] = []
         self._step_clock = StepClock()
+        self._last_began_ns = 0
 
     @property
     def has_work(self) -> bool:
@@ -58,17 +59,20 @@ class Engine:
     def step(self) -> Step:
         """Advance everything by one step and say what happened."""
         began_ns = self._clock_ns()
-        admitted = [sequence.id for sequence in self._scheduler.admit() if self._start(sequence)]
+        admitted = [sequence for sequence in self._scheduler.admit() if self._start(sequence)]
+        # What was there when the last step began could have been taken then, had there been room.
+        waited = [one.id for one in admitted if one.stamps.received_ns < self._last_began_ns]
+        self._last_began_ns = began_ns
         output = self._run()
         now_ns = self._clock_ns()
         self._step_clock.add(now_ns - began_ns)
         for sequence_id in output.prefilled:
             self._scheduler.running[sequence_id].stamps.prefill_chunks += 1
         for token in output.tokens:
-            self._settle(token, now_ns, len(output.tokens))
+            self._settle(token, now_ns, output)
         ended, self._ended = self._ended, []
         pairs = [n for token in output.tokens for n in (token.sequence_id, token.token_id)]
-        return Step(now_ns, pairs, admitted, ended)
+        return Step(now_ns, pairs, [sequence.id for sequence in admitted], ended, waited)
 
     def vitals(self) -> Vitals:
         """Say how the engine is, and how long the steps since the last such report took."""
@@ -118,9 +122,9 @@ class Engine:
             self._fail(sequence, error)
         self._runner.reset()
 
-    def _settle(self, token: TokenOutput, now_ns: int, batch_width: int) -> None:
+    def _settle(self, token: TokenOutput, now_ns: int, output: RunnerOutput) -> None:
         sequence = self._scheduler.running[token.sequence_id]
-        sequence.add_token(now_ns, batch_width)
+        sequence.add_token(now_ns, len(output.tokens), bool(output.prefilled))
         if token.end is not None:
             self._scheduler.remove(sequence.id)
             self._end(sequence, "stop" if token.end == "stop" else "length")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def load(path: Path) -> LoadedModel:
     On a CPU the weights become float32: MLX's CPU backend computes bfloat16 and float16 4 to 30 times slower, and
     quantised weights with bfloat16 scales 8 to 10 times slower.
     """
+    began_s = time.monotonic()
     model, _config = load_model(path)
     if mx.default_device() == mx.cpu:
         model.set_dtype(mx.float32)
@@ -41,6 +43,7 @@ def load(path: Path) -> LoadedModel:
         dtype=str(floats[0]).removeprefix("mlx.core.") if floats else "unknown",
         device=str(mx.default_device().type).removeprefix("DeviceType."),
         has_fast_blas=_has_fast_blas(),
+        load_s=time.monotonic() - began_s,
     )
     return LoadedModel(model, ready)
 

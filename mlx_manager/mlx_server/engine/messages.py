@@ -41,12 +41,13 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The model is in memory."""
+    """The model is in memory, after `load_s` in which its weights were read."""
 
     weights_bytes: int
     dtype: str
     device: str
     has_fast_blas: bool
+    load_s: float = 0.0
 
 
 class LoadFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -55,8 +56,20 @@ class LoadFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     message: str
 
 
+class Stall(msgspec.Struct, frozen=True, array_like=True):
+    """A pause between two tokens that was clearly longer than usual; `beside_prefill` when prompts were read in it."""
+
+    began_ns: int
+    duration_ns: int
+    after_token: int
+    beside_prefill: bool
+
+
 class Stamps(msgspec.Struct, array_like=True):
-    """The engine's record of one sequence; None where it wasn't reached."""
+    """The engine's record of one sequence; None where it wasn't reached.
+
+    `token_offsets_us` says when every `token_stride`th token came, in microseconds after the first.
+    """
 
     received_ns: int
     admitted_ns: int | None = None
@@ -68,6 +81,9 @@ class Stamps(msgspec.Struct, array_like=True):
     batch_width_sum: int = 0
     batch_width_max: int = 0
     longest_gap_ns: int = 0
+    stalls: list[Stall] = []
+    token_offsets_us: list[int] = []
+    token_stride: int = 1
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):
@@ -82,13 +98,15 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
 class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """One step of the whole batch.
 
-    `tokens` alternates sequence id and token id, one pair a decoded row. An end token is part of `tokens`.
+    `tokens` alternates sequence id and token id, one pair a decoded row. An end token is part of `tokens`. Those of
+    `admitted` that had been left in the queue by a step before are in `waited`.
     """
 
     at_ns: int
     tokens: list[int] = []
     admitted: list[int] = []
     ended: list[Ended] = []
+    waited: list[int] = []
 
 
 class StepTimes(msgspec.Struct, frozen=True, array_like=True):

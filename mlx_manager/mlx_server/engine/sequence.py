@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlx_manager.mlx_server.engine.messages import Stamps, Submit
+from mlx_manager.mlx_server.engine.messages import Stall, Stamps, Submit
+
+# A pause is a stall when it is this long and this many times the mean of the pauses before it, of which there must be
+# some: a model that needs half a second for each token doesn't stall at each.
+STALL_NS = 250_000_000
+STALL_FACTOR = 8
+USUAL_GAPS = 3
+MOST_STALLS = 16
+# Even, so that it is always the first token behind a full list that is kept with twice the stride.
+MOST_OFFSETS = 256
 
 
 @dataclass(slots=True)
@@ -29,14 +38,38 @@ class Sequence:
         """Whether the prompt is behind it."""
         return self.stamps.first_token_ns is not None
 
-    def add_token(self, now_ns: int, batch_width: int) -> None:
-        """Record one more output token, made together with `batch_width` - 1 others."""
+    def add_token(self, now_ns: int, batch_width: int, beside_prefill: bool) -> None:
+        """Record one more output token, made together with `batch_width` - 1 others, and with prompts read or not."""
         stamps = self.stamps
         if stamps.last_token_ns is None:
             stamps.first_token_ns = now_ns
         else:
-            stamps.longest_gap_ns = max(stamps.longest_gap_ns, now_ns - stamps.last_token_ns)
+            gap_ns = now_ns - stamps.last_token_ns
+            if gap_ns > stamps.longest_gap_ns:
+                stamps.longest_gap_ns = gap_ns
+            if gap_ns > STALL_NS and self._is_unusual(gap_ns):
+                stall = Stall(stamps.last_token_ns, gap_ns, stamps.output_tokens, beside_prefill)
+                stamps.stalls.append(stall)
         stamps.last_token_ns = now_ns
+        if stamps.output_tokens % stamps.token_stride == 0:
+            self._keep_offset(now_ns)
         stamps.output_tokens += 1
         stamps.batch_width_sum += batch_width
         stamps.batch_width_max = max(stamps.batch_width_max, batch_width)
+
+    def _keep_offset(self, now_ns: int) -> None:
+        stamps = self.stamps
+        if len(stamps.token_offsets_us) == MOST_OFFSETS:
+            del stamps.token_offsets_us[1::2]
+            stamps.token_stride *= 2
+        stamps.token_offsets_us.append((now_ns - (stamps.first_token_ns or now_ns)) // 1000)
+
+    def _is_unusual(self, gap_ns: int) -> bool:
+        stamps = self.stamps
+        if len(stamps.stalls) == MOST_STALLS:
+            return False
+        # Without the stalls, behind whose mean the next one would hide.
+        usual_gaps = stamps.output_tokens - 1 - len(stamps.stalls)
+        stalled_ns = sum(stall.duration_ns for stall in stamps.stalls)
+        usual_ns = (stamps.last_token_ns or 0) - (stamps.first_token_ns or 0) - stalled_ns
+        return usual_gaps >= USUAL_GAPS and gap_ns * usual_gaps > STALL_FACTOR * usual_ns

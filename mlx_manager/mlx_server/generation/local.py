@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from mlx_manager.chat.events import (
     ChatEvent,
     Finished,
     Interval,
+    Load,
+    Route,
     Started,
     Timeline,
 )
@@ -23,9 +24,10 @@ from mlx_manager.mlx_server.generation.deadline import Deadline
 from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
 from mlx_manager.mlx_server.generation.timing import record, recording
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
-from mlx_manager.mlx_server.pool.pool import ModelPool
+from mlx_manager.mlx_server.pool.pool import Lease, ModelPool
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
+BACKEND = "local"
 # Characters or token ids up to which a prompt is encoded on the event loop: a tenth of a millisecond, where a hop to a
 # thread costs more, and many at once wait for each other's interpreter lock.
 INLINE_SIZE = 2000
@@ -52,10 +54,10 @@ class LocalBackend:
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`; see `ChatBackend`."""
-        timeline, deadline = Timeline(), Deadline(self._time_limits_s[request.operation])
+        timeline, deadline = request.timeline, Deadline(self._time_limits_s[request.operation])
         async with AsyncExitStack() as held:
             async with deadline.kept():
-                text, tokens = await self._submit(request, timeline, held)
+                text, tokens = await self._submit(request, held)
             answer = read_answer(tokens, text, request.stop, timeline.prompt_tokens)
             await held.enter_async_context(tokens)
             await held.enter_async_context(aclosing(answer))
@@ -69,23 +71,19 @@ class LocalBackend:
                     yield event
 
     async def _submit(
-        self, request: ChatRequest, timeline: Timeline, held: AsyncExitStack
+        self, request: ChatRequest, held: AsyncExitStack
     ) -> tuple[ModelText, TokenStream]:
         """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
-        arrived_ns = time.time_ns()
-        files = await self._pool.find(request.model)
-        loading_text = self._load_text(files)
-        lease = await held.enter_async_context(self._pool.lease(files))
-        text = await asyncio.shield(loading_text)
-        if lease.was_loaded:
-            timeline.model_load = Interval(arrived_ns, time.time_ns())
-        prompt = await self._prepare(request, text, timeline)
+        files = await self._find(request)
+        lease, text = await self._lease(files, request.timeline, held)
+        prompt = await self._prepare(request, text)
         tokens = lease.engine.generate(
             prompt.token_ids,
             prompt.max_tokens,
             list(text.end_token_ids),
             prompt.sampling,
             wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
+            owner=request.trace,
         )
         return text, tokens
 
@@ -96,15 +94,42 @@ class LocalBackend:
         async with self._pool.lease(files):
             await asyncio.shield(loading_text)
 
-    async def _prepare(self, request: ChatRequest, text: ModelText, timeline: Timeline) -> Prompt:
-        start_ns = time.time_ns()
+    async def _find(self, request: ChatRequest) -> ModelFiles:
+        timeline = request.timeline
+        timeline.routing = Interval.begin()
+        files = await self._pool.find(request.model)
+        timeline.route = Route(BACKEND, files.id, files.source, files.revision)
+        timeline.routing.end()
+        return files
+
+    async def _lease(
+        self, files: ModelFiles, timeline: Timeline, held: AsyncExitStack
+    ) -> tuple[Lease, ModelText]:
+        """Hold both sides of a model as long as `held`; a load takes as long as the slower one."""
+        # Begun before it is known whether there is anything to load: when it fails, nobody comes back to say so.
+        timeline.model_load = Interval.begin()
+        loading_text = self._load_text(files)
+        was_read = loading_text.done()
+        lease = await held.enter_async_context(self._pool.lease(files))
+        text = await asyncio.shield(loading_text)
+        timeline.model_load.end()
+        if was_read and not lease.was_loaded:
+            timeline.model_load = None
+        else:
+            timeline.load = _load(lease, None if was_read else text.load_s)
+        timeline.quantization, timeline.engine_restarts = text.quantization, lease.restarts
+        return lease, text
+
+    async def _prepare(self, request: ChatRequest, text: ModelText) -> Prompt:
+        timeline = request.timeline
+        timeline.tokenize = Interval.begin()
         if request.input.size < INLINE_SIZE:
             prompt = prepare(request, text)
         else:
             prompt = await asyncio.to_thread(prepare, request, text)
         timeline.prompt_tokens = len(prompt.token_ids)
-        timeline.queued_ns = time.time_ns()
-        timeline.tokenize = Interval(start_ns, timeline.queued_ns)
+        timeline.tokenize.end()
+        timeline.queued_ns = timeline.tokenize.end_ns
         return prompt
 
     def _load_text(self, files: ModelFiles) -> asyncio.Task[ModelText]:
@@ -138,3 +163,10 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
         )
     max_tokens = min(request.max_tokens or room, room)
     return Prompt(token_ids, max_tokens, text.sampling_parameters(request.sampling))
+
+
+def _load(lease: Lease, tokenizer_s: float | None) -> Load:
+    engine = lease.engine
+    if not lease.was_loaded or engine.ready is None:
+        return Load(tokenizer_s=tokenizer_s)
+    return Load(engine.ready.weights_bytes, engine.process_s, engine.ready.load_s, tokenizer_s)

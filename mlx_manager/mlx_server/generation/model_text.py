@@ -6,6 +6,7 @@ Everything here is plain Python and slow by the event loop's measure: call it in
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,17 @@ from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 
 FALLBACK_CONTEXT_TOKENS = 32_768
+LONGEST_TERM = 32
 # Sampling that OpenAI's API documents for a request that says nothing.
 API_DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelText:
-    """What turns requests into token ids and back for one model."""
+    """What turns requests into token ids and back for one model, and what its config says of its weights.
+
+    Reading all this took `load_s`.
+    """
 
     model_id: str
     tokenizer: Any
@@ -30,6 +35,8 @@ class ModelText:
     vocabulary_size: int
     end_token_ids: tuple[int, ...]
     sampling_defaults: dict[str, Any]
+    quantization: str | None
+    load_s: float
 
     def encode(self, prompt: Conversation | RawPrompt) -> list[int]:
         """Return the prompt's token ids. Raises InvalidRequest when the model can't take it."""
@@ -92,6 +99,7 @@ class ModelText:
 
 def load_model_text(files: ModelFiles) -> ModelText:
     """Read the tokenizer and settings of a model. Raises ModelLoadFailed when they can't be read."""
+    began_s = time.monotonic()
     # Importing transformers takes a second, which a server that has no model loaded yet need not wait for.
     from transformers import AutoTokenizer
 
@@ -118,7 +126,21 @@ def load_model_text(files: ModelFiles) -> ModelText:
         vocabulary_size=_text_setting(config, "vocab_size") or len(tokenizer),
         end_token_ids=_end_token_ids(tokenizer.eos_token_id, config, generation),
         sampling_defaults=_sampling_defaults(generation),
+        quantization=quantization(config),
+        load_s=time.monotonic() - began_s,
     )
+
+
+def quantization(config: dict[str, Any]) -> str | None:
+    """How most of the weights are stored: `4bit`, or a number format's own name (`mxfp4`). None when they are whole."""
+    stored = config.get("quantization") or config.get("quantization_config")
+    if not isinstance(stored, dict):
+        return None
+    mode = stored.get("mode") or stored.get("quant_method")
+    if isinstance(mode, str) and mode != "affine":
+        return mode[:LONGEST_TERM]
+    bits = stored.get("bits")
+    return f"{bits}bit" if isinstance(bits, int) else None
 
 
 def _checked_unicode(text: str) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mlx_manager.chat.events import Timeline
+from mlx_manager.chat.events import Stall, Timeline
 from mlx_manager.mlx_server.engine.messages import Stamps
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
@@ -28,6 +28,7 @@ def record(tokens: TokenStream, timeline: Timeline) -> None:
     timeline.admitted_ns = _wall(tokens.admitted_at_ns, offset_ns)
     timeline.first_token_ns = _wall(tokens.first_token_at_ns, offset_ns)
     timeline.output_tokens = tokens.received_tokens
+    timeline.waited_behind = tokens.waited_behind
     if tokens.ended is not None:
         _record_stamps(tokens.ended.stamps, timeline, offset_ns)
     elif tokens.admitted_at_ns is not None:
@@ -43,6 +44,12 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.batch_width_sum = stamps.batch_width_sum
     timeline.batch_width_max = stamps.batch_width_max
     timeline.longest_gap_ns = stamps.longest_gap_ns
+    timeline.token_offsets_us = stamps.token_offsets_us
+    timeline.token_stride = stamps.token_stride
+    timeline.stalls = tuple(
+        Stall(one.began_ns + offset_ns, one.duration_ns, one.after_token, one.beside_prefill)
+        for one in stamps.stalls
+    )
 
 
 def _wall(monotonic_ns: int | None, offset_ns: int) -> int | None:

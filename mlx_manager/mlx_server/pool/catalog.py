@@ -27,6 +27,11 @@ class ModelFiles:
     source: Source
     created_s: int
 
+    @property
+    def revision(self) -> str | None:
+        """The commit of a model from the Hugging Face cache; None elsewhere."""
+        return self.path.name if self.source == "hub-cache" else None
+
     def read_json(self, name: str) -> dict[str, Any]:
         """Return one of the model's JSON files; empty when there is none."""
         file = self.path / name

@@ -52,11 +52,12 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A model that stays in memory as long as this is held."""
+    """A model that stays in memory as long as this is held; its engine was replaced `restarts` times since it came."""
 
     files: ModelFiles
     engine: EngineProcess
     was_loaded: bool
+    restarts: int = 0
 
 
 class ModelPool:
@@ -99,7 +100,7 @@ class ModelPool:
         resident.leases += 1
         try:
             engine, was_loaded = await self._ready_engine(resident)
-            yield Lease(resident.files, engine, was_loaded)
+            yield Lease(resident.files, engine, was_loaded, resident.restarts)
         finally:
             resident.leases -= 1
 

@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from mlx_manager.chat.events import TraceContext
 from mlx_manager.errors import MlxManagerError, ModelLoadFailed, Overloaded
 from mlx_manager.mlx_server.engine.framing import encode, reports_reader
 from mlx_manager.mlx_server.engine.messages import (
@@ -28,6 +30,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Submit,
     Vitals,
 )
+from mlx_manager.mlx_server.engine.scheduler import MAX_PREFILLS
 from mlx_manager.mlx_server.workers.blas import engine_environment
 from mlx_manager.mlx_server.workers.stream import TokenStream, engine_ended
 from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
@@ -37,6 +40,8 @@ logger = logging.getLogger(__name__)
 WORKER_MODULE = "mlx_manager.mlx_server.engine.worker"
 EXIT_GRACE_S = 2.0
 WATCH_INTERVAL_S = 1.0
+# Of those that a request waits behind, so many are told.
+MOST_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +58,20 @@ class EngineOptions:
 
 
 class EngineProcess:
-    """One model in a process of its own. Made by `start`, ended by `stop` or by its own death."""
+    """One model in a process of its own. Made by `start`, ended by `stop` or by its own death.
+
+    `process_s` is how long the process took to come up before it could begin to read the weights.
+    """
 
     def __init__(
         self, model_id: str, path: Path, options: EngineOptions, watch: EngineWatch
     ) -> None:
         self.model_id = model_id
         self.ready: Ready | None = None
+        self.process_s: float | None = None
         self.vitals: Vitals | None = None
         self.last_heard_s = time.monotonic()
+        self._made_s = self.last_heard_s
         self._path = path
         self._options = options
         self._watcher = watch
@@ -139,8 +149,9 @@ class EngineProcess:
         end_token_ids: list[int],
         sampling: SamplingParameters,
         wake_tokens: int = 1,
+        owner: TraceContext | None = None,
     ) -> TokenStream:
-        """Submit a sequence. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
+        """Submit a sequence for `owner`. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
         if not self.is_alive:
             raise engine_ended(self.model_id, "ended")
         if len(self._streams) >= self._options.max_batch + self._options.max_waiting:
@@ -149,7 +160,8 @@ class EngineProcess:
                 "Send this one again later, or raise MLX_SERVER_MAX_WAITING.",
                 retry_after_s=1,
             )
-        stream = TokenStream(next(self._sequence_ids), self._abandon, wake_tokens)
+        sequence_id, ahead = next(self._sequence_ids), self._ahead()
+        stream = TokenStream(sequence_id, self._abandon, wake_tokens, owner, ahead)
         # Kept after it was sent: what can't be encoded raises here and must not count as running.
         self._send(Submit(stream.sequence_id, token_ids, max_tokens, end_token_ids, sampling))
         self._streams[stream.sequence_id] = stream
@@ -170,6 +182,16 @@ class EngineProcess:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _ahead(self) -> tuple[TraceContext, ...]:
+        """The owners of those that a sequence may have to wait for now, the longest in the engine first.
+
+        Nobody, while there is surely room: the engine never has more sequences than are known here.
+        """
+        if len(self._streams) < min(self._options.max_batch, MAX_PREFILLS):
+            return ()
+        owners = (stream.owner for stream in self._streams.values())
+        return tuple(islice((owner for owner in owners if owner is not None), MOST_AHEAD))
 
     async def _end_process(self, process: asyncio.subprocess.Process) -> None:
         try:
@@ -273,6 +295,7 @@ class EngineProcess:
                 self._watcher.stepped(self.model_id, vitals.steps)
             case Ready():
                 self.ready = message
+                self.process_s = max(self.last_heard_s - self._made_s - message.load_s, 0.0)
                 self._settle_load(None)
             case LoadFailed(text):
                 self._settle_load(ModelLoadFailed(f"{self.model_id} could not be loaded: {text}"))
@@ -281,7 +304,7 @@ class EngineProcess:
         streams, at_ns = self._streams, step.at_ns
         for sequence_id in step.admitted:
             if stream := streams.get(sequence_id):
-                stream.feed_admitted(at_ns)
+                stream.feed_admitted(at_ns, sequence_id in step.waited)
         numbers = iter(step.tokens)
         for sequence_id, token_id in zip(numbers, numbers, strict=True):
             if stream := streams.get(sequence_id):

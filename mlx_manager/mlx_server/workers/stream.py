@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from mlx_manager.chat.events import TraceContext
 from mlx_manager.errors import EngineFailed, GenerationFailed, MlxManagerError
 from mlx_manager.mlx_server.engine.messages import Ended
 
@@ -14,13 +15,22 @@ class TokenStream:
 
     It has one reader, woken for `wake_tokens` tokens at a time and at the end. One that is slow gets longer lists, so
     nothing queues up per token. After the last list `ended` holds the engine's record. Leaving the `async with` before
-    the end cancels the sequence.
+    the end cancels the sequence. `owner` is whom it works for, `ahead` the owners of those who had the places when it
+    came.
     """
 
     def __init__(
-        self, sequence_id: int, abandon: Callable[[TokenStream], None], wake_tokens: int = 1
+        self,
+        sequence_id: int,
+        abandon: Callable[[TokenStream], None],
+        wake_tokens: int = 1,
+        owner: TraceContext | None = None,
+        ahead: tuple[TraceContext, ...] = (),
     ) -> None:
         self.sequence_id = sequence_id
+        self.owner = owner
+        self._ahead = ahead
+        self._has_waited = True
         self.ended: Ended | None = None
         self.admitted_at_ns: int | None = None
         self.first_token_at_ns: int | None = None
@@ -71,9 +81,15 @@ class TokenStream:
         tokens, self._tokens = self._tokens, []
         return tokens
 
-    def feed_admitted(self, at_ns: int) -> None:
-        """The engine has taken the sequence into its batch."""
+    @property
+    def waited_behind(self) -> tuple[TraceContext, ...]:
+        """The owners of those for whose places it waits or has waited; none when it was admitted at once."""
+        return self._ahead if self._has_waited else ()
+
+    def feed_admitted(self, at_ns: int, has_waited: bool) -> None:
+        """The engine has taken the sequence into its batch, at once or after others had left."""
         self.admitted_at_ns = at_ns
+        self._has_waited = has_waited
         self._wake()
 
     def feed(self, token_id: int, at_ns: int) -> None:
