@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.support.process import Started, started
 from tests.conftest import ENDLESS_TOKENS
+from tests.support.process import Started, started
 from tests.support.running import wait_until
 
 ENDLESS: dict[str, Any] = {
