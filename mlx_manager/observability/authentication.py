@@ -15,8 +15,7 @@ def note_authentication(key_id: str | None, start_ns: int, end_ns: int) -> None:
     request = trace.get_current_span()
     if not request.is_recording():
         return
-    attributes = {names.KEY_ID: key_id} if key_id else {names.ERROR_TYPE: InvalidApiKey.code}
-    found = FinishedSpan(
-        names.SPAN_AUTHENTICATE, start_ns, end_ns, attributes, is_error=key_id is None
-    )
+    attributes = {names.KEY_ID: key_id} if key_id else {}
+    error_type = None if key_id else InvalidApiKey.code
+    found = FinishedSpan(names.SPAN_AUTHENTICATE, start_ns, end_ns, attributes, error_type)
     span_writer().write(request, found)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags, Tracer
 from opentelemetry.util.types import AttributeValue
 
@@ -26,6 +26,7 @@ from mlx_manager.chat.request import ChatRequest
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.observability import attributes as names
 from mlx_manager.observability.afterwards import Later
+from mlx_manager.observability.finished_spans import FinishedSpan, SpanWriter
 from mlx_manager.observability.metrics import ChatMetrics, Measured, Tokens
 
 Attributes = dict[str, AttributeValue]
@@ -37,13 +38,14 @@ class ChatSpan:
     def __init__(
         self,
         tracer: Tracer,
+        writer: SpanWriter,
         request: ChatRequest,
         provider: str,
         backend: str,
         parent: Context,
         arrived_ns: int,
     ) -> None:
-        self._tracer = tracer
+        self._writer = writer
         self._request = request
         self._provider = provider
         self._backend = backend
@@ -112,15 +114,15 @@ class ChatSpan:
 
     def _write(self, timeline: Timeline, ended_ns: int) -> None:
         asked = _asked(self._request, self._provider, self._backend)
-        self.span.set_attributes(asked | self._outcome() | _work(timeline, self._arrived_ns))
+        done = self._outcome() | self._usage(timeline)
+        self.span.set_attributes(asked | done | _work(timeline, self._arrived_ns))
         if self._error_type:
             self.span.set_status(StatusCode.ERROR)
-        context = trace.set_span_in_context(self.span)
         reached = list(phases(timeline, ended_ns))
         if reached and self._error_type:
             reached[-1] = reached[-1]._replace(error_type=self._error_type)
         for phase in reached:
-            phase.write(self._tracer, context)
+            self._writer.write(self.span, phase)
 
     def _outcome(self) -> Attributes:
         found: Attributes = {}
@@ -128,7 +130,7 @@ class ChatSpan:
             found[names.RESPONSE_ID] = self._request.response_id
             found[names.RESPONSE_MODEL] = self._started.model
         if self._finished:
-            found |= _usage(self._finished)
+            found[names.RESPONSE_FINISH_REASONS] = (self._finished.reason,)
         if self._first_text_ns and self._request.stream:
             found[names.TIME_TO_FIRST_CHUNK] = _seconds(self._arrived_ns, self._first_text_ns)
         if self._error_type:
@@ -136,6 +138,25 @@ class ChatSpan:
         if self._is_cancelled:
             found[names.CANCELLED] = True
         return found
+
+    def _usage(self, timeline: Timeline) -> Attributes:
+        tokens = self._tokens(timeline)
+        if tokens is None:
+            return {}
+        return {
+            names.INPUT_TOKENS: tokens.input,
+            names.OUTPUT_TOKENS: tokens.output,
+            names.CACHE_READ_TOKENS: tokens.cached,
+        }
+
+    def _tokens(self, timeline: Timeline) -> Tokens | None:
+        """What was computed, also when nobody has seen the end of it; None when the prompt was never read."""
+        if self._finished:
+            usage = self._finished.usage
+            return Tokens(usage.input_tokens, usage.output_tokens, usage.cached_tokens)
+        if timeline.first_token_ns is None:
+            return None
+        return Tokens(timeline.prompt_tokens, timeline.output_tokens, timeline.cached_tokens)
 
     def _measure(self, metrics: ChatMetrics, timeline: Timeline, ended_ns: int) -> None:
         context, dimensions = trace.set_span_in_context(self.span), self._dimensions()
@@ -154,15 +175,11 @@ class ChatSpan:
     def _count(
         self, metrics: ChatMetrics, timeline: Timeline, dimensions: Attributes, context: Context
     ) -> None:
-        is_prefilled = timeline.first_token_ns is not None
-        if self._finished:
-            usage = self._finished.usage
-            tokens = Tokens(usage.input_tokens, usage.output_tokens, usage.cached_tokens)
-        else:
-            tokens = Tokens(timeline.prompt_tokens, timeline.output_tokens, timeline.cached_tokens)
-        if self._finished or is_prefilled:
-            metrics.used(tokens, dimensions, context)
-        if is_prefilled:
+        tokens = self._tokens(timeline)
+        if tokens is None:
+            return
+        metrics.used(tokens, dimensions, context)
+        if timeline.first_token_ns is not None:
             metrics.prefilled(tokens, dimensions, context)
 
     def _dimensions(self) -> Attributes:
@@ -180,35 +197,7 @@ class ChatSpan:
         return found
 
 
-class Phase(NamedTuple):
-    """A stretch of a chat that becomes a child span."""
-
-    name: str
-    start_ns: int
-    end_ns: int
-    attributes: Attributes
-    error_type: str | None = None
-    links: tuple[Link, ...] = ()
-    stalls: tuple[Stall, ...] = ()
-
-    def write(self, tracer: Tracer, context: Context) -> None:
-        """Make the span, from its start to its end."""
-        span = tracer.start_span(
-            self.name,
-            context,
-            attributes=self.attributes,
-            links=self.links,
-            start_time=self.start_ns,
-        )
-        for stall in self.stalls:
-            span.add_event(names.EVENT_STALL, _stalled(stall), stall.start_ns)
-        if self.error_type:
-            span.set_attribute(names.ERROR_TYPE, self.error_type)
-            span.set_status(StatusCode.ERROR)
-        span.end(self.end_ns)
-
-
-def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
+def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
     """The phases that were reached; one that a failure or a leaving client cut short ends with the chat.
 
     They follow each other, so it is the last one in which a chat has failed.
@@ -237,22 +226,22 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[Phase]:
         ended_ns,
         _decoded(timeline),
     ):
-        yield phase._replace(stalls=timeline.stalls)
+        yield phase._replace(events=tuple(map(_stalled, timeline.stalls)))
 
 
 def _interval(
     name: str, interval: Interval | None, ended_ns: int, attributes: Attributes
-) -> Iterator[Phase]:
+) -> Iterator[FinishedSpan]:
     if interval is not None:
         yield from _phase(name, interval.start_ns, interval.end_ns, ended_ns, attributes)
 
 
 def _phase(
     name: str, start_ns: int | None, end_ns: int | None, ended_ns: int, attributes: Attributes
-) -> Iterator[Phase]:
+) -> Iterator[FinishedSpan]:
     if start_ns is not None:
         end_ns = ended_ns if end_ns is None else end_ns
-        yield Phase(name, start_ns, max(start_ns, end_ns), attributes)
+        yield FinishedSpan(name, start_ns, max(start_ns, end_ns), attributes)
 
 
 def _waited_behind(other: TraceContext) -> Link:
@@ -261,12 +250,14 @@ def _waited_behind(other: TraceContext) -> Link:
     return Link(context, {names.LINK_REASON: names.WAITED_BEHIND})
 
 
-def _stalled(stall: Stall) -> Attributes:
-    stalled: Attributes = {
+def _stalled(stall: Stall) -> Event:
+    attributes: Attributes = {
         names.STALL_AFTER_TOKEN: stall.after_token,
         names.STALL_DURATION_S: stall.duration_ns / 1e9,
     }
-    return stalled | {names.STALL_CAUSE: names.SPAN_PREFILL} if stall.beside_prefill else stalled
+    if stall.beside_prefill:
+        attributes[names.STALL_CAUSE] = names.SPAN_PREFILL
+    return Event(names.EVENT_STALL, attributes, stall.start_ns)
 
 
 def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
@@ -290,15 +281,6 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.REQUEST_STOP_SEQUENCES: request.stop or None,
     }
     return _known(asked)
-
-
-def _usage(finished: Finished) -> Attributes:
-    return {
-        names.RESPONSE_FINISH_REASONS: (finished.reason,),
-        names.INPUT_TOKENS: finished.usage.input_tokens,
-        names.OUTPUT_TOKENS: finished.usage.output_tokens,
-        names.CACHE_READ_TOKENS: finished.usage.cached_tokens,
-    }
 
 
 def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
@@ -340,7 +322,7 @@ def _decoded(timeline: Timeline) -> Attributes:
         names.DECODE_TOKENS: timeline.output_tokens,
         names.DECODE_TOKENS_PER_S: 1 / per_token_s if per_token_s else None,
         names.DECODE_LONGEST_GAP_S: timeline.longest_gap_ns / 1e9,
-        names.DECODE_TOKEN_OFFSETS_MS: [us / 1000 for us in timeline.token_offsets_us] or None,
+        names.DECODE_TOKEN_OFFSETS_MS: tuple(us / 1000 for us in timeline.token_offsets_us) or None,
         names.DECODE_TOKEN_STRIDE: timeline.token_stride if timeline.token_offsets_us else None,
         names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -14,18 +13,19 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
+from mlx_manager.observability import attributes as names
 
-@dataclass(frozen=True, slots=True)
-class FinishedSpan:
-    """What is to be written. Times are nanoseconds since the Unix epoch."""
+
+class FinishedSpan(NamedTuple):
+    """What is to be written; one with an `error_type` has failed. Times are nanoseconds since the Unix epoch."""
 
     name: str
     start_ns: int
     end_ns: int
-    attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
-    events: Sequence[Event] = ()
+    attributes: Mapping[str, AttributeValue]
+    error_type: str | None = None
     links: Sequence[Link] = ()
-    is_error: bool = False
+    events: Sequence[Event] = ()
 
 
 class SpanWriter(Protocol):
@@ -46,13 +46,13 @@ class TracerWriter:
         child = self._tracer.start_span(
             span.name,
             trace.set_span_in_context(parent),
-            attributes=span.attributes,
+            attributes=_attributes(span),
             links=span.links,
             start_time=span.start_ns,
         )
         for event in span.events:
             child.add_event(event.name, event.attributes, event.timestamp)
-        if span.is_error:
+        if span.error_type:
             child.set_status(StatusCode.ERROR)
         child.end(span.end_ns)
 
@@ -81,16 +81,21 @@ class DirectWriter:
             ),
             parent=above,
             resource=self._resource,
-            attributes=dict(span.attributes),
+            attributes=_attributes(span),
             events=span.events,
             links=span.links,
-            status=_ERROR if span.is_error else _UNSET,
+            status=_ERROR if span.error_type else _UNSET,
             start_time=span.start_ns,
             end_time=span.end_ns,
             instrumentation_scope=self._scope,
         )
         for processor in self._processors:
             processor.on_end(finished)
+
+
+def _attributes(span: FinishedSpan) -> dict[str, AttributeValue]:
+    failure = {names.ERROR_TYPE: span.error_type} if span.error_type else {}
+    return {**span.attributes, **failure}
 
 
 _ERROR, _UNSET = Status(StatusCode.ERROR), Status()

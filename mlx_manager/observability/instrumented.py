@@ -18,8 +18,10 @@ from mlx_manager.chat.events import ChatEvent, Finished, TextDelta
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.observability.afterwards import Later, at_once
 from mlx_manager.observability.chat_span import ChatSpan
+from mlx_manager.observability.finished_spans import TracerWriter
 from mlx_manager.observability.instruments import SCOPE
 from mlx_manager.observability.metrics import ChatMetrics
+from mlx_manager.observability.setup import span_writer
 
 
 class InstrumentedBackend:
@@ -43,6 +45,7 @@ class InstrumentedBackend:
         self._provider = provider
         self._name = name
         self._tracer = tracer or trace.get_tracer(SCOPE)
+        self._writer = TracerWriter(tracer) if tracer else span_writer()
         self._metrics = metrics or ChatMetrics()
         self._later = later
 
@@ -53,7 +56,15 @@ class InstrumentedBackend:
     async def _watch(
         self, request: ChatRequest, parent: Context, arrived_ns: int
     ) -> AsyncGenerator[ChatEvent, None]:
-        span = ChatSpan(self._tracer, request, self._provider, self._name, parent, arrived_ns)
+        span = ChatSpan(
+            self._tracer,
+            self._writer,
+            request,
+            self._provider,
+            self._name,
+            parent,
+            arrived_ns,
+        )
         try:
             async with aclosing(self._backend.stream(replace(request, trace=span.trace))) as events:
                 # What the backend does before its first event (spans, logs, SQL) belongs under the chat. Attached

@@ -30,9 +30,9 @@ PHASE = FinishedSpan(
     START_NS,
     START_NS + 5_000_000,
     {"mlx.decode.tokens": 7, "api_key": "sk-abcdefgh", "offsets": (0.5, 1.5)},
-    [Event("stall", {"why": "prefill"}, START_NS + 1_000_000)],
+    "engine_failed",
     [Link(OTHER, {"why": "waited"})],
-    is_error=True,
+    [Event("stall", {"why": "prefill"}, START_NS + 1_000_000)],
 )
 
 
@@ -67,6 +67,7 @@ def test_both_ways_tell_the_same(spans: Spans) -> None:
     assert direct == through_tracer
     assert direct["attributes"]["api_key"] == REDACTED
     assert direct["status"].name == "ERROR"
+    assert direct["attributes"]["error.type"] == "engine_failed"
     assert len(direct["events"]) == len(direct["links"]) == 1
 
 

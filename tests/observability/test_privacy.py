@@ -52,6 +52,8 @@ from mlx_manager.cli import _read, _run
 from mlx_manager.mlx_server.config import Settings
 _run("broken:app", "It", "127.0.0.1", 0, _read(Settings))
 """
+# A stream of events that ends when its reader leaves.
+ENDLESS_PATH = "/api/events"
 MAX_BODY_BYTES = 4096
 
 
@@ -232,14 +234,18 @@ def send_everything(
             )
             assert "{" not in path, "a new parameter needs a secret"
             for body in bodies(secrets) if method == "POST" else [b""]:
-                answer = http.request(
+                with http.stream(
                     method,
                     path,
                     params=query(secrets),
                     headers=headers(secrets) | {"Content-Type": "application/json"},
                     content=body,
-                )
-                statuses.add(answer.status_code)
+                ) as answer:
+                    statuses.add(answer.status_code)
+                    if (method, path) == ("GET", ENDLESS_PATH):
+                        next(answer.iter_lines())
+                    else:
+                        answer.read()
         with contextlib.suppress(httpx.RemoteProtocolError):
             http.post("/broken-later", json={"secret": secrets.new("broken-later")})
     return statuses

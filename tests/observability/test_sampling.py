@@ -282,7 +282,7 @@ def test_a_span_that_never_began_shares_the_fate_of_its_parent() -> None:
     for fails in (False, True):
         root = traced.start("root")
         writer = DirectWriter([traced.sampler], Resource({}), InstrumentationScope("test"))
-        writer.write(root, FinishedSpan("phase", 1, 2, is_error=fails))
+        writer.write(root, FinishedSpan("phase", 1, 2, {}, "failed" if fails else None))
         assert traced.sent == []
         root.end(2 * MILLISECOND_NS)
 

@@ -1,0 +1,293 @@
+"""The whole tree of spans that each kind of request leaves, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from logfire.testing import TestExporter
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.trace import SpanKind, StatusCode
+
+from mlx_manager.mlx_server.app import create_app
+from mlx_manager.observability.setup import TelemetryOptions, configure, span_sink
+from tests.conftest import ENDLESS_TOKENS, TINY
+from tests.support.running import RunningServer, eventually, running, settings_for
+from tests.support.spans import UntracedTransport
+
+CHAT = "/v1/chat/completions"
+LIMIT_S = 0.5
+
+# One span a line, below its parent, in the order of time. Behind its name stand its kind unless that is internal, its
+# status unless that is unset, and those of the `SHOWN` attributes that it has.
+SHOWN = (
+    "http.response.status_code",
+    "gen_ai.request.stream",
+    "gen_ai.response.finish_reasons",
+    "gen_ai.usage.output_tokens",
+    "mlx.decode.tokens",
+    "mlx.cancelled",
+    "error.type",
+)
+WHOLE = """
+POST /v1/chat/completions SERVER http.response.status_code=200
+  chat test/tiny gen_ai.request.stream=False gen_ai.response.finish_reasons=length gen_ai.usage.output_tokens=5
+    route
+    tokenize
+    queue
+    prefill
+    decode mlx.decode.tokens=5
+"""
+STREAMED = """
+POST /v1/chat/completions SERVER http.response.status_code=200
+  chat test/tiny gen_ai.request.stream=True gen_ai.response.finish_reasons=length gen_ai.usage.output_tokens=5
+    route
+    tokenize
+    queue
+    prefill
+    decode mlx.decode.tokens=5
+"""
+CANCELLED = """
+POST /v1/chat/completions SERVER http.response.status_code=200 mlx.cancelled=True
+  chat test/tiny gen_ai.request.stream=True gen_ai.usage.output_tokens=* mlx.cancelled=True
+    route
+    tokenize
+    queue
+    prefill
+    decode mlx.decode.tokens=*
+"""
+# The status line had been sent when it happened: HTTP went well, the chat did not.
+FAILED = """
+POST /v1/chat/completions SERVER http.response.status_code=200
+  chat test/tiny ERROR gen_ai.request.stream=True gen_ai.usage.output_tokens=* error.type=engine_failed
+    route
+    tokenize
+    queue
+    prefill
+    decode ERROR mlx.decode.tokens=* error.type=engine_failed
+"""
+TIMED_OUT = """
+POST /v1/chat/completions SERVER ERROR http.response.status_code=504 error.type=504
+  chat test/tiny ERROR gen_ai.request.stream=False gen_ai.usage.output_tokens=* error.type=request_timeout
+    route
+    tokenize
+    queue
+    prefill
+    decode ERROR mlx.decode.tokens=* error.type=request_timeout
+"""
+UNKNOWN_MODEL = """
+POST /v1/chat/completions SERVER http.response.status_code=404
+  chat test/unknown ERROR gen_ai.request.stream=False error.type=model_not_found
+    route ERROR error.type=model_not_found
+"""
+OVERLOADED = """
+POST /v1/chat/completions SERVER ERROR http.response.status_code=503 error.type=503
+  chat test/tiny ERROR gen_ai.request.stream=False error.type=overloaded
+    route
+    tokenize
+    queue ERROR error.type=overloaded
+"""
+
+
+class Trees:
+    """What the server's requests have left so far."""
+
+    def __init__(self) -> None:
+        self.exporter = TestExporter()
+
+    def of(self, response: httpx.Response) -> list[ReadableSpan]:
+        trace_id = int(response.headers["X-Trace-ID"], 16)
+        spans = list(self.exporter.exported_spans)
+        return [span for span in spans if span.context and span.context.trace_id == trace_id]
+
+    async def whole(self, server: RunningServer, response: httpx.Response) -> list[ReadableSpan]:
+        """The response's spans, once the outermost has ended and no work is put off."""
+
+        def has_ended() -> bool:
+            return any(span.kind is SpanKind.SERVER for span in self.of(response))
+
+        def has_chat() -> bool:
+            return any(
+                "gen_ai.operation.name" in (one.attributes or {}) for one in self.of(response)
+            )
+
+        await eventually(lambda: has_ended() and has_chat())
+        await server.close_books()
+        return self.of(response)
+
+
+def drawn(spans: list[ReadableSpan]) -> str:
+    """The spans as lines. Fails for one whose parent is missing."""
+    below: defaultdict[int | None, list[ReadableSpan]] = defaultdict(list)
+    for span in spans:
+        below[span.parent.span_id if span.parent else None].append(span)
+    lines = ["", *_lines(below, None, ""), ""]
+    assert len(lines) == len(spans) + 2, "each span has a parent among the others"
+    return "\n".join(lines)
+
+
+def _lines(
+    below: dict[int | None, list[ReadableSpan]], parent: int | None, indent: str
+) -> Iterator[str]:
+    for span in sorted(below.get(parent, ()), key=_times):
+        assert span.context is not None
+        yield indent + _line(span)
+        yield from _lines(below, span.context.span_id, indent + "  ")
+
+
+def _times(span: ReadableSpan) -> tuple[int, int]:
+    return span.start_time or 0, span.end_time or 0
+
+
+def _line(span: ReadableSpan) -> str:
+    kind = [] if span.kind is SpanKind.INTERNAL else [span.kind.name]
+    status = span.status.status_code
+    said = [] if status is StatusCode.UNSET else [status.name]
+    return " ".join([span.name, *kind, *said, *_shown(span)])
+
+
+def _shown(span: ReadableSpan) -> Iterator[str]:
+    found = span.attributes or {}
+    for name in SHOWN:
+        if name in found:
+            value = found[name]
+            yield f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+
+def loosened(tree: str, pattern: str) -> str:
+    """`tree` with a `*` for each count that `pattern` leaves open; a count must be there, and above nothing."""
+    lines = tree.split("\n")
+    patterns = pattern.split("\n")
+    return "\n".join(map(_loosened, lines, patterns)) if len(lines) == len(patterns) else tree
+
+
+def _loosened(line: str, pattern: str) -> str:
+    for word in pattern.split():
+        name, _, value = word.partition("=")
+        if value == "*":
+            line = " ".join(
+                word if part.startswith(f"{name}=") and int(part.partition("=")[2]) > 0 else part
+                for part in line.split(" ")
+            )
+    return line
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Count to a million."}]
+    return {"model": TINY, "messages": messages, "max_tokens": 5, "temperature": 0} | changes
+
+
+ENDLESS = body(max_tokens=ENDLESS_TOKENS, stream=True)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[RunningServer]:
+    """A server that takes one request at a time, and not for long."""
+    folder = tmp_path_factory.mktemp("narrow")
+    settings = settings_for(folder, model_dir, max_batch=1, max_waiting=0, chat_timeout_s=LIMIT_S)
+    with running(create_app(settings)) as server:
+        # By the other endpoint, which has a limit of its own: loading may take longer.
+        warm_up = {"model": TINY, "prompt": "x", "max_tokens": 1}
+        answer = httpx.post(f"{server.url}/v1/completions", json=warm_up, timeout=60)
+        assert answer.status_code == 200
+        yield server
+
+
+@pytest.fixture
+def trees() -> Iterator[Trees]:
+    configure(TelemetryOptions("mlx-test"))
+    trees = Trees()
+    with span_sink(SimpleSpanProcessor(trees.exporter)):
+        yield trees
+
+
+@pytest.fixture
+async def client(server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    """A client without spans of its own, of a server that has its model in memory."""
+    transport = UntracedTransport()
+    async with httpx.AsyncClient(base_url=server.url, transport=transport, timeout=60) as client:
+        assert (await client.post(CHAT, json=body(max_tokens=1))).status_code == 200
+        yield client
+
+
+@pytest.fixture
+async def hurried(narrow: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    transport = UntracedTransport()
+    async with httpx.AsyncClient(base_url=narrow.url, transport=transport, timeout=60) as client:
+        yield client
+
+
+async def first_text(lines: AsyncIterator[str]) -> None:
+    """Read until the first text: the stream is then in the middle of its answer."""
+    async for line in lines:
+        if '"content":"' in line and '"content":""' not in line:
+            return
+    raise AssertionError("the answer has no text")
+
+
+@pytest.mark.parametrize(("is_streamed", "tree"), [(False, WHOLE), (True, STREAMED)])
+async def test_an_answer(
+    client: httpx.AsyncClient, server: RunningServer, trees: Trees, is_streamed: bool, tree: str
+) -> None:
+    asked = body(stream=True) if is_streamed else body()
+    response = await client.post(CHAT, json=asked)
+    assert drawn(await trees.whole(server, response)) == tree
+
+
+async def test_an_answer_whose_client_leaves(
+    client: httpx.AsyncClient, server: RunningServer, trees: Trees
+) -> None:
+    async with client.stream("POST", CHAT, json=ENDLESS) as response:
+        await first_text(response.aiter_lines())
+    tree = drawn(await trees.whole(server, response))
+    assert loosened(tree, CANCELLED) == CANCELLED
+
+
+async def test_an_answer_whose_engine_is_killed(
+    client: httpx.AsyncClient, server: RunningServer, trees: Trees
+) -> None:
+    async with client.stream("POST", CHAT, json=ENDLESS) as response:
+        # One iterator for all of it: a second one would find the stream consumed.
+        lines = response.aiter_lines()
+        await first_text(lines)
+        engine = server.resident(TINY).engine
+        assert engine is not None
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        assert [line async for line in lines if "engine_failed" in line]
+    tree = drawn(await trees.whole(server, response))
+    assert loosened(tree, FAILED) == FAILED
+
+
+async def test_an_answer_that_takes_too_long(
+    hurried: httpx.AsyncClient, narrow: RunningServer, trees: Trees
+) -> None:
+    response = await hurried.post(CHAT, json=ENDLESS | {"stream": False})
+    tree = drawn(await trees.whole(narrow, response))
+    assert loosened(tree, TIMED_OUT) == TIMED_OUT
+
+
+async def test_a_model_that_does_not_exist(
+    client: httpx.AsyncClient, server: RunningServer, trees: Trees
+) -> None:
+    response = await client.post(CHAT, json=body(model="test/unknown"))
+    assert drawn(await trees.whole(server, response)) == UNKNOWN_MODEL
+
+
+async def test_one_request_too_many(
+    hurried: httpx.AsyncClient, narrow: RunningServer, trees: Trees
+) -> None:
+    first = {"model": TINY, "prompt": "x", "max_tokens": ENDLESS_TOKENS, "temperature": 0}
+    asking = asyncio.create_task(hurried.post("/v1/completions", json=first))
+    await eventually(lambda: narrow.active(TINY) == 1)
+    response = await hurried.post(CHAT, json=body())
+    asking.cancel()
+    assert drawn(await trees.whole(narrow, response)) == OVERLOADED
