@@ -77,7 +77,7 @@ def _measure_telemetry(options: argparse.Namespace, folder: Path, report: Report
     rounds = options.rounds * TELEMETRY_ROUNDS_FACTOR
     cost = measure_telemetry(rounds, folder, say, is_quick=options.quick)
     report.telemetry = telemetry_figures(cost)
-    report.failures += [*cost.on.failures, *cost.off.failures]
+    report.failures += cost.failures
 
 
 def _measure_memory(options: argparse.Namespace, folder: Path, report: Report, say: Say) -> None:

@@ -10,7 +10,7 @@ from benchmarks.compare import BARE, Comparison
 from benchmarks.contenders import Measured
 from benchmarks.memory import Growth
 from benchmarks.rounds import Series, extra_cpu_s_per_token, throughput_ratio
-from benchmarks.telemetry import TelemetryCost
+from benchmarks.telemetry import COMPARED, TelemetryCost
 from benchmarks.work import Answers, ModelName
 
 
@@ -54,16 +54,27 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class TelemetryFigures:
-    """With telemetry as a share of without: throughput, and CPU time per token of all processes.
+    """One server as a share of another with less telemetry: throughput, and CPU time per token of all processes.
 
     The steadiest figure is what the API process spends more on a request: the engine has no telemetry, only noise.
     """
 
-    requests: int
-    failures: int
+    telemetry: str
+    against: str
+    tokens_per_s: Spread
     throughput_ratio: Spread
     cpu_ratio: Spread
+    api_cpu_us_per_request: float
     extra_api_cpu_us_per_request: Spread
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryPart:
+    """All comparisons of servers that differ in their telemetry, and how much was asked of them together."""
+
+    requests: int
+    failures: int
+    rows: list[TelemetryFigures]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +99,14 @@ def comparison_figures(comparison: Comparison) -> list[Figures]:
     ]
 
 
-def telemetry_figures(cost: TelemetryCost) -> TelemetryFigures:
-    """Return what telemetry costs."""
-    return TelemetryFigures(
-        requests=_requests(cost.on) + _requests(cost.off),
-        failures=len(cost.on.failures) + len(cost.off.failures),
-        throughput_ratio=Spread.of(cost.on.compared(cost.off, throughput_ratio)),
-        cpu_ratio=Spread.of(
-            cost.on.compared(cost.off, lambda on, off: on.cpu_s_per_token / off.cpu_s_per_token)
-        ),
-        extra_api_cpu_us_per_request=Spread.of(
-            cost.on.compared(
-                cost.off, lambda on, off: _api_us_per_request(on) - _api_us_per_request(off)
-            )
-        ),
+def telemetry_figures(cost: TelemetryCost) -> TelemetryPart:
+    """Return what each kind of telemetry costs."""
+    return TelemetryPart(
+        requests=sum(map(_requests, cost.series.values())),
+        failures=len(cost.failures),
+        rows=[
+            _telemetry_row(cost.series[name], cost.series[against]) for name, against in COMPARED
+        ],
     )
 
 
@@ -116,6 +121,24 @@ def memory_figures(growth: Growth) -> MemoryFigures:
         growth_mib=growth.growth_bytes / 2**20,
         bytes_per_request=growth.bytes_per_request,
         series_mib=list(zip(growth.requests, mib, strict=True)),
+    )
+
+
+def _telemetry_row(series: Series, base: Series) -> TelemetryFigures:
+    return TelemetryFigures(
+        telemetry=series.name,
+        against=base.name,
+        tokens_per_s=_spread(series, lambda measured: measured.tokens_per_s),
+        throughput_ratio=Spread.of(series.compared(base, throughput_ratio)),
+        cpu_ratio=Spread.of(
+            series.compared(base, lambda own, other: own.cpu_s_per_token / other.cpu_s_per_token)
+        ),
+        api_cpu_us_per_request=series.median(_api_us_per_request),
+        extra_api_cpu_us_per_request=Spread.of(
+            series.compared(
+                base, lambda own, other: _api_us_per_request(own) - _api_us_per_request(other)
+            )
+        ),
     )
 
 

@@ -16,13 +16,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.figures import Figures, MemoryFigures, Spread, TelemetryFigures
+from benchmarks.figures import Figures, MemoryFigures, Spread, TelemetryFigures, TelemetryPart
 from benchmarks.goals import (
     Goal,
     comparison_goals,
     failures_goal,
     memory_goal,
-    telemetry_goal,
+    telemetry_goals,
 )
 
 # Wide enough for every column, also where there is no terminal.
@@ -39,6 +39,18 @@ COLUMNS = (
     "range",
     "client's\nCPU",
 )
+TELEMETRY_COLUMNS = (
+    "telemetry",
+    "against",
+    "tokens/s",
+    "ratio",
+    "range",
+    "CPU per token",
+    "range",
+    "API CPU µs/request",
+    "more",
+    "range",
+)
 
 
 @dataclass(slots=True)
@@ -48,7 +60,7 @@ class Report:
     rounds: int
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     comparisons: list[Figures] = field(default_factory=list)
-    telemetry: TelemetryFigures | None = None
+    telemetry: TelemetryPart | None = None
     memory: MemoryFigures | None = None
     failures: list[str] = field(default_factory=list)
 
@@ -62,7 +74,7 @@ class Report:
         """Return every goal that has been measured."""
         goals = [*comparison_goals(self.comparisons)]
         if self.telemetry is not None:
-            goals.append(telemetry_goal(self.telemetry))
+            goals += telemetry_goals(self.telemetry)
         if self.memory is not None:
             goals.append(memory_goal(self.memory))
         return [*goals, failures_goal(len(self.failures), self.requests)]
@@ -103,7 +115,7 @@ def print_report(report: Report, screen: Console) -> None:
     ):
         screen.print(_comparison_table(f"{model}, {clients} clients", rows))
     if report.telemetry is not None:
-        screen.print(_telemetry_lines(report.telemetry), highlight=False)
+        screen.print(_telemetry_table(report.telemetry.rows))
     if report.memory is not None:
         screen.print(_memory_lines(report.memory), highlight=False)
     screen.print(_goals_table(report.goals()))
@@ -112,18 +124,21 @@ def print_report(report: Report, screen: Console) -> None:
 
 
 def _comparison_table(title: str, rows: Iterable[Figures]) -> Table:
-    table = _table(title)
-    for number, name in enumerate(COLUMNS):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+    return _filled(_table(title), COLUMNS, map(_cells, rows))
 
 
 def _table(title: str) -> Table:
     return Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
+
+
+def _filled(table: Table, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _cells(row: Figures) -> Sequence[str]:
@@ -142,12 +157,27 @@ def _cells(row: Figures) -> Sequence[str]:
     )
 
 
-def _telemetry_lines(figures: TelemetryFigures) -> str:
+def _telemetry_table(rows: Iterable[TelemetryFigures]) -> Table:
+    return _filled(
+        _table("what telemetry costs: tiny, streamed"),
+        TELEMETRY_COLUMNS,
+        map(_telemetry_cells, rows),
+    )
+
+
+def _telemetry_cells(row: TelemetryFigures) -> Sequence[str]:
+    extra_us = row.extra_api_cpu_us_per_request
     return (
-        "Telemetry on against off, tiny, streamed:\n"
-        f"  throughput {_ranged(figures.throughput_ratio, '.3f')}\n"
-        f"  CPU per token {_ranged(figures.cpu_ratio, '.3f')}\n"
-        f"  CPU of the API process {_ranged(figures.extra_api_cpu_us_per_request, '+,.0f')} µs a request\n"
+        row.telemetry,
+        row.against,
+        f"{row.tokens_per_s.median:,.0f}",
+        f"{row.throughput_ratio.median:.3f}",
+        _range(row.throughput_ratio, ".3f"),
+        f"{row.cpu_ratio.median:.3f}",
+        _range(row.cpu_ratio, ".3f"),
+        f"{row.api_cpu_us_per_request:,.0f}",
+        f"{extra_us.median:+,.0f}",
+        _range(extra_us, "+,.0f"),
     )
 
 
@@ -167,10 +197,6 @@ def _goals_table(goals: Iterable[Goal]) -> Table:
         verdict = "[green]pass[/green]" if goal.is_met else "[red]miss[/red]"
         table.add_row(goal.name, goal.wanted, goal.got, verdict)
     return table
-
-
-def _ranged(spread: Spread, form: str) -> str:
-    return f"{spread.median:{form}} ({_range(spread, form)})"
 
 
 def _range(spread: Spread, form: str) -> str:

@@ -62,8 +62,11 @@ def measure(
 
 
 def orders(contenders: Sequence[Contender], rounds: int) -> Iterator[Iterable[Contender]]:
-    """Yield an order for each round: rotated by one, every other one backwards."""
+    """Yield an order for each round: each forwards and then backwards, then rotated by one.
+
+    Twice as many rounds as there are contenders have each of them in each place twice.
+    """
     for number in range(rounds):
-        at = number % len(contenders)
+        at = number // 2 % len(contenders)
         order = [*contenders[at:], *contenders[:at]]
         yield order if number % 2 == 0 else reversed(order)

@@ -64,7 +64,10 @@ class Server:
 def mlx_manager_server(
     model: Path, folder: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """Run this package's server on one model; `folder` takes its database and its output."""
+    """Run this package's server on one model; `folder` takes its database and its output.
+
+    Its telemetry is the default, and what `environment` says: never what happens to be set around the benchmark.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         str(Path(sys.executable).parent / "mlx-manager"),
@@ -75,7 +78,12 @@ def mlx_manager_server(
         "MLX_SERVER_TRACES_PATH": str(folder / "traces.db"),
         "MLX_SERVER_HUB_CACHE": str(folder / "hub"),
     }
-    with _running(command, {**os.environ, **own, **(environment or {})}, folder) as running:
+    around = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OTEL_", "LOGFIRE_"))
+    }
+    with _running(command, {**around, **own, **(environment or {})}, folder) as running:
         yield Server(running.announced_port(), model.name, psutil.Process(running.process.pid))
 
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import httpx
 import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.connection import Reply
 from benchmarks.contenders import Measured
-from benchmarks.figures import percentile
+from benchmarks.figures import percentile, telemetry_figures
+from benchmarks.goals import telemetry_goals
 from benchmarks.memory import Growth
 from benchmarks.models import make_model
 from benchmarks.prompts import PromptMaker
+from benchmarks.receiver import otlp_receiver
 from benchmarks.replies import read
 from benchmarks.rounds import measure, orders, throughput_ratio
 from benchmarks.servers import Cpu
+from benchmarks.telemetry import OFF, SPANS, STORE, STORE_AND_OTLP, TelemetryCost, measure_telemetry
 from benchmarks.work import Answers, ClientTask, Load
+from mlx_manager.traces.reader import TraceReader
+from mlx_manager.traces.summary import TraceFilter
 
 TASK = ClientTask("127.0.0.1", 1, "/", [], prompt_tokens=7, output_tokens=2)
 EVENTS = (
@@ -104,19 +111,61 @@ def test_an_answer_that_breaks_off_or_is_refused_is_a_failure() -> None:
     assert "503" in str(read(refused, TASK).failure)
 
 
-def test_every_round_has_every_contender_in_another_order() -> None:
-    contenders = [_Steady("a"), _Steady("b"), _Steady("c")]
+@pytest.mark.parametrize("names", ["abc", "abcd"])
+def test_nobody_is_favoured_by_the_place_in_a_round(names: str) -> None:
+    contenders = [_Steady(name) for name in names]
 
-    rounds = [[one.name for one in order] for order in orders(contenders, 4)]
+    rounds = [[one.name for one in order] for order in orders(contenders, 2 * len(names))]
 
-    assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
-    assert len({tuple(order) for order in rounds}) > 1
+    assert all(sorted(order) == [*names] for order in rounds)
+    for place in zip(*rounds, strict=True):
+        assert Counter(place) == dict.fromkeys(names, 2)
 
 
 def test_ratios_compare_what_was_measured_in_the_same_round() -> None:
     series = measure([_Steady("a", 2.0), _Steady("b", 4.0)], Load(1, 1, 10), 3, lambda _: None)
 
     assert series["a"].compared(series["b"], throughput_ratio) == [2.0, 2.0, 2.0]
+
+
+def test_telemetry_is_measured_from_off_to_an_export_and_nothing_else_reaches_the_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+
+    cost = measure_telemetry(1, tmp_path, lambda _: None, clients=1, is_quick=True)
+
+    assert cost.failures == []
+    stored = {name: _has_traces(tmp_path / name / "traces.db") for name in cost.series}
+    assert stored == {OFF: False, SPANS: False, STORE: True, STORE_AND_OTLP: True}
+
+
+def test_a_receiver_takes_what_an_exporter_sends() -> None:
+    with otlp_receiver() as receiver, httpx.Client() as client:
+        for path in ("/v1/traces", "/v1/metrics", "/v1/traces"):
+            assert client.post(f"{receiver.url}{path}", content=b"x" * 100_000).status_code == 200
+        assert receiver.exports_of_spans() == 2
+
+
+def test_each_kind_of_telemetry_is_compared_with_none_and_the_store_with_spans_alone() -> None:
+    walls_s = {OFF: 1.0, SPANS: 1.25, STORE: 1.26, STORE_AND_OTLP: 2.0}
+    contenders = [_Steady(name, wall_s) for name, wall_s in walls_s.items()]
+    part = telemetry_figures(TelemetryCost(measure(contenders, Load(2, 1, 10), 3, lambda _: None)))
+
+    ratios = {(row.telemetry, row.against): row.throughput_ratio.median for row in part.rows}
+    goals = {goal.name.partition(":")[0]: goal.is_met for goal in telemetry_goals(part)}
+
+    assert part.requests == 4 * 3 * 2
+    assert ratios == pytest.approx(
+        {
+            (OFF, OFF): 1.0,
+            (SPANS, OFF): 0.8,
+            (STORE, OFF): 1 / 1.26,
+            (STORE, SPANS): 1.25 / 1.26,
+            (STORE_AND_OTLP, OFF): 0.5,
+        }
+    )
+    assert goals == {"telemetry into the store": False, "writing to the store": True}
 
 
 def test_growth_is_the_slope_after_the_warm_up() -> None:
@@ -132,6 +181,13 @@ def test_a_percentile_is_one_of_the_values() -> None:
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile([3.0, 1.0, 2.0], 0.99) == 3.0
     assert percentile([], 0.5) is None
+
+
+def _has_traces(file: Path) -> bool:
+    if not file.exists():
+        return False
+    with TraceReader(file) as reader:
+        return bool(reader.list_traces(TraceFilter()).traces)
 
 
 class _Steady:
