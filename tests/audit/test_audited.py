@@ -145,6 +145,7 @@ async def test_a_complete_answer_leaves_a_full_row() -> None:
         "cached_tokens": 16,
         "output_tokens": 2,
         "finish_reason": "stop",
+        "key_id": None,
         "client_address": "127.0.0.1",
     }
 

@@ -29,9 +29,9 @@ from tests.audit.rows import (
 )
 
 FOR_EVER_S = 3600.0
-IN_TROUBLE = "audit log can't be written (%s); its rows wait"
+IN_TROUBLE = "audit log can't be written: its rows wait (%(trouble)s)"
 RECOVERED = "audit log is written again"
-LOSING = "audit log loses rows, %d so far"
+LOSING = "audit log loses rows: %(lost)d so far"
 
 
 def put_all(writer: AuditWriter, rows: list[MadeRecord]) -> None:
@@ -214,7 +214,7 @@ async def test_the_log_line_names_the_trouble_and_nothing_of_the_row(
         with locked(database_file):
             writer.put(make_record("marked"))
             await eventually_logged(caplog, IN_TROUBLE)
-    assert "can't be written (SQLITE_BUSY)" in caplog.text
+    assert "can't be written: its rows wait (SQLITE_BUSY)" in caplog.text
     assert "marked" not in caplog.text
 
 
