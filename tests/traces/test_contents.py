@@ -130,7 +130,7 @@ def test_what_was_said_counts_and_goes_when_the_file_is_too_large(tmp_path: Path
         put(store, *(telling(number, f"<{number}>" * 3000) for number in range(1, 101)))
         wait_until(lambda: store.get_trace(trace_id(1)) is None)
         wait_until(lambda: not is_written(path, "<1>"))
-        assert path.stat().st_size < limit
+        wait_until(lambda: path.stat().st_size < limit)
         assert told(store, 100) == {"<100>" * 3000}
     orphans = "SELECT count(*) FROM contents WHERE trace NOT IN (SELECT id FROM traces)"
     assert rows(path, orphans) == [(0,)]
