@@ -156,6 +156,13 @@ class Settings(BaseSettings):
     traces_retention_days: float = Field(
         7.0, gt=0, le=36_500, description="Days that a trace is kept."
     )
+    content_retention_days: float = Field(
+        1.0,
+        gt=0,
+        le=36_500,
+        description="Days that recorded prompts and answers are kept with their traces on this machine; the traces "
+        "themselves stay.",
+    )
     traces_max_bytes: int = Field(
         2**30,
         ge=2**20,

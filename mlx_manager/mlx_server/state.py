@@ -89,7 +89,9 @@ async def _keep_traces(settings: Settings, stack: AsyncExitStack) -> TraceStore 
     if not settings.traces:
         return None
     options = StoreOptions(
-        max_age_s=settings.traces_retention_days * 86_400, max_bytes=settings.traces_max_bytes
+        max_age_s=settings.traces_retention_days * 86_400,
+        max_content_age_s=settings.content_retention_days * 86_400,
+        max_bytes=settings.traces_max_bytes,
     )
     store = await stack.enter_async_context(recording(settings.traces_path, options))
     if store is not None:

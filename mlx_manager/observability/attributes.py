@@ -57,6 +57,7 @@ SERVER_PORT: Final = "server.port"
 SYSTEM_INSTRUCTIONS: Final = "gen_ai.system_instructions"
 INPUT_MESSAGES: Final = "gen_ai.input.messages"
 OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
+CONTENT: Final = frozenset({SYSTEM_INSTRUCTIONS, INPUT_MESSAGES, OUTPUT_MESSAGES})
 
 # Ours: how the work went.
 BACKEND: Final = "mlx.backend"

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -24,9 +24,6 @@ from mlx_manager.observability.redaction import CUT, Redactor
 Capture = Literal["off", "hashed", "on"]
 Part = dict[str, Any]
 
-CONTENT_ATTRIBUTES = frozenset(
-    {names.SYSTEM_INSTRUCTIONS, names.INPUT_MESSAGES, names.OUTPUT_MESSAGES}
-)
 # Characters of content in one attribute, and messages; the newest have precedence.
 CONTENT_LENGTH = 32_000
 MOST_MESSAGES = 200
@@ -39,11 +36,6 @@ def recording_content(backend: ChatBackend, capture: Capture) -> ChatBackend:
     return ContentRecorder(backend, secrets.token_bytes(32) if capture == "hashed" else None)
 
 
-def without_content(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that may be kept when the time for keeping content is over."""
-    return {name: value for name, value in attributes.items() if name not in CONTENT_ATTRIBUTES}
-
-
 class ContentRedactor(Redactor):
     """Lets through what `ContentRecorder` has written, and nothing that an SDK has under the same names."""
 
@@ -52,7 +44,7 @@ class ContentRedactor(Redactor):
         content = {
             name: value
             for name, value in (span.attributes or {}).items()
-            if name in CONTENT_ATTRIBUTES and _is_ours(span)
+            if name in names.CONTENT and _is_ours(span)
         }
         super().on_end(span)
         if content:

@@ -10,7 +10,7 @@ from typing import Any
 from mlx_manager.errors import InvalidQuery
 from mlx_manager.traces.rows import SUMMARY_COLUMNS, from_summary_row
 from mlx_manager.traces.summary import Trace, TraceFilter, TracePage
-from mlx_manager.traces.writing import read_spans
+from mlx_manager.traces.writing import read_whole_spans
 
 COLUMNS = ", ".join(SUMMARY_COLUMNS)
 HEX = re.compile(r"[0-9a-f]+")
@@ -66,7 +66,7 @@ def get_trace(connection: sqlite3.Connection, trace_id: str) -> Trace | None:
     ).fetchone()
     if row is None:
         return None
-    spans = read_spans(connection, row[-1], trace_id)
+    spans = read_whole_spans(connection, row[-1], trace_id)
     spans.sort(key=lambda span: (span.start_ns, -span.end_ns, span.span_id))
     return Trace(from_summary_row(row[:-1]), tuple(spans))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from dataclasses import dataclass
 
 from mlx_manager.traces.schema import transaction
 
@@ -11,30 +12,53 @@ logger = logging.getLogger(__name__)
 
 # So few at a time that a writer in another process, and the batch that waits in this one, get their turn.
 _TRACES_AT_ONCE = 500
+_CONTENTS_AT_ONCE = 50
 _PAGES_AT_ONCE = 2_000
+ANY_CONTENT = "SELECT 1 FROM contents WHERE stored_ns < ? LIMIT 1"
+DELETE_CONTENTS = """
+DELETE FROM contents WHERE rowid IN (SELECT rowid FROM contents WHERE stored_ns < ? ORDER BY stored_ns LIMIT ?)
+"""
 # Down to this share of the limit, or the next batch would be over it again.
 _TARGET = 0.9
 
 
-def enforce(connection: sqlite3.Connection, now_ns: int, max_age_ns: int, max_bytes: int) -> int:
-    """Delete what is too old or too much, the oldest first, and give the space back; return the traces deleted.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long traces and what was said in them are kept, and how large the file may get."""
 
-    Age counts from when a trace was first stored: whoever sends spans chooses what time they claim.
+    max_age_ns: int
+    max_content_age_ns: int
+    max_bytes: int
+
+
+class Retention:
+    """Deletes what is too old or too much, the oldest first, and gives the space back.
+
+    Age counts from when something was first stored: whoever sends spans chooses what time they claim.
     """
-    deleted = 0
-    while expired := _expired(connection, now_ns - max_age_ns):
-        deleted += _delete(connection, expired)
-    if used_bytes(connection) > max_bytes:
-        goal = int(max_bytes * _TARGET)
-        while (used := used_bytes(connection)) > goal:
-            if not (oldest := _oldest(connection, share=1 - goal / used)):
-                break
-            deleted += _delete(connection, oldest)
-    if deleted:
-        _forget_origins(connection)
-        _shrink(connection)
-        logger.info("trace store swept: %(traces)d old traces are gone", {"traces": deleted})
-    return deleted
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        # Whether what was deleted may still be in the file or its log; another process may have ended over that.
+        self._is_tainted = True
+
+    def enforce(self, connection: sqlite3.Connection, now_ns: int) -> int:
+        """Do it; return the traces deleted."""
+        # Until the end says otherwise: any of it may raise when part is done.
+        was_tainted, self._is_tainted = self._is_tainted, True
+        # First: what they leave is room that no trace has to make.
+        contents = _delete_contents(connection, now_ns - self._limits.max_content_age_ns)
+        traces = _delete_traces(connection, now_ns, self._limits)
+        self._is_tainted = was_tainted or traces + contents > 0
+        if self._is_tainted:
+            _forget_origins(connection)
+            _free(connection)
+            self._is_tainted = not _write_back(connection)
+        if traces:
+            logger.info("trace store swept: %(traces)d old traces are gone", {"traces": traces})
+        if contents:
+            logger.info("content swept: what %(spans)d spans said is gone", {"spans": contents})
+        return traces
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:
@@ -44,6 +68,29 @@ def used_bytes(connection: sqlite3.Connection) -> int:
         for name in ("page_count", "freelist_count", "page_size")
     )
     return int((pages - free) * size)
+
+
+def _delete_traces(connection: sqlite3.Connection, now_ns: int, limits: Limits) -> int:
+    deleted = 0
+    while expired := _expired(connection, now_ns - limits.max_age_ns):
+        deleted += _delete(connection, expired)
+    if used_bytes(connection) > limits.max_bytes:
+        goal = int(limits.max_bytes * _TARGET)
+        while (used := used_bytes(connection)) > goal:
+            if not (oldest := _oldest(connection, share=1 - goal / used)):
+                break
+            deleted += _delete(connection, oldest)
+    return deleted
+
+
+def _delete_contents(connection: sqlite3.Connection, before_ns: int) -> int:
+    deleted = 0
+    # In most sweeps there are none: reading says so without waiting for the write lock.
+    while connection.execute(ANY_CONTENT, [before_ns]).fetchone():
+        with transaction(connection):
+            values = [before_ns, _CONTENTS_AT_ONCE]
+            deleted += connection.execute(DELETE_CONTENTS, values).rowcount
+    return deleted
 
 
 def _expired(connection: sqlite3.Connection, before_ns: int) -> list[int]:
@@ -68,8 +115,9 @@ def _oldest(connection: sqlite3.Connection, share: float) -> list[int]:
 def _delete(connection: sqlite3.Connection, traces: list[int]) -> int:
     keys = [(trace,) for trace in traces]
     with transaction(connection):
-        for table, column in (("spans", "trace"), ("requests", "trace"), ("traces", "id")):
-            connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", keys)
+        for table in ("spans", "contents", "requests"):
+            connection.executemany(f"DELETE FROM {table} WHERE trace = ?", keys)
+        connection.executemany("DELETE FROM traces WHERE id = ?", keys)
     return len(traces)
 
 
@@ -80,7 +128,7 @@ def _forget_origins(connection: sqlite3.Connection) -> None:
         )
 
 
-def _shrink(connection: sqlite3.Connection) -> None:
+def _free(connection: sqlite3.Connection) -> None:
     free = _free_pages(connection)
     while free:
         # Each row that it returns is a page freed: a plain `execute` would free one.
@@ -88,8 +136,12 @@ def _shrink(connection: sqlite3.Connection) -> None:
         before, free = free, _free_pages(connection)
         if free >= before:
             break
-    # The file is cut when its changes are written back from the log; readers may hold that up until the next time.
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _write_back(connection: sqlite3.Connection) -> bool:
+    """Empty the log into the file, which cuts it; False when a reader holds that up until the next time."""
+    (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not is_busy
 
 
 def _free_pages(connection: sqlite3.Connection) -> int:

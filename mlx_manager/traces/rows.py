@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from typing import Any, NamedTuple, cast
 
 import msgspec
 
+from mlx_manager.observability import attributes as names
 from mlx_manager.observability.span_record import (
     Attributes,
     SpanEvent,
@@ -26,6 +27,7 @@ STATUSES: tuple[SpanStatus, ...] = ("unset", "ok", "error")
 
 SUMMARY_COLUMNS = tuple(field.name for field in fields(TraceSummary))
 REQUEST_COLUMNS = tuple(field.name for field in fields(ModelRequest))
+CONTENT_COLUMNS = ("span_id", "attributes")
 SPAN_COLUMNS = "span_id parent_span_id name kind start_ns end_ns status origin details".split()
 
 _Scalar = str | bool | int | float
@@ -55,7 +57,7 @@ class Origin(NamedTuple):
 
 
 _details = msgspec.msgpack.Decoder(_Details)
-_resources = msgspec.msgpack.Decoder(_Attributes)
+_attributes = msgspec.msgpack.Decoder(_Attributes)
 
 
 def origin_of(span: SpanRecord) -> Origin:
@@ -64,9 +66,9 @@ def origin_of(span: SpanRecord) -> Origin:
 
 
 def to_span_row(span: SpanRecord, origin: int) -> tuple[Any, ...]:
-    """The values of `SPAN_COLUMNS`."""
+    """The values of `SPAN_COLUMNS`: all of it but what was said."""
     details = _Details(
-        _plain(span.attributes),
+        _without_content(span.attributes),
         [(event.name, event.at_ns, _plain(event.attributes)) for event in span.events],
         [
             (bytes.fromhex(link.trace_id), bytes.fromhex(link.span_id), _plain(link.attributes))
@@ -102,7 +104,7 @@ def from_span_row(trace_id: str, row: tuple[Any, ...], origins: Mapping[int, Ori
         service=origin.service,
         scope=origin.scope,
         attributes=cast(Attributes, details.attributes),
-        resource=cast(Attributes, _resources.decode(origin.resource)),
+        resource=cast(Attributes, _attributes.decode(origin.resource)),
         events=tuple(
             SpanEvent(event, at_ns, cast(Attributes, found))
             for event, at_ns, found in details.events
@@ -112,6 +114,25 @@ def from_span_row(trace_id: str, row: tuple[Any, ...], origins: Mapping[int, Ori
             for trace, span, found in details.links
         ),
     )
+
+
+def has_content(span: SpanRecord) -> bool:
+    """Whether the span tells what was said."""
+    return not names.CONTENT.isdisjoint(span.attributes)
+
+
+def to_content_row(span: SpanRecord) -> tuple[Any, ...]:
+    """The values of `CONTENT_COLUMNS`: what was said."""
+    said = {name: span.attributes[name] for name in names.CONTENT & span.attributes.keys()}
+    return (bytes.fromhex(span.span_id), msgspec.msgpack.encode(said))
+
+
+def with_content(span: SpanRecord, blob: bytes | None) -> SpanRecord:
+    """The span as it came, from its own row and the attributes in its `contents`, if there are any."""
+    if blob is None:
+        return span
+    said = cast(Attributes, _attributes.decode(blob))
+    return replace(span, attributes={**span.attributes, **said})
 
 
 def to_summary_row(summary: TraceSummary) -> tuple[Any, ...]:
@@ -124,6 +145,12 @@ def from_summary_row(row: tuple[Any, ...]) -> TraceSummary:
     """The summary in a row of `SUMMARY_COLUMNS`."""
     trace_id, *others = row
     return TraceSummary(trace_id.hex(), *others)
+
+
+def _without_content(attributes: Attributes) -> _Attributes:
+    if names.CONTENT.isdisjoint(attributes):
+        return dict(attributes)
+    return {name: value for name, value in attributes.items() if name not in names.CONTENT}
 
 
 def _plain(attributes: Attributes) -> _Attributes:

@@ -14,9 +14,10 @@ from types import TracebackType
 from mlx_manager.database import explain
 from mlx_manager.errors import TracesUnavailable
 from mlx_manager.observability.span_record import SpanRecord
-from mlx_manager.traces import retention, writing
+from mlx_manager.traces import writing
 from mlx_manager.traces.inbox import Inbox, Promise
 from mlx_manager.traces.reader import TraceReader
+from mlx_manager.traces.retention import Limits, Retention
 from mlx_manager.traces.schema import is_broken, move_aside, open_for_writing
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class StoreOptions:
     """
 
     max_age_s: float = 7 * 86400.0
+    max_content_age_s: float = 86400.0
     max_bytes: int = 2**30
     linger_s: float = 0.25
     batch: int = 1000
@@ -54,6 +56,7 @@ class TraceStore(TraceReader):
         super().__init__(path)
         self._options = options or StoreOptions()
         self._clock_ns = clock_ns
+        self._retention = Retention(_limits(self._options))
         self._inbox = Inbox(self._options.capacity, self._options.batch)
         self._lock = threading.Lock()
         self._dropped = 0
@@ -146,9 +149,7 @@ class TraceStore(TraceReader):
                 self._complain(f"a span could not be read: {type(error).__name__}")
 
     def _sweep(self) -> int:
-        options = self._options
-        max_age_ns = round(options.max_age_s * NS_PER_S)
-        return retention.enforce(self._connection, self._clock_ns(), max_age_ns, options.max_bytes)
+        return self._retention.enforce(self._connection, self._clock_ns())
 
     def _guarded(self, work: Callable[[], int]) -> int | None:
         """Do it; None when the file did not let us, which is said but never stops the thread."""
@@ -180,3 +181,9 @@ class TraceStore(TraceReader):
         if time.monotonic() - self._complained_s >= COMPLAIN_EVERY_S:
             self._complained_s = time.monotonic()
             logger.error("trace store can't be written: %(reason)s", {"reason": message})
+
+
+def _limits(options: StoreOptions) -> Limits:
+    max_age_ns = round(options.max_age_s * NS_PER_S)
+    max_content_age_ns = round(options.max_content_age_s * NS_PER_S)
+    return Limits(max_age_ns, max_content_age_ns, options.max_bytes)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from mlx_manager.observability.span_record import SpanRecord
 from mlx_manager.traces.rows import (
+    CONTENT_COLUMNS,
     REQUEST_COLUMNS,
     SPAN_COLUMNS,
     SUMMARY_COLUMNS,
     Origin,
     from_span_row,
+    has_content,
     origin_of,
+    to_content_row,
     to_span_row,
     to_summary_row,
+    with_content,
 )
 from mlx_manager.traces.schema import transaction
 from mlx_manager.traces.summarise import model_requests, summarise
@@ -35,6 +39,13 @@ UPDATE_TRACE = f"UPDATE traces SET {', '.join(f'{name} = ?' for name in SUMMARY_
 # A span that is sent twice stays one: the key is its trace and its id.
 REPLACE_SPAN = _insert("spans", ("trace", *SPAN_COLUMNS), "REPLACE")
 INSERT_REQUEST = _insert("requests", ("trace", "number", *REQUEST_COLUMNS))
+# Its time stays that of its first coming, or who sends it again and again keeps it for ever.
+UPSERT_CONTENT = (
+    _insert("contents", ("trace", "stored_ns", *CONTENT_COLUMNS))
+    + " ON CONFLICT (trace, span_id) DO UPDATE SET attributes = excluded.attributes"
+)
+DELETE_CONTENT = "DELETE FROM contents WHERE trace = ? AND span_id = ?"
+SELECT_CONTENTS = "SELECT span_id, attributes FROM contents WHERE trace = ?"
 SELECT_SPANS = f"SELECT {', '.join(SPAN_COLUMNS)} FROM spans WHERE trace = ?"
 SELECT_ORIGINS = (
     "SELECT id, service, scope, resource FROM origins"
@@ -57,13 +68,22 @@ def store_spans(connection: sqlite3.Connection, spans: Iterable[SpanRecord], now
 
 
 def read_spans(connection: sqlite3.Connection, trace: int, trace_id: str) -> list[SpanRecord]:
-    """All spans of the trace in row `trace`, in the order of their ids."""
+    """All spans of the trace in row `trace`, in the order of their ids; without what was said."""
     origins = {
         number: Origin(*origin)
         for number, *origin in connection.execute(SELECT_ORIGINS, [trace]).fetchall()
     }
     rows = connection.execute(SELECT_SPANS, [trace]).fetchall()
     return [from_span_row(trace_id, row, origins) for row in rows]
+
+
+def read_whole_spans(connection: sqlite3.Connection, trace: int, trace_id: str) -> list[SpanRecord]:
+    """The same with what was said, as far as it is still kept."""
+    contents = dict(connection.execute(SELECT_CONTENTS, [trace]).fetchall())
+    return [
+        with_content(span, contents.get(bytes.fromhex(span.span_id)))
+        for span in read_spans(connection, trace, trace_id)
+    ]
 
 
 class _Batch:
@@ -80,14 +100,16 @@ class _Batch:
             "SELECT id FROM traces WHERE trace_id = ?", [bytes.fromhex(trace_id)]
         ).fetchone()
         known = read_spans(self._connection, row[0], trace_id) if row else []
-        kept = _with_room(found, {span.span_id for span in known})
-        whole = list(({span.span_id: span for span in known} | kept).values())
+        by_id = {span.span_id: span for span in known}
+        kept = _with_room(found, by_id.keys())
+        whole = list((by_id | kept).values())
         summary = to_summary_row(summarise(trace_id, whole))
         trace = self._update(row[0], summary) if row else self._insert(summary)
         self._connection.executemany(
             REPLACE_SPAN,
             [(trace, *to_span_row(span, self._origin(span, trace))) for span in kept.values()],
         )
+        self._write_contents(trace, kept.values(), by_id.keys())
         self._write_requests(trace, whole)
         return len(found) - len(kept)
 
@@ -100,6 +122,17 @@ class _Batch:
         self._connection.execute(UPDATE_TRACE, (*summary, trace))
         self._connection.execute("DELETE FROM requests WHERE trace = ?", [trace])
         return trace
+
+    def _write_contents(self, trace: int, spans: Iterable[SpanRecord], known: Set[str]) -> None:
+        """What a span says last is all that it says: one that comes again in silence has said nothing."""
+        said = [span for span in spans if has_content(span)]
+        silent = [span for span in spans if span.span_id in known and not has_content(span)]
+        self._connection.executemany(
+            UPSERT_CONTENT, [(trace, self._now_ns, *to_content_row(span)) for span in said]
+        )
+        self._connection.executemany(
+            DELETE_CONTENT, [(trace, bytes.fromhex(span.span_id)) for span in silent]
+        )
 
     def _write_requests(self, trace: int, spans: Sequence[SpanRecord]) -> None:
         requests = model_requests(spans)
@@ -122,7 +155,7 @@ class _Batch:
         return int(number)
 
 
-def _with_room(found: dict[str, SpanRecord], known: set[str]) -> dict[str, SpanRecord]:
+def _with_room(found: dict[str, SpanRecord], known: Set[str]) -> dict[str, SpanRecord]:
     room = MOST_SPANS - len(known)
     kept = {}
     for span_id, span in found.items():
