@@ -247,7 +247,7 @@ def _phase(
 def _waited_behind(other: TraceContext) -> Link:
     flags = TraceFlags(other.flags)
     context = SpanContext(other.trace_id, other.span_id, is_remote=False, trace_flags=flags)
-    return Link(context, {names.LINK_REASON: names.WAITED_BEHIND})
+    return Link(context, {names.LINK_REASON: names.REASON_WAITED_BEHIND})
 
 
 def _stalled(stall: Stall) -> Event:
