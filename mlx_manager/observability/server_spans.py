@@ -11,6 +11,7 @@ from opentelemetry.trace import Span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_manager.observability.attributes import CANCELLED
+from mlx_manager.observability.paths import route_path
 
 # What watches, live and by the second.
 EXCLUDED_PATHS = frozenset(
@@ -27,7 +28,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 def is_excluded(scope: MutableMapping[str, Any]) -> bool:
     """Whether a request is too frequent and too dull for a trace."""
-    path: str = scope["path"]
+    path = route_path(scope)
     return path in EXCLUDED_PATHS or f"{path}/".startswith(EXCLUDED_PREFIXES)
 
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_manager.errors import LocalOnly, MlxManagerError, WrongHost
+from mlx_manager.observability.paths import route_path
 from mlx_manager.web.problem import problem_response
 
 # What has rules of its own, or gives nothing away. All else is closed unless it is named here.
@@ -30,7 +31,7 @@ class GuardMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
-        if scope["type"] == "http" and not _is_public(scope["path"]):
+        if scope["type"] == "http" and not _is_public(route_path(scope)):
             request = Request(scope)
             refusal = self._refusal(request)
             if refusal is not None:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.api.errors import error_response, http_error_response
+from mlx_manager.observability.paths import route_path
 from mlx_manager.web.shell import page
 
 # Programs read these, also when they say that they take HTML.
@@ -51,5 +52,5 @@ def _problem_page(request: Request, status: int, title: str, message: str) -> Re
 
 
 def _wants_page(request: Request) -> bool:
-    is_for_programs = f"{request.url.path}/".startswith(NO_PAGES)
+    is_for_programs = f"{route_path(request.scope)}/".startswith(NO_PAGES)
     return not is_for_programs and "text/html" in request.headers.get("accept", "")

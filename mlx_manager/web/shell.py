@@ -13,6 +13,7 @@ from fastapi.templating import Jinja2Templates
 from starlette.staticfiles import StaticFiles
 
 from mlx_manager import __version__
+from mlx_manager.observability.paths import route_path
 from mlx_manager.traces.words import bytes_text, count_text, duration_text, plural
 
 HERE = Path(__file__).parent
@@ -65,7 +66,7 @@ def page(
     request: Request, template: str, context: Mapping[str, Any], status_code: int = 200
 ) -> Response:
     """Return a page in the shell."""
-    shell = {"version": __version__, "places": PLACES, "here": _here(request.url.path)}
+    shell = {"version": __version__, "places": PLACES, "here": _here(route_path(request.scope))}
     return templates.TemplateResponse(
         request, template, {**shell, **context}, status_code=status_code, headers=HEADERS
     )

@@ -1,4 +1,4 @@
-"""Lists by key: what came with one key, and nothing that came with another."""
+"""Pages where keys are asked for: they say so, and list what came with one key and nothing else."""
 
 from __future__ import annotations
 
@@ -76,3 +76,12 @@ def test_the_interfaces_filter_by_key_too(manager: RunningServer, traces: Traces
     assert [trace["trace_id"] for trace in kept] == [traces["laptop"]]
     assert traces["laptop"] in export
     assert traces["agent"] not in export
+
+
+def test_the_first_page_says_that_a_key_is_needed(manager: RunningServer) -> None:
+    html = httpx.get(manager.url).text
+    assert (
+        "-H 'Content-Type: application/json' \\\n  -H 'Authorization: Bearer YOUR-KEY' \\\n  -d"
+        in html
+    )
+    assert not any(key in html for key in KEYS.values())

@@ -131,13 +131,6 @@ async def test_a_refusal_is_in_log_and_trace_without_what_was_sent(
     assert "somebody" not in spans.text()
 
 
-async def test_the_first_page_says_that_a_key_is_needed(http: httpx.AsyncClient) -> None:
-    page = (await http.get("/")).text
-    if "<html" in page:
-        assert "Authorization: Bearer YOUR-KEY" in page
-        assert LAPTOP not in page
-
-
 @pytest.mark.parametrize(
     "keys",
     ["a b=secret-1", "a=secret", "a=secret-1,b=secret-1", "a=secret-1,a=secret-2", "secret-1"],

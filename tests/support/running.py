@@ -129,10 +129,11 @@ def settings_for(folder: Path, model_dir: Path, **changes: object) -> Settings:
 
 
 @contextmanager
-def running(app: FastAPI) -> Iterator[RunningServer]:
-    """Serve `app` until the block ends; its shutdown must end by itself."""
+def running(app: FastAPI, *, root_path: str = "") -> Iterator[RunningServer]:
+    """Serve `app` until the block ends; its shutdown must end by itself. A proxy serves it under `root_path`."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5, root_path=root_path)
+    server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def serve() -> None:

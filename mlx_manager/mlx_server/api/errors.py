@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from mlx_manager.errors import InvalidQuery, InvalidRequest, MlxManagerError
 from mlx_manager.mlx_server.middleware.audit import entry_of
+from mlx_manager.observability.paths import route_path
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 from mlx_manager.wire.openai.errors import error_body
 
@@ -154,4 +155,4 @@ def _rendered(
 
 
 def _is_openai(request: Request) -> bool:
-    return f"{request.url.path}/".startswith(OPENAI_PREFIX)
+    return f"{route_path(request.scope)}/".startswith(OPENAI_PREFIX)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_manager.errors import InvalidApiKey, MlxManagerError
 from mlx_manager.observability.authentication import note_authentication
+from mlx_manager.observability.paths import route_path
 
 MODEL_API = "/v1/"
 
@@ -69,7 +70,7 @@ class ApiKeyMiddleware:
 
 
 def _is_model_api(scope: Scope) -> bool:
-    return scope["type"] == "http" and f"{scope['path']}/".startswith(MODEL_API)
+    return scope["type"] == "http" and f"{route_path(scope)}/".startswith(MODEL_API)
 
 
 def _refusal(scope: Scope) -> InvalidApiKey:

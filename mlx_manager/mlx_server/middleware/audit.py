@@ -12,6 +12,7 @@ from mlx_manager.mlx_server.audit.entry import Entry
 from mlx_manager.mlx_server.middleware.api_key import MODEL_API, ApiKeys
 from mlx_manager.mlx_server.middleware.session import session_of
 from mlx_manager.mlx_server.state import ServerState
+from mlx_manager.observability.paths import route_path
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 
 
@@ -53,7 +54,7 @@ class AuditMiddleware:
         client, headers = scope["client"], Headers(scope=scope)
         return Origin(
             scope["state"]["request_id"],
-            scope["path"],
+            route_path(scope),
             client[0] if client else None,
             session_of(headers),
             self._keys.id_of(headers),
@@ -69,5 +70,4 @@ def entry_of(scope: Scope) -> Entry | None:
 def _is_for_a_model(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
-    path: str = scope["path"]
-    return path.startswith(MODEL_API)
+    return route_path(scope).startswith(MODEL_API)
