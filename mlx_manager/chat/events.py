@@ -1,4 +1,4 @@
-"""What comes back while an answer is made: one `Started`, any number of `TextDelta`, one `Finished`.
+"""What comes back while an answer is made: one `Started`, any number of deltas, one `Finished`.
 
 A failure is an exception out of the stream, never an event.
 """
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(slots=True)
@@ -116,11 +116,15 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts as the engine made them; `cached_tokens` are part of `input_tokens`."""
+    """Token counts as the engine made them.
+
+    `cached_tokens` are part of `input_tokens`, `reasoning_tokens` part of `output_tokens`.
+    """
 
     input_tokens: int
     output_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +143,49 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """Some more of what the model thinks before it answers; always whole characters."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallStarted:
+    """The model calls a tool; its arguments follow. `index` counts the answer's calls from 0."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """Some more of the JSON text of a call's arguments. An answer that is cut short may leave it incomplete."""
+
+    index: int
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The answer is complete."""
+    """The answer is complete. `stop_string` is the one of the request's that ended it."""
 
     reason: FinishReason
     usage: Usage
+    stop_string: str | None = None
 
 
-ChatEvent = Started | TextDelta | Finished
+Delta = TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta
+ChatEvent = Started | Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class CalledTool:
+    """A call in a whole answer; `arguments` is JSON text, an object unless the answer was cut short."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,17 +196,33 @@ class Answer:
     text: str
     reason: FinishReason
     usage: Usage
+    reasoning: str = ""
+    tool_calls: tuple[CalledTool, ...] = ()
+    stop_string: str | None = None
 
 
 async def collect(events: AsyncIterator[ChatEvent]) -> Answer:
     """Gather a stream into the whole answer. There is no second way to generate."""
-    model, parts = "", list[str]()
+    model, texts, thoughts = "", list[str](), list[str]()
+    calls, arguments = list[ToolCallStarted](), list[list[str]]()
     async for event in events:
         match event:
             case TextDelta(text):
-                parts.append(text)
+                texts.append(text)
+            case ReasoningDelta(text):
+                thoughts.append(text)
+            case ToolCallStarted():
+                calls.append(event)
+                arguments.append([])
+            case ToolCallDelta(index, more):
+                arguments[index].append(more)
             case Started(model=name):
                 model = name
-            case Finished(reason, usage):
-                return Answer(model, "".join(parts), reason, usage)
+            case Finished(reason, usage, stop_string):
+                called = tuple(
+                    CalledTool(call.id, call.name, "".join(parts))
+                    for call, parts in zip(calls, arguments, strict=True)
+                )
+                text, thought = "".join(texts), "".join(thoughts)
+                return Answer(model, text, reason, usage, thought, called, stop_string)
     raise EOFError("the stream ended without a Finished event")

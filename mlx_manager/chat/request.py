@@ -23,21 +23,46 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation; `reasoning` is what the assistant thought before it said `content`."""
 
     role: Role
     content: str
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; `parameters` is the JSON schema of its arguments, an object."""
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether the model may call a tool, must call one, or must call the one named `name`."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages for the model's chat template; `template_arguments` are extra variables for it."""
+    """Messages for the model's chat template, and the tools that it may call.
+
+    `thinking` switches a model's reasoning on or off; None leaves it as the model's template has it.
+    `template_arguments` are extra variables for the template, and win over what is said here.
+    """
 
     messages: tuple[Message, ...]
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    thinking: bool | None = None
 
     @property
     def size(self) -> int:

@@ -50,7 +50,7 @@ class ChatSpan:
         self._provider = provider
         self._backend = backend
         self._arrived_ns = arrived_ns
-        self._first_text_ns: int | None = None
+        self._first_delta_ns: int | None = None
         self._started: Started | None = None
         self._finished: Finished | None = None
         self._error_type: str | None = None
@@ -81,9 +81,9 @@ class ChatSpan:
             case _:
                 pass
 
-    def first_text(self) -> None:
-        """The first piece of the answer is about to leave."""
-        self._first_text_ns = time.time_ns()
+    def first_delta(self) -> None:
+        """The first piece of the answer is about to leave: text, or reasoning, or a call."""
+        self._first_delta_ns = time.time_ns()
 
     def cancel(self) -> None:
         """The reader went away; no news when it has its answer."""
@@ -131,8 +131,8 @@ class ChatSpan:
             found[names.RESPONSE_MODEL] = self._started.model
         if self._finished:
             found[names.RESPONSE_FINISH_REASONS] = (self._finished.reason,)
-        if self._first_text_ns and self._request.stream:
-            found[names.TIME_TO_FIRST_CHUNK] = _seconds(self._arrived_ns, self._first_text_ns)
+        if self._first_delta_ns and self._request.stream:
+            found[names.TIME_TO_FIRST_CHUNK] = _seconds(self._arrived_ns, self._first_delta_ns)
         if self._error_type:
             found[names.ERROR_TYPE] = self._error_type
         if self._is_cancelled:
@@ -147,7 +147,11 @@ class ChatSpan:
             names.INPUT_TOKENS: tokens.input,
             names.OUTPUT_TOKENS: tokens.output,
             names.CACHE_READ_TOKENS: tokens.cached,
-        }
+        } | self._reasoning()
+
+    def _reasoning(self) -> Attributes:
+        count = self._finished.usage.reasoning_tokens if self._finished else 0
+        return {names.REASONING_TOKENS: count} if count else {}
 
     def _tokens(self, timeline: Timeline) -> Tokens | None:
         """What was computed, also when nobody has seen the end of it; None when the prompt was never read."""

@@ -15,7 +15,16 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.util.types import AttributeValue
 
 from mlx_manager.chat.backend import ChatBackend
-from mlx_manager.chat.events import ChatEvent, Finished, TextDelta
+from mlx_manager.chat.events import (
+    ChatEvent,
+    Delta,
+    Finished,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+)
 from mlx_manager.chat.request import ChatRequest, Conversation, Message
 from mlx_manager.observability import attributes as names
 from mlx_manager.observability.instruments import SCOPE
@@ -64,22 +73,22 @@ class ContentRecorder:
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`, recorded."""
-        span, pieces = trace.get_current_span(), list[str]()
+        span, deltas = trace.get_current_span(), list[Delta]()
         span.set_attributes(self._asked(request))
         is_written = False
         try:
             async with aclosing(self._backend.stream(request)) as events:
                 async for event in events:
-                    if type(event) is TextDelta:
-                        pieces.append(event.text)
-                    elif isinstance(event, Finished):
+                    if isinstance(event, Finished):
                         # Before it is handed on: whoever has it ends the span.
                         is_written = True
-                        span.set_attributes(self._answered(pieces, event.reason))
+                        span.set_attributes(self._answered(deltas, event.reason))
+                    elif not isinstance(event, Started):
+                        deltas.append(event)
                     yield event
         finally:
             if not is_written:
-                span.set_attributes(self._answered(pieces, "error"))
+                span.set_attributes(self._answered(deltas, "error"))
 
     def _asked(self, request: ChatRequest) -> dict[str, AttributeValue]:
         words = _Words(self._hash_key)
@@ -97,9 +106,9 @@ class ContentRecorder:
             asked[names.SYSTEM_INSTRUCTIONS] = _json(parts)
         return asked
 
-    def _answered(self, pieces: Sequence[str], reason: str) -> dict[str, AttributeValue]:
-        part = _Words(self._hash_key).text("".join(pieces))
-        answer = _message("assistant", [part]) | {"finish_reason": reason}
+    def _answered(self, deltas: Sequence[Delta], reason: str) -> dict[str, AttributeValue]:
+        parts = list(_Words(self._hash_key).answer(deltas))
+        answer = _message("assistant", parts) | {"finish_reason": reason}
         return {names.OUTPUT_MESSAGES: _json([answer])}
 
 
@@ -111,18 +120,41 @@ class _Words:
         self._left = CONTENT_LENGTH
 
     def parts(self, message: Message) -> Iterator[Part]:
+        if message.reasoning:
+            yield self.reasoning(message.reasoning)
         if message.tool_call_id is not None:
             response = self._shown(message.content)
             yield {"type": "tool_call_response", "id": message.tool_call_id, "response": response}
         elif message.content:
             yield self.text(message.content)
         for call in message.tool_calls:
-            arguments = self._shown(_json(call.arguments))
-            yield {"type": "tool_call", "id": call.id, "name": call.name, "arguments": arguments}
+            yield self._call(call.id, call.name, _json(call.arguments))
+
+    def answer(self, deltas: Sequence[Delta]) -> Iterator[Part]:
+        if thought := "".join(delta.text for delta in deltas if isinstance(delta, ReasoningDelta)):
+            yield self.reasoning(thought)
+        calls = [delta for delta in deltas if isinstance(delta, ToolCallStarted)]
+        text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+        if text or not calls:
+            yield self.text(text)
+        for call in calls:
+            more = (delta for delta in deltas if isinstance(delta, ToolCallDelta))
+            arguments = "".join(delta.arguments for delta in more if delta.index == call.index)
+            yield self._call(call.id, call.name, arguments)
 
     def text(self, text: str) -> Part:
-        part: Part = {"type": "text", "content": self._shown(text)}
+        return self._words("text", text)
+
+    def reasoning(self, text: str) -> Part:
+        return self._words("reasoning", text)
+
+    def _words(self, kind: str, text: str) -> Part:
+        part: Part = {"type": kind, "content": self._shown(text)}
         return part if self._hash_key is None else part | {"length": len(text)}
+
+    def _call(self, call_id: str, name: str, arguments: str) -> Part:
+        shown = self._shown(arguments)
+        return {"type": "tool_call", "id": call_id, "name": name, "arguments": shown}
 
     def _shown(self, text: str) -> str:
         if self._hash_key is not None:

@@ -14,7 +14,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Tracer
 
 from mlx_manager.chat.backend import ChatBackend
-from mlx_manager.chat.events import ChatEvent, Finished, TextDelta
+from mlx_manager.chat.events import ChatEvent, Finished, Started
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.observability.afterwards import Later, at_once
 from mlx_manager.observability.chat_span import ChatSpan
@@ -73,13 +73,13 @@ class InstrumentedBackend:
                     span.span, record_exception=False, set_status_on_exception=False
                 ):
                     event = await anext(events, None)
-                awaits_text = True
+                awaits_delta = True
                 while event is not None:
-                    if type(event) is not TextDelta:
+                    if isinstance(event, (Started, Finished)):
                         self._note(span, event)
-                    elif awaits_text:
-                        awaits_text = False
-                        span.first_text()
+                    elif awaits_delta:
+                        awaits_delta = False
+                        span.first_delta()
                     yield event
                     event = await anext(events, None)
         except (GeneratorExit, asyncio.CancelledError):

@@ -17,10 +17,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from mlx_manager.chat.events import (
     ChatEvent,
+    Delta,
     Finished,
+    ReasoningDelta,
     Started,
     TextDelta,
     Timeline,
+    ToolCallDelta,
+    ToolCallStarted,
     Usage,
     collect,
 )
@@ -53,14 +57,14 @@ CONTENT = ("gen_ai.system_instructions", "gen_ai.input.messages", "gen_ai.output
 class Says:
     """A backend that says the same to everybody, and may fail over it."""
 
-    def __init__(self, *texts: str, error: Exception | None = None) -> None:
-        self._texts, self._error = texts, error
+    def __init__(self, *said: str | Delta, error: Exception | None = None) -> None:
+        self._said, self._error = said, error
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         await asyncio.sleep(0)
         yield Started("m", Timeline())
-        for text in self._texts:
-            yield TextDelta(text)
+        for one in self._said:
+            yield TextDelta(one) if isinstance(one, str) else one
         if self._error:
             raise self._error
         yield Finished("stop", Usage(1, 1))
@@ -133,6 +137,23 @@ async def test_a_conversation_is_recorded_in_the_shape_of_the_conventions() -> N
             "finish_reason": "stop",
         }
     ]
+
+
+async def test_thoughts_and_calls_of_an_answer_are_parts_of_their_own() -> None:
+    says = Says(
+        ReasoningDelta("It asks "),
+        ReasoningDelta("for Bern."),
+        ToolCallStarted(0, "call-1", "weather"),
+        ToolCallDelta(0, '{"city":'),
+        ToolCallDelta(0, '"Bern"}'),
+    )
+    found = await Recorded("on", says).of(Message("user", "Weather?"))
+    call = {"type": "tool_call", "id": "call-1", "name": "weather", "arguments": '{"city":"Bern"}'}
+    (answer,) = json.loads(found["gen_ai.output.messages"])
+    assert answer["parts"] == [{"type": "reasoning", "content": "It asks for Bern."}, call]
+
+    hashed = await Recorded("hashed", says).of(Message("user", "Weather?"))
+    assert "Bern" not in hashed["gen_ai.output.messages"]
 
 
 @pytest.mark.parametrize(("prompt", "content"), [("Once", "Once"), ((1, 2, 3), "1 2 3")])

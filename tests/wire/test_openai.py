@@ -11,12 +11,17 @@ from pydantic import ValidationError
 
 from mlx_manager.chat.events import (
     Answer,
+    CalledTool,
     ChatEvent,
     Finished,
+    ReasoningDelta,
     Started,
     TextDelta,
     Timeline,
+    ToolCallDelta,
+    ToolCallStarted,
     Usage,
+    collect,
 )
 from mlx_manager.chat.request import ChatRequest, Conversation, Message, Origin, ToolCall
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
@@ -144,6 +149,61 @@ async def test_text_of_every_kind_survives_the_frames() -> None:
         ]
         assert (event["id"], event["created"]) == ("chatcmpl-request-1", 5)
     assert decoded(chunks[-1])[-1] is None
+
+
+THOUGHT_AND_CALLED: tuple[ChatEvent, ...] = (
+    Started("m", Timeline()),
+    ReasoningDelta("Let me"),
+    ReasoningDelta(" look."),
+    ToolCallStarted(0, "c0", "look"),
+    ToolCallDelta(0, '{"at":'),
+    ToolCallDelta(0, " 3}"),
+    ToolCallStarted(1, "c1", "wait"),
+    ToolCallDelta(1, "{}"),
+    Finished("tool_calls", Usage(3, 9, reasoning_tokens=4)),
+)
+
+
+async def replayed(*events: ChatEvent) -> AsyncGenerator[ChatEvent, None]:
+    for event in events:
+        yield event
+
+
+async def test_reasoning_and_calls_are_streamed_as_openai_streams_them() -> None:
+    stream = to_chunks(replayed(*THOUGHT_AND_CALLED), request_for(), 5, False)
+    chunks = [event for chunk in [chunk async for chunk in stream] for event in decoded(chunk)]
+    first, *deltas, end, done = [event and event["choices"][0] for event in chunks]
+    assert first["delta"]["role"] == "assistant"
+    assert [delta["delta"] for delta in deltas] == [
+        {"reasoning_content": "Let me"},
+        {"reasoning_content": " look."},
+        *started_call(0, "look"),
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"at":'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": " 3}"}}]},
+        *started_call(1, "wait"),
+        {"tool_calls": [{"index": 1, "function": {"arguments": "{}"}}]},
+    ]
+    assert (end["delta"], end["finish_reason"], done) == ({}, "tool_calls", None)
+
+
+def started_call(index: int, name: str) -> list[dict[str, Any]]:
+    function = {"name": name, "arguments": ""}
+    call = {"index": index, "id": f"c{index}", "type": "function", "function": function}
+    return [{"tool_calls": [call]}]
+
+
+async def test_the_same_events_make_the_whole_message() -> None:
+    answer = await collect(replayed(*THOUGHT_AND_CALLED))
+    assert answer.tool_calls == (
+        CalledTool("c0", "look", '{"at": 3}'),
+        CalledTool("c1", "wait", "{}"),
+    )
+    response = to_response(answer, request_for(), 5)
+    message = response["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == (None, "Let me look.")
+    assert message["tool_calls"][0] == CALL | {"id": "c0"}
+    assert response["choices"][0]["finish_reason"] == "tool_calls"
+    assert response["usage"]["completion_tokens_details"] == {"reasoning_tokens": 4}
 
 
 async def test_every_chunk_names_its_usage_when_usage_is_asked_for() -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from mlx_manager.chat.backend import ChatBackend
-from mlx_manager.chat.events import ChatEvent, TextDelta
+from mlx_manager.chat.events import ChatEvent, Finished, Started
 from mlx_manager.chat.request import ChatRequest, Origin
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.audit.entry import Entry
@@ -35,7 +35,7 @@ class AuditedBackend:
         try:
             async with aclosing(self._backend.stream(request)) as events:
                 async for event in events:
-                    if not isinstance(event, TextDelta):
+                    if isinstance(event, (Started, Finished)):
                         entry.see(event)
                     yield event
         except (GeneratorExit, asyncio.CancelledError):

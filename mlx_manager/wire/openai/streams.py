@@ -11,7 +11,18 @@ from typing import Any
 
 import msgspec
 
-from mlx_manager.chat.events import Answer, ChatEvent, Finished, Started, TextDelta, Usage
+from mlx_manager.chat.events import (
+    Answer,
+    CalledTool,
+    ChatEvent,
+    Delta,
+    Finished,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallStarted,
+    Usage,
+)
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.wire import sse
 
@@ -40,12 +51,26 @@ class ChunkWriter:
         """Return the chunk that opens an answer: chat names the role before any text, text has none."""
         if not self._is_chat:
             return b""
-        delta = {"role": "assistant", "content": "", "refusal": None}
-        return self._event({**self._choice("", None), "delta": delta})
+        return self._chat_event({"role": "assistant", "content": "", "refusal": None})
 
     def text(self, text: str) -> bytes:
         """Return the chunk that carries more text."""
         return self._head + _encode(text) + self._tail
+
+    def delta(self, delta: Delta) -> bytes:
+        """Return the chunk that carries more of the answer. Only a chat's has anything but text."""
+        match delta:
+            case TextDelta(text):
+                return self.text(text)
+            case ReasoningDelta(text):
+                return self._chat_event({"reasoning_content": text})
+            case ToolCallStarted(index, call_id, name):
+                function = {"name": name, "arguments": ""}
+                call = {"index": index, "id": call_id, "type": "function", "function": function}
+                return self._chat_event({"tool_calls": [call]})
+            case _:
+                call = {"index": delta.index, "function": {"arguments": delta.arguments}}
+                return self._chat_event({"tool_calls": [call]})
 
     def last(self, finished: Finished) -> bytes:
         """Return what closes an answer: finish reason, usage when asked for, and the end mark."""
@@ -62,6 +87,9 @@ class ChunkWriter:
     def _choice(self, text: str, reason: str | None) -> dict[str, Any]:
         content = {"delta": {"content": text}} if self._is_chat else {"text": text}
         return {"index": 0, **content, "logprobs": None, "finish_reason": reason}
+
+    def _chat_event(self, delta: dict[str, Any]) -> bytes:
+        return self._event({**self._choice("", None), "delta": delta})
 
     def _event(self, choice: dict[str, Any]) -> bytes:
         nothing_yet = {"usage": None} if self._includes_usage else {}
@@ -82,27 +110,23 @@ async def to_chunks(
     writer: ChunkWriter | None = None
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, TextDelta):
-                assert writer is not None, "a stream begins with Started"
-                yield writer.text(event.text)
-            elif isinstance(event, Started):
+            if isinstance(event, Started):
                 writer = ChunkWriter(request, created_s, event.model, includes_usage)
                 yield writer.first()
-            else:
-                assert writer is not None, "a stream begins with Started"
+                continue
+            assert writer is not None, "a stream begins with Started"
+            if isinstance(event, TextDelta):
+                yield writer.text(event.text)
+            elif isinstance(event, Finished):
                 yield writer.last(event)
+            else:
+                yield writer.delta(event)
 
 
 def to_response(answer: Answer, request: ChatRequest, created_s: int) -> dict[str, Any]:
     """Return the whole answer as a `chat.completion` or `text_completion` object."""
     is_chat = request.operation == "chat"
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": answer.text,
-        "refusal": None,
-        "annotations": [],
-    }
-    content = {"message": message} if is_chat else {"text": answer.text}
+    content = {"message": _message(answer)} if is_chat else {"text": answer.text}
     choice = {"index": 0, **content, "logprobs": None, "finish_reason": answer.reason}
     return {
         "id": request.response_id,
@@ -114,6 +138,26 @@ def to_response(answer: Answer, request: ChatRequest, created_s: int) -> dict[st
     }
 
 
+def _message(answer: Answer) -> dict[str, Any]:
+    """The assistant's message. As in OpenAI's API, beside tool calls there is no content rather than an empty one."""
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": answer.text if answer.text or not answer.tool_calls else None,
+        "refusal": None,
+        "annotations": [],
+    }
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["tool_calls"] = [_tool_call(call) for call in answer.tool_calls]
+    return message
+
+
+def _tool_call(call: CalledTool) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
 def usage(counts: Usage) -> dict[str, Any]:
     """Return token counts in OpenAI's form."""
     return {
@@ -121,6 +165,7 @@ def usage(counts: Usage) -> dict[str, Any]:
         "completion_tokens": counts.output_tokens,
         "total_tokens": counts.input_tokens + counts.output_tokens,
         "prompt_tokens_details": {"cached_tokens": counts.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
     }
 
 
