@@ -15,7 +15,7 @@ from mlx_manager.chat.events import TraceContext
 from mlx_manager.errors import GenerationFailed, Overloaded
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.workers.blas import find_openblas
-from mlx_manager.mlx_server.workers.process import EngineProcess
+from mlx_manager.mlx_server.workers.process import READERS_WAKE_S, EngineProcess
 from tests.support.running import eventually
 from tests.workers.processes import PROMPT, ask, kill, read, started
 from tools.random_model import Shape, make_random_model
@@ -215,3 +215,14 @@ async def test_a_sequence_knows_the_first_eight_that_it_waited_behind(model_dir:
         late = engine.generate(PROMPT, 2, [], SamplingParameters(), owner=owner(99))
         await read(late)
         assert late.waited_behind == ()
+
+
+async def test_tokens_that_come_faster_than_anybody_reads_come_together(
+    engine: EngineProcess,
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with ask(engine, 60) as stream:
+        began_s, pieces = loop.time(), [tokens async for tokens in stream]
+    assert sum(map(len, pieces)) == 60
+    assert len(pieces[0]) == 1, "the first one waits for nothing"
+    assert len(pieces) <= (loop.time() - began_s) / READERS_WAKE_S + 2

@@ -40,6 +40,11 @@ logger = logging.getLogger(__name__)
 WORKER_MODULE = "mlx_manager.mlx_server.engine.worker"
 EXIT_GRACE_S = 2.0
 WATCH_INTERVAL_S = 1.0
+# Readers get what has come this often, and less often when there are so many that it would be more pieces a second than
+# this. Nobody sees the difference from one token at a time, and where tokens come faster, one write for several of them is
+# what leaves the engine its cores: docs/decisions/0006.
+READERS_WAKE_S = 0.008
+MOST_PIECES_PER_S = 2000
 # Of those that a request waits behind, so many are told.
 MOST_AHEAD = 8
 
@@ -83,6 +88,8 @@ class EngineProcess:
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._transport: asyncio.Transport | None = None
         self._unsent: list[bytes] = []
+        self._readers_woken_s = 0.0
+        self._readers_timer: asyncio.TimerHandle | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._is_stopping = False
 
@@ -312,6 +319,23 @@ class EngineProcess:
         for ended in step.ended:
             if stream := streams.pop(ended.sequence_id, None):
                 stream.feed_end(ended)
+        if step.tokens and self._readers_timer is None:
+            self._wake_readers_in_time()
+
+    def _wake_readers_in_time(self) -> None:
+        """Wake the readers now, or when it was long enough ago that they were woken."""
+        pause_s = max(READERS_WAKE_S, len(self._streams) / MOST_PIECES_PER_S)
+        loop, due_s = asyncio.get_running_loop(), self._readers_woken_s + pause_s
+        if loop.time() >= due_s:
+            self._wake_readers()
+        else:
+            self._readers_timer = loop.call_at(due_s, self._wake_readers)
+
+    def _wake_readers(self) -> None:
+        self._readers_timer = None
+        self._readers_woken_s = asyncio.get_running_loop().time()
+        for stream in self._streams.values():
+            stream.wake_reader()
 
     def _abandon(self, stream: TokenStream) -> None:
         """Tell the engine; the stream counts until the engine says that its row is free."""

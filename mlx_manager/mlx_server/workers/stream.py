@@ -13,8 +13,8 @@ from mlx_manager.mlx_server.engine.messages import Ended
 class TokenStream:
     """Iterates over lists of token ids: all that came since the reader last looked.
 
-    It has one reader, woken for `wake_tokens` tokens at a time and at the end. One that is slow gets longer lists, so
-    nothing queues up per token. After the last list `ended` holds the engine's record. Leaving the `async with` before
+    It has one reader, woken at the first token, at the end, and in between by `wake_reader`, for `wake_tokens` tokens at
+    a time. One that is slow gets longer lists, so nothing queues up per token. After the last list `ended` holds the engine's record. Leaving the `async with` before
     the end cancels the sequence. `owner` is whom it works for, `ahead` the owners of those who had the places when it
     came.
     """
@@ -94,10 +94,14 @@ class TokenStream:
 
     def feed(self, token_id: int, at_ns: int) -> None:
         """One more token."""
-        if self.first_token_at_ns is None:
-            self.first_token_at_ns = at_ns
         self.received_tokens += 1
         self._tokens.append(token_id)
+        if self.first_token_at_ns is None:
+            self.first_token_at_ns = at_ns
+            self.wake_reader()
+
+    def wake_reader(self) -> None:
+        """Let the reader have what has come, if that is enough for it."""
         if len(self._tokens) >= self._wake_tokens:
             self._wake()
 
