@@ -13,10 +13,10 @@ from mlx_manager.mlx_server.engine.messages import Ended
 class TokenStream:
     """Iterates over lists of token ids: all that came since the reader last looked.
 
-    It has one reader, woken at the first token, at the end, and in between by `wake_reader`, for `wake_tokens` tokens at
-    a time. One that is slow gets longer lists, so nothing queues up per token. After the last list `ended` holds the engine's record. Leaving the `async with` before
-    the end cancels the sequence. `owner` is whom it works for, `ahead` the owners of those who had the places when it
-    came.
+    It has one reader, woken at the first token, at the end, and in between by `wake_reader`, for `wake_tokens` tokens
+    at a time. One that is slow gets longer lists, so nothing queues up per token. After the last list `ended` holds the
+    engine's record. Leaving the `async with` before the end cancels the sequence. `owner` is whom it works for, `ahead`
+    the owners of those who had the places when it came.
     """
 
     def __init__(

@@ -1,0 +1,145 @@
+"""JSON as a model writes it, read letter by letter: strict, but for slips whose meaning is certain.
+
+These are repaired, and `Json.repairs` counts them: Python's `True`, `False`, `None` and quotes, a comma too many, a
+line break inside a string. Anything else raises Unreadable where it stands.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Take, Unreadable
+
+MOST_LEVELS = 64
+PYTHON_LITERALS = {"True": "true", "False": "false", "None": "null"}
+LITERALS = {"true", "false", "null"} | set(PYTHON_LITERALS)
+LITERAL = re.compile(r"[-+.\w]*")
+NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
+PLAIN = re.compile(r"[^\"'\\\x00-\x1f]*")
+CONTROLS = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+LONGEST_LITERAL = 400
+
+
+class Json:
+    """Reads values from `cursor` and hands their text on, valid JSON piece by piece."""
+
+    def __init__(self, cursor: Cursor) -> None:
+        self._cursor = cursor
+        self.repairs = 0
+
+    def value(self, take: Take, level: int = 0) -> Reading[None]:
+        """Read one value and hand it on."""
+        if level > MOST_LEVELS:
+            raise Unreadable(f"fewer than {MOST_LEVELS} levels of JSON")
+        match (yield from self._cursor.ahead(1)):
+            case "{":
+                yield from self._items("}", take, level)
+            case "[":
+                yield from self._items("]", take, level)
+            case '"' | "'":
+                yield from self.string(take)
+            case _:
+                yield from self._literal(take)
+
+    def text(self) -> Reading[str]:
+        """Read one value and return its text."""
+        parts = list[str]()
+        yield from self.value(parts.append)
+        return "".join(parts)
+
+    def string(self, take: Take) -> Reading[None]:
+        """Read a string and hand it on, in double quotes."""
+        quote = yield from self._cursor.ahead(1)
+        if quote not in ('"', "'") or not quote:
+            raise Unreadable("a string")
+        self._cursor.take(1)
+        self.repairs += quote == "'"
+        take('"')
+        while (yield from self._piece(quote, take)):
+            pass
+        take('"')
+
+    def _piece(self, quote: str, take: Take) -> Reading[bool]:
+        """Read some of a string; False at its end."""
+        character = yield from self._cursor.ahead(1)
+        match character:
+            case "":
+                raise Unreadable("the end of a string")
+            case "\\":
+                take((yield from self._escape()))
+            case '"' | "'":
+                self._cursor.take(1)
+                if character == quote:
+                    return False
+                take(character if character == "'" else '\\"')
+            case _ if character < " ":
+                self.repairs += 1
+                self._cursor.take(1)
+                take(CONTROLS.get(character, f"\\u{ord(character):04x}"))
+            case _:
+                plain = PLAIN.match(self._cursor.buffered)
+                assert plain is not None
+                take(self._cursor.take(plain.end()))
+        return True
+
+    def _escape(self) -> Reading[str]:
+        kind = (yield from self._cursor.ahead(2))[1:]
+        if kind == "u":
+            digits = (yield from self._cursor.ahead(6))[2:]
+            if not re.fullmatch("[0-9a-fA-F]{4}", digits):
+                raise Unreadable("four hexadecimal digits")
+            return self._cursor.take(6)
+        if kind == "'":
+            self._cursor.take(2)
+            return kind
+        if not kind or kind not in '"\\/bfnrt':
+            raise Unreadable("an escape that JSON has")
+        return self._cursor.take(2)
+
+    def _items(self, end: str, take: Take, level: int) -> Reading[None]:
+        """Read an object or an array up to `end`."""
+        take(self._cursor.take(1))
+        take((yield from self._cursor.space()))
+        while (yield from self._cursor.ahead(1)) != end:
+            if end == "}":
+                yield from self.string(take)
+                yield from self._colon(take)
+            yield from self.value(take, level + 1)
+            yield from self._separator(end, take)
+        take(self._cursor.take(1))
+
+    def _colon(self, take: Take) -> Reading[None]:
+        take((yield from self._cursor.space()))
+        if (yield from self._cursor.ahead(1)) != ":":
+            raise Unreadable("a colon")
+        take(self._cursor.take(1))
+        take((yield from self._cursor.space()))
+
+    def _separator(self, end: str, take: Take) -> Reading[None]:
+        """Read what comes after an item: the end, which is left there, or a comma."""
+        take((yield from self._cursor.space()))
+        match (yield from self._cursor.ahead(1)):
+            case ",":
+                comma = self._cursor.take(1)
+                space = yield from self._cursor.space()
+                is_too_many = (yield from self._cursor.ahead(1)) == end
+                self.repairs += is_too_many
+                take(space if is_too_many else comma + space)
+            case found if found != end:
+                raise Unreadable(f"a comma or {end}")
+
+    def _literal(self, take: Take) -> Reading[None]:
+        """Read a number, `true`, `false` or `null`, whole: what is cut may go on."""
+        length = 0
+        while len((yield from self._cursor.ahead(length + 1))) > length:
+            found = LITERAL.match(self._cursor.buffered)
+            assert found is not None
+            length = found.end()
+            if length < len(self._cursor.buffered) or length > LONGEST_LITERAL:
+                break
+        word = self._cursor.buffered[:length]
+        if word not in LITERALS and not NUMBER.fullmatch(word):
+            raise Unreadable("a value")
+        self._cursor.take(length)
+        self.repairs += word in PYTHON_LITERALS
+        take(PYTHON_LITERALS.get(word, word))

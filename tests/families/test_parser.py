@@ -1,0 +1,338 @@
+"""What models write is told apart the same way wherever it is cut, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from mlx_manager.chat.events import (
+    Delta,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+)
+from mlx_manager.chat.request import Tool
+from mlx_manager.mlx_server.families.family import FAMILIES, Family, family_of
+from mlx_manager.mlx_server.families.parser import AnswerParser
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "exact": {"type": "boolean"},
+        "tags": {"type": "array"},
+    },
+}
+TOOLS = (Tool("weather", "Tells the weather", SCHEMA), Tool("wait"))
+BERN = {"city": "Bern", "days": 3}
+Call = tuple[str, Any]
+
+
+def family(name: str, template: str = "") -> Family:
+    (found, *_) = [one for one in FAMILIES if one.name == name]
+    return family_of("".join(found.signs) + template)
+
+
+def read(
+    pieces: Sequence[str],
+    of: Family,
+    tools: tuple[Tool, ...] = TOOLS,
+    *,
+    is_parallel: bool = True,
+) -> tuple[str, str, list[Call], list[str]]:
+    """The text, the thoughts, the calls and the findings of an answer that comes in these pieces."""
+    found = list[str]()
+    parser = AnswerParser(
+        of, tools, is_parallel=is_parallel, note=lambda finding, _detail: found.append(finding)
+    )
+    deltas: list[Delta] = []
+    for piece in pieces:
+        deltas += parser.feed(piece)
+        if parser.is_done:
+            break
+    else:
+        deltas += parser.finish()
+    return (*_gathered(deltas), found)
+
+
+def _gathered(deltas: Sequence[Delta]) -> tuple[str, str, list[Call]]:
+    text = "".join(one.text for one in deltas if isinstance(one, TextDelta))
+    thoughts = "".join(one.text for one in deltas if isinstance(one, ReasoningDelta))
+    calls = [one for one in deltas if isinstance(one, ToolCallStarted)]
+    assert [call.index for call in calls] == list(range(len(calls)))
+    assert len({call.id for call in calls}) == len(calls)
+    return text, thoughts, [(call.name, _arguments(deltas, call.index)) for call in calls]
+
+
+def _arguments(deltas: Sequence[Delta], index: int) -> Any:
+    parts = (one for one in deltas if isinstance(one, ToolCallDelta) and one.index == index)
+    text = "".join(part.arguments for part in parts)
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def cuts(text: str) -> Iterator[list[str]]:
+    """The text whole, in two pieces at each place, letter by letter, and in random pieces."""
+    yield [text]
+    yield from ([text[:at], text[at:]] for at in range(1, len(text)))
+    yield list(text)
+    chosen = random.Random(7)
+    for _ in range(10):
+        places = sorted(chosen.sample(range(len(text)), min(5, len(text))))
+        yield [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+JSON_CALL = '{"name": "weather", "arguments": {"city": "Bern", "days": 3}}'
+CALLED: list[tuple[str, str, list[Call]]] = [
+    ("hermes", f"<tool_call>\n{JSON_CALL}\n</tool_call>", [("weather", BERN)]),
+    # The closing mark is an end token for some, and left out by others.
+    ("hermes", f"<tool_call>\n{JSON_CALL}", [("weather", BERN)]),
+    (
+        "hermes",
+        f'<tool_call>{JSON_CALL}</tool_call>\n<tool_call>{{"name": "wait"}}</tool_call>',
+        [("weather", BERN), ("wait", {})],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"arguments": {"city": "Bern", "days": 3}, "name": "weather"}</tool_call>',
+        [("weather", BERN)],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"type": "function", "function": {"name": "wait", "arguments": "{}"}}</tool_call>',
+        [("wait", {})],
+    ),
+    (
+        "hermes",
+        r'<tool_call>{"name": "weather", "arguments": {"city": "a\"}</tool_call>\u00e9", "tags": [{}]}}',
+        [("weather", {"city": 'a"}</tool_call>é', "tags": [{}]})],
+    ),
+    (
+        "qwen3-coder",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nBern\n</parameter>\n<parameter=days>\n3\n"
+        "</parameter>\n</function>\n</tool_call>",
+        [("weather", BERN)],
+    ),
+    (
+        "qwen3-coder",
+        '<tool_call>\n<function=weather>\n<parameter=city>\n  "a"\n\nb < 3\n</parameter>\n<parameter=exact>\n'
+        "True\n</parameter>\n</function>\n</tool_call>",
+        [("weather", {"city": '  "a"\n\nb < 3', "exact": True})],
+    ),
+    (
+        "glm",
+        "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Bern</arg_value>\n<arg_key>days</arg_key>\n"
+        "<arg_value>3</arg_value>\n</tool_call>",
+        [("weather", BERN)],
+    ),
+    ("glm", "<tool_call>wait</tool_call>", [("wait", {})]),
+    ("mistral", f"[TOOL_CALLS] [{JSON_CALL}]", [("weather", BERN)]),
+    (
+        "mistral",
+        '[TOOL_CALLS]weather[ARGS]{"city": "Bern", "days": 3}[TOOL_CALLS]wait[CALL_ID]a1b2[ARGS]{}',
+        [("weather", BERN), ("wait", {})],
+    ),
+    (
+        "kimi",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
+        '{"city": "Bern", "days": 3}<|tool_call_end|><|tool_call_begin|>functions.wait:1'
+        "<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
+        [("weather", BERN), ("wait", {})],
+    ),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+        '{"city": "Bern", "days": 3}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        [("weather", BERN)],
+    ),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>wait<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        [("wait", {})],
+    ),
+    (
+        "minimax",
+        '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Bern</parameter>\n'
+        '<parameter name="days">3</parameter>\n</invoke>\n<invoke name="wait">\n</invoke>\n</minimax:tool_call>',
+        [("weather", BERN), ("wait", {})],
+    ),
+    ("lfm2", '<|tool_call_start|>[weather(city="Bern", days=3), wait()]<|tool_call_end|>', [("weather", BERN), ("wait", {})]),
+    ("granite", f"<|tool_call|>[{JSON_CALL}]", [("weather", BERN)]),
+    ("llama3", '{"name": "weather", "parameters": {"city": "Bern", "days": 3}}', [("weather", BERN)]),
+    ("llama3", f"<|python_tag|>{JSON_CALL}", [("weather", BERN)]),
+    ("llama3", '[weather(city="Bern", days=3)]', [("weather", BERN)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "answer", "calls"), CALLED)
+def test_calls_of_every_family_are_read_wherever_they_are_cut(
+    name: str, answer: str, calls: list[Call]
+) -> None:
+    for pieces in cuts(answer):
+        text, _, found, findings = read(pieces, family(name))
+        assert (text.strip(), found) == ("", calls), pieces
+        assert findings == ["tool_call"] * len(calls)
+
+
+@pytest.mark.parametrize(("name", "answer", "calls"), CALLED)
+def test_text_before_a_call_is_text(name: str, answer: str, calls: list[Call]) -> None:
+    if not any(answer.startswith(mark) for mark in family(name).marks):
+        return
+    for pieces in cuts(f"Let me see: 1 < 2.\n\n{answer}"):
+        text, _, found, _ = read(pieces, family(name))
+        assert (text.rstrip(), found) == ("Let me see: 1 < 2.", calls), pieces
+
+
+@pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
+def test_without_tools_and_thoughts_every_text_comes_through_as_it_is(one: Family) -> None:
+    marks = " ".join(sorted(one.marks))
+    answer = f" {{a}} {marks} <thi {JSON_CALL}\n"
+    for pieces in cuts(answer):
+        assert read(pieces, one, ())[:3] == (answer, "", [])
+
+
+NO_CALLS = [
+    ("hermes", "<tool_call>look at this</tool_call> and"),
+    ("hermes", '<tool_call>{"arguments": {}}</tool_call>'),
+    ("hermes", "<tool_call>"),
+    ("hermes", '<tool_call>{"na'),
+    ("qwen3-coder", "<tool_call><function=a b>"),
+    ("mistral", "[TOOL_CALLS]weather"),
+    ("kimi", "<|tool_call_begin|>x<|tool_call_argument_begin|>3"),
+    ("lfm2", "<|tool_call_start|>[weather(3)]<|tool_call_end|>"),
+    ("lfm2", "<|tool_call_start|>[3]<|tool_call_end|>"),
+    ("llama3", '{"name": "Bob", "parameters": {}}'),
+    ("llama3", '{"weather": "fine"}'),
+    ("llama3", "[1, 2, 3]"),
+    ("llama3", "[weather(**x)]"),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), NO_CALLS)
+def test_what_is_no_call_is_given_back_as_text(name: str, answer: str) -> None:
+    for pieces in cuts(answer):
+        text, thoughts, calls, findings = read(pieces, family(name))
+        assert (text, thoughts, calls) == (answer, "", []), pieces
+        assert "malformed_tool_call" in findings
+
+
+def test_a_call_that_goes_wrong_behind_its_beginning_keeps_all_that_was_written() -> None:
+    answer = '<tool_call>{"name": "weather", "arguments": {"city": "Bern", oops}}</tool_call> Done.'
+    for pieces in cuts(answer):
+        text, _, calls, findings = read(pieces, family("hermes"))
+        assert calls == [("weather", '{"city": "Bern", oops}}')]
+        assert text == " Done."
+        assert findings == ["tool_call", "malformed_tool_call"]
+
+
+def test_a_call_that_is_cut_short_is_no_malformed_one() -> None:
+    _, _, calls, findings = read([f"<tool_call>{JSON_CALL[:-8]}"], family("hermes"))
+    assert calls == [("weather", '{"city": "Bern", "da')]
+    assert findings == ["tool_call"]
+
+
+REPAIRED = [
+    ('{"a": True, "b": None, "c": False}', {"a": True, "b": None, "c": False}),
+    ("{'a': 'it\\'s \"so\"'}", {"a": 'it\'s "so"'}),
+    ('{"a": [1, 2,], }', {"a": [1, 2]}),
+    ('{"a": "two\nlines\tand"}', {"a": "two\nlines\tand"}),
+]
+
+
+@pytest.mark.parametrize(("written", "meant"), REPAIRED)
+def test_slips_whose_meaning_is_certain_are_repaired(written: str, meant: Any) -> None:
+    for pieces in cuts(f'<tool_call>{{"name": "wait", "arguments": {written}}}</tool_call>'):
+        _, _, calls, findings = read(pieces, family("hermes"))
+        assert calls == [("wait", meant)], pieces
+        assert "repaired_tool_call" in findings
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-1.5e+3", '"\\ud83d\\ude00 \\n"', "[]", "[[1, {}], null, true]", '{"a": {"b": ""}}']
+)  # fmt: skip
+def test_arguments_come_through_as_they_were_written(value: str) -> None:
+    for pieces in cuts(f'<tool_call>{{"name": "wait", "arguments": {{"x": {value}}}}}</tool_call>'):
+        text, _, calls, findings = read(pieces, family("hermes"))
+        assert (text, calls, findings) == ("", [("wait", {"x": json.loads(value)})], ["tool_call"])
+
+
+@pytest.mark.parametrize(
+    "value", ["01", "1.", "nul", "truee", "+1", '"\\x"', '"\\u12', "[1 2]", "{1: 2}"]
+)
+def test_what_no_json_has_is_not_made_into_some(value: str) -> None:
+    written = f'{{"x": {value}}}}}'
+    for pieces in cuts(f'<tool_call>{{"name": "wait", "arguments": {written}</tool_call>'):
+        _, _, calls, findings = read(pieces, family("hermes"))
+        assert calls == [("wait", written)], pieces
+        assert findings == ["tool_call", "malformed_tool_call"]
+
+
+def test_deep_nesting_ends_as_text_and_not_as_a_failure() -> None:
+    answer = f'<tool_call>{{"arguments": {"[" * 3000}'
+    assert read([answer], family("hermes"))[0] == answer
+
+
+def test_thoughts_are_told_from_the_answer_without_the_space_around_them() -> None:
+    thinks = family("hermes", "<think></think>")
+    for pieces in cuts("<think>\nIt is 1 < 2,\nso </thi yes.\n</think>\n\nYes.\n"):
+        assert read(pieces, thinks, ())[:2] == ("Yes.\n", "It is 1 < 2,\nso </thi yes.")
+
+
+def test_thoughts_come_before_text_and_calls() -> None:
+    thinks = family("hermes", "<think></think>")
+    answer = f"<think>\nHm.\n</think>\n\nI look.\n<tool_call>{JSON_CALL}</tool_call>"
+    for pieces in cuts(answer):
+        text, thoughts, calls, findings = read(pieces, thinks)
+        assert (text, thoughts, calls) == ("I look.", "Hm.", [("weather", BERN)])
+        assert findings == ["reasoning_ended", "tool_call"]
+
+
+def test_empty_thoughts_are_none_and_those_that_never_end_are_all() -> None:
+    thinks = family("hermes", "<think></think>")
+    assert read(["<think>\n\n</think>\n\nYes."], thinks)[:2] == ("Yes.", "")
+    assert read(["<think>\nAnd so", " on "], thinks)[:2] == ("", "And so on")
+
+
+def test_one_call_is_enough_where_they_must_not_be_parallel() -> None:
+    answer = f"<tool_call>{JSON_CALL}</tool_call><tool_call>{JSON_CALL}</tool_call>"
+    for pieces in cuts(answer):
+        assert read(pieces, family("hermes"), is_parallel=False)[2] == [("weather", BERN)]
+
+
+def test_arguments_leave_as_they_come() -> None:
+    parser = AnswerParser(family("hermes"), TOOLS)
+    parser.feed('<tool_call>{"name": "weather", "arguments": {"city": "Be')
+    assert parser.feed("rn an") == [ToolCallDelta(0, "rn an")]
+
+
+@pytest.mark.parametrize(("one", "name"), [(one, one.name) for one in FAMILIES], ids=str)
+def test_a_forced_beginning_is_read_as_the_start_of_a_call(one: Family, name: str) -> None:
+    if one.forced is None:
+        return
+    answer = one.forced[1].format(name="weather") + json.dumps(BERN) + "}"
+    assert read([answer], one)[2] == [("weather", BERN)], name
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "reasoning"),
+    [
+        ("{% if tools %}<tool_call>{% endif %}", "hermes", None),
+        ("<tool_call><function= <think></think>", "qwen3-coder", ("<think>", "</think>")),
+        ("[TOOL_CALLS] [THINK][/THINK]", "mistral", ("[THINK]", "[/THINK]")),
+        ("<|start_header_id|>ipython tools", "llama3", None),
+        ("{{ messages }}", "hermes", None),
+    ],
+)
+def test_a_family_is_told_from_the_template(
+    template: str, name: str, reasoning: tuple[str, str] | None
+) -> None:
+    found = family_of(template)
+    assert (found.name, found.reasoning) == (name, reasoning)
