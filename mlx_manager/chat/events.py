@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+# A call may have been written in a way that was repaired, or in one that could not be.
+FindingKind = Literal[
+    "reasoning_began",
+    "reasoning_ended",
+    "tool_call_began",
+    "tool_call_ended",
+    "tool_call_repaired",
+    "tool_call_malformed",
+]
 
 
 @dataclass(slots=True)
@@ -75,6 +84,24 @@ class Stall:
     beside_prefill: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found in the model's text at `at_ns`; of a call, `detail` is the tool's name."""
+
+    kind: FindingKind
+    detail: str | None
+    at_ns: int
+
+
+@dataclass(slots=True)
+class Parsing:
+    """Telling an answer's reasoning and calls from its text, first to last; `family` says by whose marks."""
+
+    family: str
+    interval: Interval
+    findings: list[Finding] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class Timeline:
     """When each phase of one request happened, and how much work it was.
@@ -107,6 +134,7 @@ class Timeline:
     stalls: tuple[Stall, ...] = ()
     token_offsets_us: Sequence[int] = ()
     token_stride: int = 1
+    parsing: Parsing | None = None
 
     @property
     def batch_width_mean(self) -> float | None:

@@ -44,10 +44,11 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether the model may call a tool, must call one, or must call the one named `name`."""
+    """Whether the model may call a tool, must call one, or must call the one named `name`; and several at once."""
 
     mode: Literal["auto", "none", "required"] = "auto"
     name: str | None = None
+    is_parallel: bool = True
 
 
 @dataclass(frozen=True, slots=True)

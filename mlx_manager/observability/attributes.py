@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-# Spans. The chat's own span is named `{operation} {model}`, see `chat_span_name`. Nothing here makes `parse`
-# or a miss's reason yet; the viewer knows them from elsewhere.
+# Spans. The chat's own span is named `{operation} {model}`, see `chat_span_name`. Nothing here makes a miss's
+# reason yet; the viewer knows it from elsewhere.
 SPAN_AUTHENTICATE: Final = "authenticate"
 SPAN_ROUTE: Final = "route"
 SPAN_MODEL_LOAD: Final = "model.load"
@@ -22,6 +22,14 @@ SPAN_PARSE: Final = "parse"
 
 # Events of `decode`.
 EVENT_STALL: Final = "stall"
+
+# Events of `parse`.
+EVENT_REASONING_BEGAN: Final = "reasoning.began"
+EVENT_REASONING_ENDED: Final = "reasoning.ended"
+EVENT_TOOL_CALL_BEGAN: Final = "tool_call.began"
+EVENT_TOOL_CALL_ENDED: Final = "tool_call.ended"
+EVENT_TOOL_CALL_REPAIRED: Final = "tool_call.repaired"
+EVENT_TOOL_CALL_MALFORMED: Final = "tool_call.malformed"
 
 # What was asked for: set only when the caller asked.
 OPERATION_NAME: Final = "gen_ai.operation.name"
@@ -90,6 +98,11 @@ DECODE_TOKENS_PER_S: Final = "mlx.decode.tokens_per_s"
 DECODE_LONGEST_GAP_S: Final = "mlx.decode.longest_gap_s"
 DECODE_TOKEN_OFFSETS_MS: Final = "mlx.decode.token_offsets_ms"
 DECODE_TOKEN_STRIDE: Final = "mlx.decode.token_stride"
+PARSE_FAMILY: Final = "mlx.parse.family"
+PARSE_TOOL_CALLS: Final = "mlx.parse.tool_calls"
+PARSE_REPAIRS: Final = "mlx.parse.repairs"
+PARSE_MALFORMED: Final = "mlx.parse.malformed"
+TOOL_NAME: Final = "gen_ai.tool.name"
 STALL_AFTER_TOKEN: Final = "mlx.stall.after_token"
 STALL_DURATION_S: Final = "mlx.stall.duration_s"
 STALL_CAUSE: Final = "mlx.stall.cause"

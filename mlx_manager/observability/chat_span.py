@@ -14,9 +14,12 @@ from opentelemetry.util.types import AttributeValue
 
 from mlx_manager.chat.events import (
     ChatEvent,
+    Finding,
+    FindingKind,
     Finished,
     Interval,
     Load,
+    Parsing,
     Stall,
     Started,
     Timeline,
@@ -30,6 +33,14 @@ from mlx_manager.observability.finished_spans import FinishedSpan, SpanWriter
 from mlx_manager.observability.metrics import ChatMetrics, Measured, Tokens
 
 Attributes = dict[str, AttributeValue]
+FOUND: dict[FindingKind, str] = {
+    "reasoning_began": names.EVENT_REASONING_BEGAN,
+    "reasoning_ended": names.EVENT_REASONING_ENDED,
+    "tool_call_began": names.EVENT_TOOL_CALL_BEGAN,
+    "tool_call_ended": names.EVENT_TOOL_CALL_ENDED,
+    "tool_call_repaired": names.EVENT_TOOL_CALL_REPAIRED,
+    "tool_call_malformed": names.EVENT_TOOL_CALL_MALFORMED,
+}
 
 
 class ChatSpan:
@@ -223,6 +234,9 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
             names.PREFILL_CHUNKS: timeline.prefill_chunks,
         },
     )
+    # Within the decoding, and before it here, because it isn't where an answer fails.
+    if timeline.parsing is not None:
+        yield from _parsed(timeline.parsing, ended_ns)
     for phase in _phase(
         names.SPAN_DECODE,
         timeline.first_token_ns,
@@ -231,6 +245,26 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
         _decoded(timeline),
     ):
         yield phase._replace(events=tuple(map(_stalled, timeline.stalls)))
+
+
+def _parsed(parsing: Parsing, ended_ns: int) -> Iterator[FinishedSpan]:
+    for phase in _interval(names.SPAN_PARSE, parsing.interval, ended_ns, _counted(parsing)):
+        yield phase._replace(events=tuple(map(_found, parsing.findings)))
+
+
+def _counted(parsing: Parsing) -> Attributes:
+    kinds = [finding.kind for finding in parsing.findings]
+    return {
+        names.PARSE_FAMILY: parsing.family,
+        names.PARSE_TOOL_CALLS: kinds.count("tool_call_began"),
+        names.PARSE_REPAIRS: kinds.count("tool_call_repaired"),
+        names.PARSE_MALFORMED: kinds.count("tool_call_malformed"),
+    }
+
+
+def _found(finding: Finding) -> Event:
+    attributes = {} if finding.detail is None else {names.TOOL_NAME: finding.detail}
+    return Event(FOUND[finding.kind], attributes, finding.at_ns)
 
 
 def _interval(

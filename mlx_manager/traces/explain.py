@@ -89,6 +89,21 @@ def answer_was_decoded(trace: Trace) -> Iterator[Finding]:
         yield _finding("decode", span, sentence)
 
 
+def model_thought(trace: Trace) -> Iterator[Finding]:
+    """The answer had to wait until the model had done thinking."""
+    for span in _phases(trace, names.SPAN_PARSE):
+        took_ns = _reasoning_ns(span)
+        if took_ns < max(NOTICEABLE_NS, NOTICEABLE_SHARE * trace.summary.duration_ns):
+            continue
+        chat = next(one for one in trace.spans if one.span_id == span.parent_span_id)
+        tokens = _number(chat, names.REASONING_TOKENS)
+        written = f", {plural(round(tokens), 'token')}," if tokens else ""
+        sentence = (
+            f"The model reasoned for {duration_text(took_ns / 1e9)}{written} before it answered."
+        )
+        yield Finding("reasoning", took_ns, sentence, span.span_id)
+
+
 def decoding_paused(trace: Trace) -> Iterator[Finding]:
     """One token took far longer than the others."""
     for span in _phases(trace, names.SPAN_DECODE):
@@ -190,6 +205,7 @@ RULES: tuple[Rule, ...] = (
     waited_in_queue,
     prompt_was_computed,
     answer_was_decoded,
+    model_thought,
     decoding_paused,
     reader_was_slow,
     prompt_was_tokenized,
@@ -221,6 +237,17 @@ def _pause_cause(span: SpanRecord, gap_s: float) -> str:
     if (_number(span, names.BATCH_WIDTH_MAX) or 1) > 1:
         return "most likely while prompts of other requests were prefilled"
     return "with no other request in its batch"
+
+
+def _reasoning_ns(span: SpanRecord) -> int:
+    """Return how long the model's thoughts took in all; what has no end goes on to the end of the span."""
+    total_ns, began_ns = 0, None
+    for event in span.events:
+        if event.name == names.EVENT_REASONING_BEGAN:
+            began_ns = event.at_ns
+        elif event.name == names.EVENT_REASONING_ENDED and began_ns is not None:
+            total_ns, began_ns = total_ns + event.at_ns - began_ns, None
+    return total_ns + (0 if began_ns is None else span.end_ns - began_ns)
 
 
 def _as_words(reason: str) -> str:

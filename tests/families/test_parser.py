@@ -49,7 +49,7 @@ def read(
     """The text, the thoughts, the calls and the findings of an answer that comes in these pieces."""
     found = list[str]()
     parser = AnswerParser(
-        of, tools, is_parallel=is_parallel, note=lambda finding, _detail: found.append(finding)
+        of, tools, is_parallel=is_parallel, note=lambda kind, _detail: found.append(kind)
     )
     deltas: list[Delta] = []
     for piece in pieces:
@@ -58,7 +58,7 @@ def read(
             break
     else:
         deltas += parser.finish()
-    return (*_gathered(deltas), found)
+    return (*_gathered(deltas), [kind for kind in found if kind != "tool_call_ended"])
 
 
 def _gathered(deltas: Sequence[Delta]) -> tuple[str, str, list[Call]]:
@@ -164,7 +164,11 @@ CALLED: list[tuple[str, str, list[Call]]] = [
         '<parameter name="days">3</parameter>\n</invoke>\n<invoke name="wait">\n</invoke>\n</minimax:tool_call>',
         [("weather", BERN), ("wait", {})],
     ),
-    ("lfm2", '<|tool_call_start|>[weather(city="Bern", days=3), wait()]<|tool_call_end|>', [("weather", BERN), ("wait", {})]),
+    (
+        "lfm2",
+        '<|tool_call_start|>[weather(city="Bern", days=3), wait()]<|tool_call_end|>',
+        [("weather", BERN), ("wait", {})],
+    ),
     ("granite", f"<|tool_call|>[{JSON_CALL}]", [("weather", BERN)]),
     ("llama3", '{"name": "weather", "parameters": {"city": "Bern", "days": 3}}', [("weather", BERN)]),
     ("llama3", f"<|python_tag|>{JSON_CALL}", [("weather", BERN)]),
@@ -179,7 +183,7 @@ def test_calls_of_every_family_are_read_wherever_they_are_cut(
     for pieces in cuts(answer):
         text, _, found, findings = read(pieces, family(name))
         assert (text.strip(), found) == ("", calls), pieces
-        assert findings == ["tool_call"] * len(calls)
+        assert findings == ["tool_call_began"] * len(calls)
 
 
 @pytest.mark.parametrize(("name", "answer", "calls"), CALLED)
@@ -221,7 +225,7 @@ def test_what_is_no_call_is_given_back_as_text(name: str, answer: str) -> None:
     for pieces in cuts(answer):
         text, thoughts, calls, findings = read(pieces, family(name))
         assert (text, thoughts, calls) == (answer, "", []), pieces
-        assert "malformed_tool_call" in findings
+        assert "tool_call_malformed" in findings
 
 
 def test_a_call_that_goes_wrong_behind_its_beginning_keeps_all_that_was_written() -> None:
@@ -230,13 +234,13 @@ def test_a_call_that_goes_wrong_behind_its_beginning_keeps_all_that_was_written(
         text, _, calls, findings = read(pieces, family("hermes"))
         assert calls == [("weather", '{"city": "Bern", oops}}')]
         assert text == " Done."
-        assert findings == ["tool_call", "malformed_tool_call"]
+        assert findings == ["tool_call_began", "tool_call_malformed"]
 
 
 def test_a_call_that_is_cut_short_is_no_malformed_one() -> None:
     _, _, calls, findings = read([f"<tool_call>{JSON_CALL[:-8]}"], family("hermes"))
     assert calls == [("weather", '{"city": "Bern", "da')]
-    assert findings == ["tool_call"]
+    assert findings == ["tool_call_began"]
 
 
 REPAIRED = [
@@ -252,7 +256,7 @@ def test_slips_whose_meaning_is_certain_are_repaired(written: str, meant: Any) -
     for pieces in cuts(f'<tool_call>{{"name": "wait", "arguments": {written}}}</tool_call>'):
         _, _, calls, findings = read(pieces, family("hermes"))
         assert calls == [("wait", meant)], pieces
-        assert "repaired_tool_call" in findings
+        assert "tool_call_repaired" in findings
 
 
 @pytest.mark.parametrize(
@@ -261,7 +265,11 @@ def test_slips_whose_meaning_is_certain_are_repaired(written: str, meant: Any) -
 def test_arguments_come_through_as_they_were_written(value: str) -> None:
     for pieces in cuts(f'<tool_call>{{"name": "wait", "arguments": {{"x": {value}}}}}</tool_call>'):
         text, _, calls, findings = read(pieces, family("hermes"))
-        assert (text, calls, findings) == ("", [("wait", {"x": json.loads(value)})], ["tool_call"])
+        assert (text, calls, findings) == (
+            "",
+            [("wait", {"x": json.loads(value)})],
+            ["tool_call_began"],
+        )
 
 
 @pytest.mark.parametrize(
@@ -272,7 +280,7 @@ def test_what_no_json_has_is_not_made_into_some(value: str) -> None:
     for pieces in cuts(f'<tool_call>{{"name": "wait", "arguments": {written}</tool_call>'):
         _, _, calls, findings = read(pieces, family("hermes"))
         assert calls == [("wait", written)], pieces
-        assert findings == ["tool_call", "malformed_tool_call"]
+        assert findings == ["tool_call_began", "tool_call_malformed"]
 
 
 def test_deep_nesting_ends_as_text_and_not_as_a_failure() -> None:
@@ -292,7 +300,7 @@ def test_thoughts_come_before_text_and_calls() -> None:
     for pieces in cuts(answer):
         text, thoughts, calls, findings = read(pieces, thinks)
         assert (text, thoughts, calls) == ("I look.", "Hm.", [("weather", BERN)])
-        assert findings == ["reasoning_ended", "tool_call"]
+        assert findings == ["reasoning_began", "reasoning_ended", "tool_call_began"]
 
 
 def test_empty_thoughts_are_none_and_those_that_never_end_are_all() -> None:

@@ -8,8 +8,9 @@ from mlx_manager.observability.span_record import SpanEvent, SpanLink, SpanRecor
 from mlx_manager.traces import explain as rules
 from mlx_manager.traces.explain import RULES, Finding, Rule, explain
 from mlx_manager.traces.summary import Trace
-from tests.support.recorded import chat_trace, id_of, span, trace
+from tests.support.recorded import BEGIN_NS, chat_trace, id_of, span, trace
 
+MS = 1_000_000
 OTHER = "b" * 32
 
 
@@ -35,6 +36,34 @@ def test_a_load_is_the_first_thing_said_when_it_took_longest() -> None:
     assert findings[0].sentence == "The model was not in memory and had to be loaded first: 800 ms."
     assert findings[0].span_id == id_of("model.load")
     assert findings[0].duration_ns == 800_000_000
+
+
+def test_the_time_that_the_model_thought_is_told_with_its_tokens() -> None:
+    events = (
+        SpanEvent("reasoning.began", BEGIN_NS + 100 * MS),
+        SpanEvent("reasoning.ended", BEGIN_NS + 600 * MS),
+        SpanEvent("tool_call.began", BEGIN_NS + 650 * MS),
+    )
+    found = only(
+        rules.model_thought,
+        chat_trace(
+            span("parse", 100, 900, events=events),
+            chat={"gen_ai.usage.reasoning.output_tokens": 40},
+        ),
+    )
+    assert found.sentence == "The model reasoned for 500 ms, 40 tokens, before it answered."
+    assert (found.duration_ns, found.span_id) == (500 * MS, id_of("parse"))
+
+
+def test_thoughts_without_an_end_last_as_long_as_the_span() -> None:
+    events = (SpanEvent("reasoning.began", BEGIN_NS + 100 * MS),)
+    found = only(rules.model_thought, chat_trace(span("parse", 100, 900, events=events)))
+    assert found.sentence == "The model reasoned for 800 ms before it answered."
+
+
+def test_an_answer_without_thoughts_says_nothing_of_any() -> None:
+    events = (SpanEvent("tool_call.began", BEGIN_NS + 650 * MS),)
+    assert silent(rules.model_thought, chat_trace(span("parse", 100, 900, events=events)))
 
 
 def test_a_model_in_memory_is_no_finding() -> None:

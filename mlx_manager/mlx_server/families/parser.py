@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from mlx_manager.chat.events import (
     Delta,
+    FindingKind,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -18,12 +19,10 @@ from mlx_manager.mlx_server.families.calls import Grammar
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Unreadable
 from mlx_manager.mlx_server.families.family import CallSyntax, Family
 
-# What a parser has to say of what it found; the detail is a tool's name.
-Finding = Literal["reasoning_ended", "tool_call", "repaired_tool_call", "malformed_tool_call"]
-Note = Callable[[Finding, str | None], None]
+Note = Callable[[FindingKind, str | None], None]
 
 
-def silent(_finding: Finding, _detail: str | None) -> None:
+def silent(_kind: FindingKind, _detail: str | None) -> None:
     """Take no notes."""
 
 
@@ -93,6 +92,7 @@ class AnswerParser:
         """Read thoughts up to their end, without the white space around them."""
         assert self._family.reasoning is not None
         self.is_reasoning, self._space = True, ""
+        self._note("reasoning_began", None)
         yield from self._cursor.space()
         mark = yield from self._cursor.until((self._family.reasoning[1],), self._thought)
         self.is_reasoning, self._space = False, ""
@@ -123,14 +123,15 @@ class AnswerParser:
         try:
             yield from grammar(self._cursor, self._writer)
             self._cursor.unmark()
+            self._note("tool_call_ended", None)
         except Unreadable:
             read = self._cursor.unmark()
             if self._writer.count == 0:
-                self._note("malformed_tool_call", None)
+                self._note("tool_call_malformed", None)
                 self._emit_text(before + read)
             elif not self._cursor.is_over:
                 # Behind its beginning, which the client has, a call can only go on as the model wrote it.
-                self._note("malformed_tool_call", None)
+                self._note("tool_call_malformed", None)
                 yield from self._cursor.until((end,) if end else (), self._writer.arguments)
         self.calls += self._writer.count
         self.is_done = not self._is_parallel and self.calls > 0
@@ -181,14 +182,15 @@ class _Writer:
             raise Unreadable("the name of a tool that there is")
         self.count += 1
         self._index += 1
-        self._note("tool_call", name)
+        # A name of the model's own making may be anything, and is content.
+        self._note("tool_call_began", name if name in self._schemas else None)
         self._emit(ToolCallStarted(self._index, self._new_id(), name))
 
     def arguments(self, text: str) -> None:
         self._emit(ToolCallDelta(self._index, text))
 
     def repaired(self) -> None:
-        self._note("repaired_tool_call", None)
+        self._note("tool_call_repaired", None)
 
     def schema_of(self, name: str) -> Mapping[str, Any]:
         return self._schemas.get(name, {})

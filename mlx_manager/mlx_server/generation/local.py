@@ -16,12 +16,14 @@ from mlx_manager.chat.events import (
     Started,
     Timeline,
 )
-from mlx_manager.chat.request import ChatRequest, Operation
+from mlx_manager.chat.request import ChatRequest, Conversation, Operation
 from mlx_manager.errors import InvalidRequest, PromptTooLong
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
-from mlx_manager.mlx_server.generation.answer import read_answer
+from mlx_manager.mlx_server.families.parser import AnswerParser
+from mlx_manager.mlx_server.generation.answer import AnswerReader, read_answer
 from mlx_manager.mlx_server.generation.deadline import Deadline
-from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
+from mlx_manager.mlx_server.generation.findings import Findings
+from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools, load_model_text
 from mlx_manager.mlx_server.generation.timing import record, recording
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.pool.pool import Lease, ModelPool
@@ -37,11 +39,12 @@ WHOLE_ANSWER_WAKE_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What goes to the engine for one request."""
+    """What goes to the engine for one request, and the part of it that the answer begins with."""
 
     token_ids: list[int]
     max_tokens: int
     sampling: SamplingParameters
+    opening: str
 
 
 class LocalBackend:
@@ -57,8 +60,8 @@ class LocalBackend:
         timeline, deadline = request.timeline, Deadline(self._time_limits_s[request.operation])
         async with AsyncExitStack() as held:
             async with deadline.kept():
-                text, tokens = await self._submit(request, held)
-            answer = read_answer(tokens, text, request.stop, timeline.prompt_tokens)
+                text, tokens, reader = await self._submit(request, held)
+            answer = read_answer(tokens, reader, timeline.prompt_tokens)
             await held.enter_async_context(tokens)
             await held.enter_async_context(aclosing(answer))
             with deadline.kept_by(tokens), recording(tokens, timeline):
@@ -72,7 +75,7 @@ class LocalBackend:
 
     async def _submit(
         self, request: ChatRequest, held: AsyncExitStack
-    ) -> tuple[ModelText, TokenStream]:
+    ) -> tuple[ModelText, TokenStream, AnswerReader]:
         """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
         files = await self._find(request)
         lease, text = await self._lease(files, request.timeline, held)
@@ -85,7 +88,8 @@ class LocalBackend:
             wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
             owner=request.trace,
         )
-        return text, tokens
+        reader = AnswerReader(text, request.stop, parser_for(request, text), prompt.opening)
+        return text, tokens, reader
 
     async def load(self, model_id: str) -> None:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""
@@ -151,7 +155,8 @@ class LocalBackend:
 
 def prepare(request: ChatRequest, text: ModelText) -> Prompt:
     """Render and encode a request. Raises PromptTooLong and InvalidRequest; runs in a thread."""
-    token_ids = text.encode(request.input)
+    encoded = text.encode(request.input)
+    token_ids = encoded.token_ids
     if not token_ids:
         raise InvalidRequest("The prompt is empty. Send at least one token.", param="prompt")
     room = text.context_tokens - len(token_ids)
@@ -162,7 +167,20 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
             param="messages" if request.operation == "chat" else "prompt",
         )
     max_tokens = min(request.max_tokens or room, room)
-    return Prompt(token_ids, max_tokens, text.sampling_parameters(request.sampling))
+    sampling = text.sampling_parameters(request.sampling)
+    return Prompt(token_ids, max_tokens, sampling, encoded.opening)
+
+
+def parser_for(request: ChatRequest, text: ModelText) -> AnswerParser | None:
+    """Return what reads the answer to a chat; None when it can hold nothing but text."""
+    if not isinstance(request.input, Conversation):
+        return None
+    tools = callable_tools(request.input)
+    if not tools and text.family.reasoning is None:
+        return None
+    findings = Findings(text.family.name, request.timeline)
+    is_parallel = request.input.tool_choice.is_parallel
+    return AnswerParser(text.family, tools, is_parallel=is_parallel, note=findings.note)
 
 
 def _load(lease: Lease, tokenizer_s: float | None) -> Load:

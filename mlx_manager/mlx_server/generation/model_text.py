@@ -5,21 +5,38 @@ Everything here is plain Python and slow by the event loop's measure: call it in
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_manager.chat.request import Conversation, Message, RawPrompt, Sampling
-from mlx_manager.errors import InvalidRequest, ModelLoadFailed
+from mlx_manager.chat.request import Conversation, Message, RawPrompt, Sampling, Tool
+from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.families.family import Family, family_of
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 
 FALLBACK_CONTEXT_TOKENS = 32_768
 LONGEST_TERM = 32
+# How a model without a place for tools in its template is told of them, in the most common form.
+INSTRUCTIONS = """You can call these functions. Each line describes one as JSON:
+{tools}
+To call one, answer with a JSON object between these marks, and wait for its result:
+<tool_call>
+{{"name": "function name", "arguments": {{}}}}
+</tool_call>"""
 # Sampling that OpenAI's API documents for a request that says nothing.
 API_DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt for the engine. `opening` is the part of it that belongs to the answer, for whoever reads that."""
+
+    token_ids: list[int]
+    opening: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +53,19 @@ class ModelText:
     end_token_ids: tuple[int, ...]
     sampling_defaults: dict[str, Any]
     quantization: str | None
+    family: Family
+    shown_ids: frozenset[int]
     load_s: float
 
-    def encode(self, prompt: Conversation | RawPrompt) -> list[int]:
-        """Return the prompt's token ids. Raises InvalidRequest when the model can't take it."""
+    def encode(self, prompt: Conversation | RawPrompt) -> Encoded:
+        """Return the prompt for the engine. Raises InvalidRequest when the model can't take it."""
         if isinstance(prompt, Conversation):
-            return self._encoded(self.render(prompt), add_special_tokens=False)
+            rendered, forced = self.render(prompt), self._forced(prompt)
+            token_ids = self._encoded(rendered + forced, add_special_tokens=False)
+            return Encoded(token_ids, forced or self._open_reasoning(rendered))
         if isinstance(prompt.prompt, str):
-            return self._encoded(prompt.prompt, add_special_tokens=True)
-        return self._checked(prompt.prompt)
+            return Encoded(self._encoded(prompt.prompt, add_special_tokens=True))
+        return Encoded(self._checked(prompt.prompt))
 
     def render(self, conversation: Conversation) -> str:
         """Return the conversation as text in the model's own format, ready for the assistant's turn."""
@@ -53,13 +74,17 @@ class ModelText:
                 f"{self.model_id} has no chat template, so it can't chat. Use /v1/completions with it.",
                 param="model",
             )
+        tools = [_template_tool(tool) for tool in callable_tools(conversation)]
         messages = [_template_message(message) for message in conversation.messages]
+        if tools and not self._template_knows("tools"):
+            messages, tools = with_instructions(messages, tools), []
         try:
             text: str = self.tokenizer.apply_chat_template(
                 messages,
+                tools=tools or None,
                 add_generation_prompt=True,
                 tokenize=False,
-                **conversation.template_arguments,
+                **_variables(conversation),
             )
         except Exception as error:  # a template is a program that came with the model
             raise InvalidRequest(
@@ -78,6 +103,27 @@ class ModelText:
             min_p=own["min_p"] if asked.min_p is None else asked.min_p,
             seed=asked.seed,
         )
+
+    def _forced(self, conversation: Conversation) -> str:
+        """Return what the answer is made to begin with: a call, when it must be one."""
+        choice = conversation.tool_choice
+        if choice.mode != "required" or not conversation.tools:
+            return ""
+        if self.family.forced is None:
+            raise UnsupportedParameter(
+                f"{self.model_id} can't be made to call a tool yet. Send 'tool_choice' \"auto\" or leave it out.",
+                param="tool_choice",
+            )
+        some, of_name = self.family.forced
+        return some if choice.name is None else of_name.format(name=choice.name)
+
+    def _open_reasoning(self, rendered: str) -> str:
+        """Return the mark that opens the model's thoughts, when the prompt ends with it."""
+        mark = self.family.reasoning[0] if self.family.reasoning else ""
+        return mark if mark and rendered.rstrip().endswith(mark) else ""
+
+    def _template_knows(self, variable: str) -> bool:
+        return variable in _template_of(self.tokenizer)
 
     def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
         # Past transformers' own `encode`, which adds as much again to a short prompt and gives the same ids.
@@ -119,6 +165,7 @@ def load_model_text(files: ModelFiles) -> ModelText:
     # What a tokenizer's file may ask for by itself, and what `encode` of transformers would have switched off.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    family = family_of(_template_of(tokenizer))
     return ModelText(
         model_id=files.id,
         tokenizer=tokenizer,
@@ -127,6 +174,8 @@ def load_model_text(files: ModelFiles) -> ModelText:
         end_token_ids=_end_token_ids(tokenizer.eos_token_id, config, generation),
         sampling_defaults=_sampling_defaults(generation),
         quantization=quantization(config),
+        family=family,
+        shown_ids=_special_marks(tokenizer, family),
         load_s=time.monotonic() - began_s,
     )
 
@@ -154,8 +203,57 @@ def _checked_unicode(text: str) -> str:
     return text
 
 
+def callable_tools(conversation: Conversation) -> Sequence[Tool]:
+    """Return the tools that the answer may call."""
+    return () if conversation.tool_choice.mode == "none" else conversation.tools
+
+
+def with_instructions(
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the messages with the tools in the instructions, for a model whose template has no place for any."""
+    described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    text = INSTRUCTIONS.format(tools=described)
+    if messages and messages[0]["role"] == "system":
+        first = messages[0] | {"content": f"{messages[0]['content']}\n\n{text}"}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
+
+
+def _variables(conversation: Conversation) -> dict[str, Any]:
+    """Return the variables of the template; what the client set by name wins."""
+    thinking = conversation.thinking
+    # Two names for one thing: most templates' own, and DeepSeek's.
+    switch = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
+    return switch | dict(conversation.template_arguments)
+
+
+def _template_of(tokenizer: Any) -> str:
+    """Return the template's text; of several, all of them."""
+    template = tokenizer.chat_template or ""
+    return "\n".join(template.values()) if isinstance(template, dict) else str(template)
+
+
+def _special_marks(tokenizer: Any, family: Family) -> frozenset[int]:
+    """Return the special tokens that are marks of the family: decoding must not leave them out."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(
+        token_id for token_id, token in added if token.special and token.content in family.marks
+    )
+
+
+def _template_tool(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "parameters": dict(tool.parameters)}
+    if tool.description is not None:
+        function = {"name": tool.name, "description": tool.description, **function}
+    return {"type": "function", "function": function}
+
+
 def _template_message(message: Message) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        # The two names that templates give it.
+        turn["reasoning_content"] = turn["reasoning"] = message.reasoning
     if message.name is not None:
         turn["name"] = message.name
     if message.tool_calls:

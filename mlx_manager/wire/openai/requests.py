@@ -12,7 +12,9 @@ from mlx_manager.chat.request import (
     RawPrompt,
     Role,
     Sampling,
+    Tool,
     ToolCall,
+    ToolChoice,
 )
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.wire.openai.parameters import (
@@ -26,7 +28,9 @@ from mlx_manager.wire.openai.schema import (
     CompletionBody,
     ContentPart,
     GenerationBody,
+    NamedToolChoice,
     ToolCallMessage,
+    ToolDefinition,
 )
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -35,12 +39,9 @@ DEFAULT_COMPLETION_TOKENS = 16
 def chat_request(body: ChatCompletionBody, origin: Origin) -> ChatRequest:
     """Return what a chat completion asks for. Raises InvalidRequest and UnsupportedParameter."""
     _check(body)
-    template_arguments = body.chat_template_kwargs or {}
-    check_template_arguments(template_arguments)
-    messages = tuple(_message(message, index) for index, message in enumerate(body.messages))
     return ChatRequest(
         model=body.model,
-        input=Conversation(messages, template_arguments),
+        input=_conversation(body),
         origin=origin,
         sampling=_sampling(body),
         max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -61,6 +62,47 @@ def completion_request(body: CompletionBody, origin: Origin) -> ChatRequest:
         stop=_stop(body),
         stream=bool(body.stream),
     )
+
+
+def _conversation(body: ChatCompletionBody) -> Conversation:
+    arguments, effort = body.chat_template_kwargs or {}, body.reasoning_effort
+    check_template_arguments(arguments)
+    return Conversation(
+        messages=tuple(_message(message, index) for index, message in enumerate(body.messages)),
+        # Few templates know levels; most have a switch, which `thinking` is.
+        template_arguments=arguments
+        if effort is None
+        else {"reasoning_effort": effort, **arguments},
+        tools=tuple(_tool(tool, index) for index, tool in enumerate(body.tools or ())),
+        tool_choice=_tool_choice(body),
+        thinking=None if effort is None else effort != "none",
+    )
+
+
+def _tool(tool: ToolDefinition, index: int) -> Tool:
+    function = tool.function
+    if function.strict:
+        raise UnsupportedParameter(
+            "This version does not hold arguments to a schema. Leave 'strict' out or send false.",
+            param=f"tools[{index}].function.strict",
+        )
+    return Tool(function.name, function.description, function.parameters or {})
+
+
+def _tool_choice(body: ChatCompletionBody) -> ToolChoice:
+    choice, is_parallel = body.tool_choice or "auto", body.parallel_tool_calls is not False
+    if not isinstance(choice, NamedToolChoice):
+        if choice == "required" and not body.tools:
+            raise InvalidRequest(
+                "'tool_choice' is \"required\", and there are no 'tools'.", param="tool_choice"
+            )
+        return ToolChoice(choice, is_parallel=is_parallel)
+    name = choice.function.name
+    if all(tool.function.name != name for tool in body.tools or ()):
+        raise InvalidRequest(
+            f"'tool_choice' names {name!r}, which is not one of 'tools'.", param="tool_choice"
+        )
+    return ToolChoice("required", name, is_parallel=is_parallel)
 
 
 def _check(body: GenerationBody) -> None:
@@ -120,6 +162,7 @@ def _message(message: ChatMessage, index: int) -> Message:
         name=message.name,
         tool_calls=tuple(_tool_call(call, index) for call in message.tool_calls or ()),
         tool_call_id=message.tool_call_id,
+        reasoning=message.reasoning_content or message.reasoning,
     )
 
 

@@ -14,6 +14,7 @@ Temperature = Annotated[float, Field(ge=0, le=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 MAX_MODEL_ID = 256
 MAX_STOP_STRINGS = 16
+MAX_TOOLS = 1024
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
 # `fail_fast`: a list of a million wrong items gets one complaint, not a million.
@@ -41,8 +42,48 @@ class ToolCallMessage(BaseModel):
     function: FunctionCall
 
 
+class FunctionDefinition(BaseModel):
+    """A function that the model may call; `parameters` is a JSON schema of an object."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolDefinition(BaseModel):
+    """A tool. This version knows those of type `function`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(BaseModel):
+    """The name of a function."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+
+
+class NamedToolChoice(BaseModel):
+    """The one tool that must be called."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class ChatMessage(BaseModel):
-    """One message; `content` may be null only beside tool calls."""
+    """One message; `content` may be null only beside tool calls.
+
+    `reasoning_content` is what an assistant's message had as such; `reasoning` is another name for it.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -51,6 +92,8 @@ class ChatMessage(BaseModel):
     name: str | None = None
     tool_calls: list[ToolCallMessage] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class StreamOptions(BaseModel):
@@ -90,6 +133,14 @@ class ChatCompletionBody(GenerationBody):
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = (
+        None
+    )
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
 
 
 class CompletionBody(GenerationBody):
