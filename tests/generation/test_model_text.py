@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlx_manager.chat.request import Conversation, Message, Sampling
-from mlx_manager.errors import InvalidRequest, ModelLoadFailed
+from mlx_manager.chat.request import Conversation, Message, Sampling, Tool, ToolChoice
+from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text, quantization
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
@@ -98,3 +98,66 @@ def test_a_broken_tokenizer_is_a_failed_load(model_dir: Path, tmp_path: Path) ->
 )
 def test_how_weights_are_stored_is_one_short_term(config: dict[str, Any], term: str | None) -> None:
     assert quantization(config) == term
+
+
+SHOWN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+LOOK = Tool("look", "Looks", {"type": "object", "properties": {"at": {"type": "string"}}})
+
+
+def test_a_model_whose_template_knows_no_tools_is_told_of_them_in_its_instructions(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    text = text_with(model_dir, tmp_path, template=SHOWN)
+    asked = Message("system", "Be kind."), Message("user", "Hi")
+    told = text.render(Conversation(asked, tools=(LOOK,)))
+    assert told.startswith("[system]Be kind.\n\nYou can call these functions.")
+    assert told.endswith("</tool_call>[user]Hi")
+    assert '"name": "look", "description": "Looks"' in told
+    assert text.render(Conversation(asked[1:], tools=(LOOK,))).startswith("[system]You can call")
+    silent = Conversation(asked, tools=(LOOK,), tool_choice=ToolChoice("none"))
+    assert text.render(silent) == text.render(Conversation(asked)) == "[system]Be kind.[user]Hi"
+
+
+def test_a_template_gets_tools_thinking_and_what_the_client_sets_by_name(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    template = (
+        "{{ tools[0].function.name }} {{ enable_thinking }} {{ messages[0].reasoning_content }}"
+    )
+    text = text_with(model_dir, tmp_path, template=template)
+    asked = Conversation((Message("assistant", "", reasoning="Hm"),), tools=(LOOK,), thinking=False)
+    assert text.render(asked) == "look False Hm"
+    named = Conversation(asked.messages, {"enable_thinking": 7}, tools=(LOOK,), thinking=False)
+    assert text.render(named) == "look 7 Hm"
+
+
+def test_an_answer_that_begins_within_thoughts_is_known_by_the_end_of_the_prompt(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    template = "{% if enable_thinking %}<think>\n{% else %}<think>\n</think>\n{% endif %}"
+    text = text_with(model_dir, tmp_path, template=template)
+    asked = Message("user", "Hi")
+    assert text.encode(Conversation((asked,), thinking=True)).opening == "<think>"
+    assert text.encode(Conversation((asked,), thinking=False)).opening == ""
+
+
+def test_a_call_that_must_be_is_the_end_of_the_prompt_and_the_beginning_of_the_answer(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    text = text_with(model_dir, tmp_path, template=SHOWN)
+    asked = Conversation((Message("user", "Hi"),), tools=(LOOK,))
+    plain = text.encode(asked)
+    choice = ToolChoice("required", "look")
+    forced = text.encode(Conversation(asked.messages, tools=(LOOK,), tool_choice=choice))
+    assert forced.opening == '<tool_call>\n{"name": "look", "arguments":'
+    assert forced.token_ids[: len(plain.token_ids)] == plain.token_ids
+    assert text.tokenizer.decode(forced.token_ids).endswith(forced.opening)
+
+
+def test_a_family_that_can_not_be_made_to_call_says_so(model_dir: Path, tmp_path: Path) -> None:
+    text = text_with(model_dir, tmp_path, template=f"{SHOWN}[TOOL_CALLS]")
+    asked = Conversation(
+        (Message("user", "Hi"),), tools=(LOOK,), tool_choice=ToolChoice("required")
+    )
+    with pytest.raises(UnsupportedParameter, match="can't be made to call"):
+        text.encode(asked)

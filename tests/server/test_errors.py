@@ -148,7 +148,7 @@ def accesses(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 @pytest.mark.parametrize(
     ("changes", "param"),
-    [({"messages": [1] * 1_000_000}, "messages.0"), ({"model": "a?" * 20_000}, "model")],
+    [({"messages": [1] * 1_000_000}, "messages[0]"), ({"model": "a?" * 20_000}, "model")],
 )
 async def test_a_huge_field_that_is_wrong_is_refused_quickly_and_shortly(
     http: httpx.AsyncClient, changes: dict[str, Any], param: str

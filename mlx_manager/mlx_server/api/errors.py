@@ -89,9 +89,14 @@ def _note_asked(request: Request, body: object) -> None:
 
 
 def _field(location: tuple[int | str, ...]) -> str | None:
-    """Return the path of a field, `messages.0.content`, without pydantic's names for the types it tried there."""
+    """Return the path of a field, `messages[0].content`, without pydantic's names for the types it tried there."""
     parts = list(takewhile(lambda part: FIELD.fullmatch(str(part)), location))
-    return ".".join(str(part) for part in parts if part not in TYPE_NAMES) or None
+    named = (
+        f"[{part}]" if isinstance(part, int) else f".{part}"
+        for part in parts
+        if part not in TYPE_NAMES
+    )
+    return "".join(named).removeprefix(".") or None
 
 
 async def _http(request: Request, exception: Exception) -> Response:

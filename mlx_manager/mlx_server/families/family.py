@@ -64,7 +64,7 @@ class Family:
 
 
 _IN_TAGS = {"<tool_call>": CallSyntax(tagged("</tool_call>"), "</tool_call>")}
-_JSON_FORCED = ("<tool_call>\n", '<tool_call>\n{{"name": "{name}", "arguments": ')
+_JSON_FORCED = ("<tool_call>\n", '<tool_call>\n{{"name": "{name}", "arguments":')
 HERMES = Family("hermes", ("<tool_call>",), _IN_TAGS, forced=_JSON_FORCED)
 
 # The first whose signs are all there; those with more of them stand before those with fewer.
@@ -116,20 +116,20 @@ FAMILIES = (
         "granite",
         ("<|tool_call|>",),
         {"<|tool_call|>": CallSyntax(json_calls)},
-        forced=("<|tool_call|>", '<|tool_call|>[{{"name": "{name}", "arguments": '),
+        forced=("<|tool_call|>", '<|tool_call|>[{{"name": "{name}", "arguments":'),
     ),
     Family(
         "llama3",
         ("<|python_tag|>",),
         {"<|python_tag|>": CallSyntax(json_calls)},
         bare={"{": json_calls, "[": pythonic(None)},
-        forced=("", '{{"name": "{name}", "parameters": '),
+        forced=("", '{{"name": "{name}", "parameters":'),
     ),
     Family(
         "llama3",
         ("<|start_header_id|>", "tools"),
         bare={"{": json_calls, "[": pythonic(None)},
-        forced=("", '{{"name": "{name}", "parameters": '),
+        forced=("", '{{"name": "{name}", "parameters":'),
     ),
 )
 

@@ -1,0 +1,203 @@
+"""Tools and reasoning through the real SDK, with the starter model, which really calls and really thinks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai as sdk
+import pytest
+from openai import AsyncOpenAI
+
+from tests.support.spans import Spans
+
+MODEL = "mlx-manager/starter"
+CHAT = f"chat {MODEL}"
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather of a place",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+QUESTION = "What is the weather in Bern?"
+
+
+async def ask(openai: AsyncOpenAI, *messages: Any, **fields: Any) -> Any:
+    asked = list(messages) or [{"role": "user", "content": QUESTION}]
+    return await openai.chat.completions.create(
+        model=MODEL, messages=asked, temperature=0, **{"max_tokens": 200, **fields}
+    )
+
+
+async def streamed(openai: AsyncOpenAI, **fields: Any) -> list[Any]:
+    stream = await ask(openai, stream=True, **fields)
+    return [chunk.choices[0] async for chunk in stream]
+
+
+def arguments_of(call: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(call.function.arguments)
+    return found
+
+
+async def test_the_model_calls_a_tool(openai: AsyncOpenAI) -> None:
+    response = await ask(openai, tools=[WEATHER])
+    (choice,) = response.choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    (call,) = choice.message.tool_calls
+    assert (call.type, call.function.name) == ("function", "get_weather")
+    assert set(arguments_of(call)) == {"city"}
+    assert call.id.startswith("call_")
+
+
+async def test_a_streamed_call_is_the_same_call(openai: AsyncOpenAI) -> None:
+    whole = (await ask(openai, tools=[WEATHER])).choices[0].message.tool_calls[0]
+    choices = await streamed(openai, tools=[WEATHER])
+    pieces = [piece for one in choices for piece in one.delta.tool_calls or ()]
+    assert (pieces[0].function.name, pieces[0].type) == ("get_weather", "function")
+    assert pieces[0].id
+    assert all(piece.id is None for piece in pieces[1:])
+    written = "".join(piece.function.arguments for piece in pieces)
+    assert written == whole.function.arguments
+    assert len(pieces) > 2, "arguments come as they are written"
+    assert [one.finish_reason for one in choices if one.finish_reason] == ["tool_calls"]
+    assert not any(one.delta.content for one in choices)
+
+
+async def test_a_call_and_its_result_can_be_sent_back(openai: AsyncOpenAI) -> None:
+    question = {"role": "user", "content": QUESTION}
+    message = (await ask(openai, question, tools=[WEATHER])).choices[0].message
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny, 21 C"}
+    answer = await ask(
+        openai, question, message.model_dump(exclude_none=True), result, tools=[WEATHER]
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content
+
+
+async def test_tools_that_must_not_be_called_are_not_even_told(openai: AsyncOpenAI) -> None:
+    without, none = await ask(openai), await ask(openai, tools=[WEATHER], tool_choice="none")
+    assert none.choices[0].message.tool_calls is None
+    assert none.usage.prompt_tokens == without.usage.prompt_tokens
+
+
+async def test_a_tool_that_must_be_called_is_called(openai: AsyncOpenAI) -> None:
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    question = {"role": "user", "content": "The weather in Rome"}
+    response = await ask(openai, question, tools=[WEATHER], tool_choice=named)
+    (call,) = response.choices[0].message.tool_calls
+    assert call.function.name == "get_weather"
+    assert "city" in arguments_of(call)
+    required = await ask(openai, question, tools=[WEATHER], tool_choice="required")
+    assert required.choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "no"}}}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_honoured_is_refused_by_name(
+    openai: AsyncOpenAI, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(sdk.BadRequestError) as refusal:
+        await ask(openai, **fields)
+    assert refusal.value.param == param
+
+
+async def test_reasoning_is_told_from_the_answer(openai: AsyncOpenAI) -> None:
+    question = {"role": "user", "content": "What is prefill?"}
+    plain = await ask(openai, question)
+    thought = await ask(openai, question, reasoning_effort="medium")
+    message = thought.choices[0].message
+    assert message.reasoning_content
+    assert "think>" not in message.reasoning_content + message.content
+    assert message.content == plain.choices[0].message.content
+    reasoning = thought.usage.completion_tokens_details.reasoning_tokens
+    assert 0 < reasoning < thought.usage.completion_tokens
+    assert plain.usage.completion_tokens_details.reasoning_tokens == 0
+    assert plain.usage.completion_tokens == thought.usage.completion_tokens - reasoning - BLANK_LINE
+
+
+# Tokens of the blank line between thoughts and answer, which belong to neither.
+BLANK_LINE = 2
+
+
+async def test_reasoning_and_calls_are_streamed_in_their_order(openai: AsyncOpenAI) -> None:
+    choices = await streamed(openai, tools=[WEATHER], reasoning_effort="low")
+    kinds = [
+        "thought" if getattr(one.delta, "reasoning_content", None) else "call"
+        for one in choices
+        if one.delta.tool_calls or getattr(one.delta, "reasoning_content", None)
+    ]
+    assert kinds == sorted(kinds, reverse=True)
+    assert {"thought", "call"} == set(kinds)
+
+
+async def test_a_stop_string_ends_text_and_not_thoughts(openai: AsyncOpenAI) -> None:
+    question = {"role": "user", "content": "What is MLX Manager?"}
+    fields: dict[str, Any] = {"reasoning_effort": "low", "stop": [" runs"]}
+    response = await ask(openai, question, **fields)
+    assert (response.choices[0].message.content, response.choices[0].finish_reason) == (
+        "MLX Manager",
+        "stop",
+    )
+
+
+async def test_the_trace_has_a_phase_that_says_what_was_found(
+    openai: AsyncOpenAI, spans: Spans
+) -> None:
+    await ask(openai, tools=[WEATHER], reasoning_effort="low")
+    chat = await spans.wait(CHAT)
+    parse, decode = spans.one("parse"), spans.one("decode")
+    assert parse.parent
+    assert chat.context
+    assert parse.parent.span_id == chat.context.span_id
+    assert [event.name for event in parse.events] == [
+        "reasoning.began",
+        "reasoning.ended",
+        "tool_call.began",
+        "tool_call.ended",
+    ]
+    assert parse.events[2].attributes == {"gen_ai.tool.name": "get_weather"}
+    assert dict(parse.attributes or {})["mlx.parse.family"] == "hermes"
+    assert (chat.attributes or {})["gen_ai.usage.reasoning.output_tokens"]
+    assert (parse.start_time or 0) >= (decode.start_time or 0)
+
+
+async def test_an_answer_of_nothing_but_text_has_no_such_phase(
+    openai: AsyncOpenAI, spans: Spans
+) -> None:
+    await ask(openai, tool_choice="auto")
+    await spans.wait(CHAT)
+    assert not spans.named("parse")
+
+
+async def test_a_tool_name_of_the_model_s_own_making_is_not_recorded(
+    openai: AsyncOpenAI, spans: Spans
+) -> None:
+    greet = {"type": "function", "function": {"name": "zzz"}}
+    response = await ask(
+        openai, {"role": "user", "content": "Hello"}, tools=[greet], tool_choice="required"
+    )
+    await spans.wait(CHAT)
+    calls = response.choices[0].message.tool_calls or []
+    (parse,) = spans.named("parse")
+    names = [
+        (event.attributes or {}).get("gen_ai.tool.name")
+        for event in parse.events
+        if event.name == "tool_call.began"
+    ]
+    assert len(names) == len(calls)
+    assert set(names) <= {None, "zzz"}
