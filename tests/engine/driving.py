@@ -13,6 +13,7 @@ from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
     Ended,
+    Logprobs,
     SamplingParameters,
     Step,
     Submit,
@@ -34,6 +35,7 @@ class Driver:
         self.paused_ns = 0
         self.engine = Engine(Runner(model, max_batch), scheduler, BlasThreads(0), self._clock_ns)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
+        self.logprobs: defaultdict[int, list[Logprobs]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
         self.admitted: list[int] = []
         self.waited: list[int] = []
@@ -45,11 +47,14 @@ class Driver:
         max_tokens: int = 12,
         end_token_ids: Sequence[int] = (),
         sampling: SamplingParameters = GREEDY,
+        top_logprobs: int | None = None,
     ) -> int:
         """Hand a prompt in and return the sequence's id."""
         sequence_id = next(self._ids)
         self.engine.handle(
-            Submit(sequence_id, list(prompt), max_tokens, list(end_token_ids), sampling)
+            Submit(
+                sequence_id, list(prompt), max_tokens, list(end_token_ids), sampling, top_logprobs
+            )
         )
         return sequence_id
 
@@ -62,6 +67,8 @@ class Driver:
         for sequence_id, token_id in pairs(step):
             assert sequence_id not in self.ended, "a token after the end"
             self.tokens[sequence_id].append(token_id)
+        for logprobs in step.logprobs:
+            self.logprobs[logprobs.sequence_id].append(logprobs)
         self.admitted.extend(step.admitted)
         self.waited.extend(step.waited)
         for ended in step.ended:

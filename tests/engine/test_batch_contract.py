@@ -10,9 +10,13 @@ import mlx.core as mx
 import pytest
 from mlx_lm.generate import BatchGenerator, StopSequences
 
-from mlx_manager.mlx_server.engine.runner import BatchApiDrifted, check_batch_api
+from mlx_manager.mlx_server.engine.runner import (
+    INSERT_ARGUMENTS,
+    BatchApiDrifted,
+    check_batch_api,
+)
 from mlx_manager.mlx_server.engine.sampling import greedy
-from tests.engine.models import WatchedModel
+from tests.engine.models import VOCABULARY, WatchedModel
 
 PROMPT = list(range(20, 60))
 
@@ -45,7 +49,7 @@ def run(batch: Any, steps: int = 30) -> list[Any]:
 
 def test_insert_takes_the_arguments_that_the_runner_gives() -> None:
     known = set(inspect.signature(BatchGenerator.insert).parameters)
-    assert {"prompts", "max_tokens", "samplers", "stop_sequences"} <= known
+    assert known >= INSERT_ARGUMENTS
 
 
 def test_next_returns_prompt_rows_and_decoded_rows(model: WatchedModel) -> None:
@@ -143,6 +147,45 @@ def test_each_row_is_sampled_by_its_own_sampler(model: WatchedModel) -> None:
     batch = generator(model)
     wanted = {insert(batch, PROMPT, 2, always(token_id)): token_id for token_id in (7, 8, 9)}
     assert {row.uid: row.token for row in run(batch)} == wanted
+
+
+def test_a_row_s_processor_sees_its_logits_right_before_its_sampler(model: WatchedModel) -> None:
+    seen: list[tuple[str, mx.array]] = []
+
+    def processor(_context: mx.array, logits: mx.array) -> mx.array:
+        seen.append(("logits", logits))
+        return logits
+
+    def sampler(logprobs: mx.array) -> mx.array:
+        seen.append(("logprobs", logprobs))
+        return greedy(logprobs)
+
+    batch = generator(model)
+    insert(batch, PROMPT, 6)
+    batch.insert(
+        [PROMPT[:20]],
+        max_tokens=[4],
+        samplers=[sampler],
+        logits_processors=[[processor]],
+        stop_sequences=[StopSequences([])],
+    )
+    run(batch)
+    # One more than the answer has tokens: a step is under way when the last is given out.
+    assert [name for name, _ in seen] == ["logits", "logprobs"] * 5
+    for (_, logits), (_, logprobs) in zip(seen[::2], seen[1::2], strict=True):
+        assert logits.shape == logprobs.shape == (1, VOCABULARY)
+        normalised = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        assert mx.allclose(logprobs, normalised).item()
+
+
+def test_a_response_has_the_distribution_that_its_token_was_drawn_from(
+    model: WatchedModel,
+) -> None:
+    batch = generator(model)
+    insert(batch, PROMPT, 5)
+    rows = run(batch)
+    assert [mx.argmax(row.logprobs).item() for row in rows] == [row.token for row in rows]
+    assert rows[0].logprobs.shape == (VOCABULARY,)
 
 
 @pytest.mark.parametrize(("prompt", "max_tokens"), [([], 5), (PROMPT, 0)])

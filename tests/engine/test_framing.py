@@ -26,6 +26,14 @@ STAMPS = Stamps(1, 2, 3, 2**62, 5, 6, 7, 8, 9, 10)
 COMMANDS: list[ToEngine] = [
     Submit(1, [0, 151_935, 7], 5, [2, 3], SamplingParameters(0.7, 0.9, 40, 0.05, -(2**63))),
     Cancel(2**40),
+    Submit(
+        3,
+        [1],
+        5,
+        [],
+        SamplingParameters(1.0, logit_bias=((5, -100.0), (7, 2.5)), min_tokens=3),
+        top_logprobs=20,
+    ),
     Submit(2, list(range(300)), 1, [], SamplingParameters(seed=2**63 - 1)),
     Cancel(3),
 ]

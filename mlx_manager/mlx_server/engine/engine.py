@@ -72,7 +72,8 @@ class Engine:
             self._settle(token, now_ns, output)
         ended, self._ended = self._ended, []
         pairs = [n for token in output.tokens for n in (token.sequence_id, token.token_id)]
-        return Step(now_ns, pairs, [sequence.id for sequence in admitted], ended, waited)
+        ids = [sequence.id for sequence in admitted]
+        return Step(now_ns, pairs, ids, ended, waited, output.logprobs)
 
     def vitals(self) -> Vitals:
         """Say how the engine is, and how long the steps since the last such report took."""

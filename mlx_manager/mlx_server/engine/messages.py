@@ -15,23 +15,37 @@ EndReason = Literal["stop", "length", "cancelled", "failed"]
 
 
 class SamplingParameters(msgspec.Struct, frozen=True, array_like=True):
-    """Every choice made: `temperature` 0 is greedy; `top_p` 1, `top_k` 0 and `min_p` 0 are off."""
+    """Every choice made: `temperature` 0 is greedy; the defaults of all others are "off".
+
+    `logit_bias` pairs token ids with what is added to their logits. End tokens are not drawn before `min_tokens`.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Generate after `token_ids` (at least one) until one of `end_token_ids` or `max_tokens` (at least one)."""
+    """Generate after `token_ids` (at least one) until one of `end_token_ids` or `max_tokens` (at least one).
+
+    With `top_logprobs` each token comes with its log-probability and those of so many others; None: without any.
+    """
 
     sequence_id: int
     token_ids: list[int]
     max_tokens: int
     end_token_ids: list[int]
     sampling: SamplingParameters
+    top_logprobs: int | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -95,11 +109,24 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     detail: str | None = None
 
 
+class Logprobs(msgspec.Struct, frozen=True, array_like=True):
+    """How likely the model found the token that a sequence got in this step, and the most likely ones, best first.
+
+    Natural logarithms, of the model's own distribution: before bias, penalties, temperature and filters.
+    """
+
+    sequence_id: int
+    logprob: float
+    top_token_ids: list[int]
+    top_logprobs: list[float]
+
+
 class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """One step of the whole batch.
 
     `tokens` alternates sequence id and token id, one pair a decoded row. An end token is part of `tokens`. Those of
-    `admitted` that had been left in the queue by a step before are in `waited`.
+    `admitted` that had been left in the queue by a step before are in `waited`. `logprobs` has one entry for each token
+    of a sequence that asked for them.
     """
 
     at_ns: int
@@ -107,6 +134,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     admitted: list[int] = []
     ended: list[Ended] = []
     waited: list[int] = []
+    logprobs: list[Logprobs] = []
 
 
 class StepTimes(msgspec.Struct, frozen=True, array_like=True):

@@ -6,18 +6,27 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
 
-from mlx_manager.mlx_server.engine.messages import Submit
-from mlx_manager.mlx_server.engine.sampling import greedy, sampler_for
+from mlx_manager.mlx_server.engine.logprobs import most_likely
+from mlx_manager.mlx_server.engine.messages import Logprobs, Submit
+from mlx_manager.mlx_server.engine.sampling import (
+    LogitsProcessor,
+    Sampler,
+    SteeredSampler,
+    greedy,
+    sampler_for,
+)
 
 USED_NAMES = ("insert", "next", "remove", "prompt_cache_nbytes")
-INSERT_ARGUMENTS = frozenset({"prompts", "max_tokens", "samplers", "stop_sequences"})
+INSERT_ARGUMENTS = frozenset(
+    {"prompts", "max_tokens", "samplers", "logits_processors", "stop_sequences"}
+)
 
 
 class BatchApiDrifted(RuntimeError):
@@ -35,10 +44,14 @@ class TokenOutput:
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    """What one step did: a chunk of prompt for each id in `prefilled`, and a token for each row that decodes."""
+    """What one step did: a chunk of prompt for each id in `prefilled`, and a token for each row that decodes.
+
+    `logprobs` has one entry for each token whose sequence asked for them.
+    """
 
     prefilled: list[int]
     tokens: list[TokenOutput]
+    logprobs: list[Logprobs] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +77,25 @@ class Runner:
         """Drop every row and start with an empty batch."""
         self._uid_of: dict[int, int] = {}
         self._sequence_of: dict[int, int] = {}
+        self._top_logprobs: dict[int, int] = {}
         self._generator = BatchGenerator(
             self._model, sampler=greedy, completion_batch_size=self._max_batch
         )
 
     def insert(self, submit: Submit) -> None:
         """Let a sequence join with the next step. Raises ValueError when mlx-lm refuses it."""
+        sampler = sampler_for(submit.sampling, submit.token_ids, submit.end_token_ids)
         [uid] = self._generator.insert(
             [submit.token_ids],
             max_tokens=[submit.max_tokens],
-            samplers=[sampler_for(submit.sampling)],
+            samplers=[sampler],
+            logits_processors=[_processors(sampler)],
             stop_sequences=[self._stop_sequences_for(submit.end_token_ids)],
         )
         self._uid_of[submit.sequence_id] = uid
         self._sequence_of[uid] = submit.sequence_id
+        if submit.top_logprobs is not None:
+            self._top_logprobs[uid] = submit.top_logprobs
 
     def remove(self, sequence_id: int) -> None:
         """Take a row out at whatever stage it is; its memory is free after this."""
@@ -93,12 +111,25 @@ class Runner:
         tokens = [
             TokenOutput(self._sequence_of[row.uid], row.token, row.finish_reason) for row in rows
         ]
+        logprobs = self._logprobs(rows) if self._top_logprobs else []
         self._forget_all(token.sequence_id for token in tokens if token.end)
-        return RunnerOutput(prefilled, tokens)
+        return RunnerOutput(prefilled, tokens, logprobs)
 
     def memory(self) -> Memory:
         """Say what memory is in use; looks at each layer once, computes nothing."""
         return Memory(self._kv_bytes(), mx.get_active_memory(), mx.get_cache_memory())
+
+    def _logprobs(self, rows: list[Any]) -> list[Logprobs]:
+        """Return those that were asked for. mlx-lm has computed each row's distribution anyway, before its sampler."""
+        asked = [row for row in rows if row.uid in self._top_logprobs]
+        if not asked:
+            return []
+        return most_likely(
+            [self._sequence_of[row.uid] for row in asked],
+            [row.token for row in asked],
+            [self._top_logprobs[row.uid] for row in asked],
+            mx.stack([row.logprobs for row in asked]),
+        )
 
     def _kv_bytes(self) -> int | None:
         try:
@@ -116,6 +147,7 @@ class Runner:
         uid = self._uid_of.pop(sequence_id, None)
         if uid is not None:
             del self._sequence_of[uid]
+            self._top_logprobs.pop(uid, None)
         return uid
 
     def _stop_sequences_for(self, end_token_ids: list[int]) -> StopSequences:
@@ -123,6 +155,17 @@ class Runner:
         if key not in self._stop_sequences:
             self._stop_sequences[key] = StopSequences([[token_id] for token_id in key])
         return self._stop_sequences[key]
+
+
+def _processors(sampler: Sampler) -> list[LogitsProcessor]:
+    """Return what shall see a row's logits before mlx-lm normalises them.
+
+    Only where it can't be done without: with one such row in the batch mlx-lm takes the logits of all rows apart and
+    puts them together again, and keeps the row's tokens in an array of their own.
+    """
+    if isinstance(sampler, SteeredSampler) and sampler.needs_logits:
+        return [sampler.keep_logits]
+    return []
 
 
 def check_batch_api(generator: type) -> None:

@@ -1,13 +1,14 @@
 """Choose tokens from logits. One object per set of parameters: mlx-lm samples a batch in one call only when every
-row holds the same object.
+row holds the same object. A row that is steered (by a bias, a penalty, a seed) has one of its own.
 
-Filters come in the order that vLLM and transformers use: temperature, top_k, top_p, min_p.
+First bias and penalties, then filters in the order that vLLM and transformers use: temperature, top_k, top_p, min_p;
+XTC last.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from mlx_manager.mlx_server.engine.messages import SamplingParameters
 # Below this, dividing by the temperature overflows before it changes what is drawn.
 GREEDY_BELOW = 1e-5
 Sampler = Callable[[mx.array], mx.array]
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 
 def greedy(logprobs: mx.array) -> mx.array:
@@ -24,19 +26,40 @@ def greedy(logprobs: mx.array) -> mx.array:
     return mx.argmax(logprobs, axis=-1)
 
 
-def sampler_for(parameters: SamplingParameters) -> Sampler:
-    """Return the sampler of a row; rows with equal parameters share it unless they are seeded."""
+def sampler_for(
+    parameters: SamplingParameters,
+    prompt_token_ids: Sequence[int] = (),
+    end_token_ids: Sequence[int] = (),
+) -> Sampler:
+    """Return the sampler of a row; rows that draw alike share it unless they are seeded or steered."""
+    draw = _drawing(parameters, end_token_ids)
+    if _is_steered(parameters, end_token_ids):
+        return SteeredSampler(parameters, prompt_token_ids, end_token_ids, draw)
+    return draw
+
+
+def _drawing(parameters: SamplingParameters, end_token_ids: Sequence[int]) -> Sampler:
     if parameters.temperature < GREEDY_BELOW:
         return greedy
+    kept_token_ids = tuple(end_token_ids) if parameters.xtc_probability > 0 else ()
     if parameters.seed is not None:
-        return SeededSampler(parameters, parameters.seed)
-    return _shared_sampler(parameters)
+        return SeededSampler(parameters, parameters.seed, kept_token_ids)
+    # Only what decides a draw: rows that differ in anything else share a sampler all the same.
+    drawing = SamplingParameters(
+        temperature=parameters.temperature,
+        top_p=parameters.top_p,
+        top_k=parameters.top_k,
+        min_p=parameters.min_p,
+        xtc_probability=parameters.xtc_probability,
+        xtc_threshold=parameters.xtc_threshold,
+    )
+    return _shared_sampler(drawing, kept_token_ids)
 
 
 @lru_cache(maxsize=256)
-def _shared_sampler(parameters: SamplingParameters) -> Sampler:
+def _shared_sampler(parameters: SamplingParameters, kept_token_ids: tuple[int, ...]) -> Sampler:
     def sample(logprobs: mx.array) -> mx.array:
-        return mx.random.categorical(filtered(logprobs, parameters))
+        return _drawn(logprobs, parameters, kept_token_ids, None)
 
     return sample
 
@@ -48,13 +71,151 @@ class SeededSampler:
     called once for each of its tokens.
     """
 
-    def __init__(self, parameters: SamplingParameters, seed: int) -> None:
+    def __init__(
+        self, parameters: SamplingParameters, seed: int, kept_token_ids: tuple[int, ...] = ()
+    ) -> None:
         self._parameters = parameters
+        self._kept_token_ids = kept_token_ids
         self._key = mx.random.key(seed % 2**64)
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         self._key, key = mx.random.split(self._key)
-        return mx.random.categorical(filtered(logprobs, self._parameters), key=key)
+        return _drawn(logprobs, self._parameters, self._kept_token_ids, key)
+
+
+def _drawn(
+    logprobs: mx.array,
+    parameters: SamplingParameters,
+    kept_token_ids: tuple[int, ...],
+    key: mx.array | None,
+) -> mx.array:
+    logits = filtered(logprobs, parameters)
+    if parameters.xtc_probability > 0:
+        chance_key, key = (None, None) if key is None else mx.random.split(key)
+        chance = mx.random.uniform(shape=(logits.shape[0], 1), key=chance_key)
+        excluded = without_top_choices(logits, parameters.xtc_threshold, kept_token_ids)
+        logits = mx.where(chance < parameters.xtc_probability, excluded, logits)
+    return mx.random.categorical(logits, key=key)
+
+
+def _is_steered(parameters: SamplingParameters, end_token_ids: Sequence[int]) -> bool:
+    return bool(
+        parameters.repetition_penalty != 1
+        or parameters.presence_penalty
+        or parameters.frequency_penalty
+        or parameters.logit_bias
+        or (parameters.min_tokens > 0 and end_token_ids)
+    )
+
+
+class SteeredSampler:
+    """Draws after it has changed the logits by what the request asked for and by what the sequence holds already.
+
+    It belongs to one sequence and is called once for each of its tokens. What it remembers of them are arrays that
+    depend on its own draws, so nothing waits for a token to be known.
+    """
+
+    def __init__(
+        self,
+        parameters: SamplingParameters,
+        prompt_token_ids: Sequence[int],
+        end_token_ids: Sequence[int],
+        draw: Sampler,
+    ) -> None:
+        self._parameters = parameters
+        self._prompt_token_ids = prompt_token_ids
+        self._end_token_ids = list(end_token_ids)
+        self._draw = draw
+        self._drawn_tokens = 0
+        self._logits: mx.array | None = None
+        self._is_seen: mx.array | None = None
+        self._counts: mx.array | None = None
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the sampler must see logits, by `keep_logits`: a factor isn't the same for log-probabilities."""
+        return self._parameters.repetition_penalty != 1
+
+    def keep_logits(self, _context: mx.array, logits: mx.array) -> mx.array:
+        """Remember the logits, `[1, vocabulary]`, for the draw that follows, and return them unchanged."""
+        self._logits = logits
+        return logits
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        logits = logprobs if self._logits is None else self._logits
+        # In float32: bfloat16 knows no difference of 0.1 between numbers above 16.
+        token = self._draw(self._steered(logits.astype(mx.float32)))
+        self._remember(token)
+        return token
+
+    def _steered(self, logits: mx.array) -> mx.array:
+        asked = self._parameters
+        if asked.repetition_penalty != 1:
+            logits = repetition_penalised(logits, self._seen(logits), asked.repetition_penalty)
+        if asked.logit_bias:
+            token_ids, biases = zip(*asked.logit_bias, strict=True)
+            logits = logits.at[:, mx.array(token_ids)].add(mx.array(biases, mx.float32))
+        if asked.presence_penalty or asked.frequency_penalty:
+            logits = count_penalised(
+                logits, self._made(logits), asked.presence_penalty, asked.frequency_penalty
+            )
+        if self._drawn_tokens < asked.min_tokens:
+            logits = logits.at[:, mx.array(self._end_token_ids)].add(-mx.inf)
+        return logits
+
+    def _seen(self, logits: mx.array) -> mx.array:
+        if self._is_seen is None:
+            self._is_seen = mx.zeros(logits.shape[-1], mx.bool_)
+            self._is_seen[mx.array(list(self._prompt_token_ids))] = True
+        return self._is_seen
+
+    def _made(self, logits: mx.array) -> mx.array:
+        if self._counts is None:
+            self._counts = mx.zeros(logits.shape[-1], mx.float32)
+        return self._counts
+
+    def _remember(self, token: mx.array) -> None:
+        self._drawn_tokens += 1
+        if self._is_seen is not None:
+            self._is_seen[token] = True
+        if self._counts is not None:
+            self._counts = self._counts.at[token].add(1)
+
+
+def repetition_penalised(logits: mx.array, is_seen: mx.array, penalty: float) -> mx.array:
+    """Return logits with those of seen tokens divided by `penalty` where positive and multiplied where negative.
+
+    As Keskar et al. 2019 and transformers have it; `is_seen` is `[vocabulary]`, of prompt and answer.
+    """
+    penalised = mx.where(logits < 0, logits * penalty, logits / penalty)
+    return mx.where(is_seen, penalised, logits)
+
+
+def count_penalised(
+    logits: mx.array, counts: mx.array, presence: float, frequency: float
+) -> mx.array:
+    """Return logits less `presence` for each token made before and `frequency` for each time it was, as OpenAI has it.
+
+    `counts` is `[vocabulary]`, of the answer alone.
+    """
+    return logits - presence * (counts > 0) - frequency * counts
+
+
+def without_top_choices(
+    logits: mx.array, threshold: float, kept_token_ids: Sequence[int] = ()
+) -> mx.array:
+    """Return logits without all but the least likely of the tokens that have a probability of at least `threshold`.
+
+    Known as XTC. Where fewer than two are so likely nothing changes; `kept_token_ids`, those that end an answer, stay.
+    """
+    probabilities = mx.softmax(logits, axis=-1)
+    likely = mx.where(probabilities >= threshold, probabilities, mx.inf)
+    is_excluded = (probabilities >= threshold) & (
+        probabilities > likely.min(axis=-1, keepdims=True)
+    )
+    if kept_token_ids:
+        is_excluded[:, mx.array(list(kept_token_ids))] = False
+    return mx.where(is_excluded, -mx.inf, logits)
 
 
 def filtered(logprobs: mx.array, parameters: SamplingParameters) -> mx.array:
