@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
+from mlx_manager.mlx_server.engine.constraint import Vocabulary
 from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
+    Constraint,
     Ended,
     Logprobs,
     SamplingParameters,
@@ -29,11 +31,18 @@ class Driver:
     """An engine over a model, and everything it has reported."""
 
     def __init__(
-        self, model: Any, *, max_batch: int = 8, chunk: int = 64, idle_chunk: int = 256
+        self,
+        model: Any,
+        *,
+        max_batch: int = 8,
+        chunk: int = 64,
+        idle_chunk: int = 256,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         scheduler = Scheduler(Limits(max_batch, chunk, idle_chunk))
         self.paused_ns = 0
-        self.engine = Engine(Runner(model, max_batch), scheduler, BlasThreads(0), self._clock_ns)
+        runner = Runner(model, max_batch, vocabulary)
+        self.engine = Engine(runner, scheduler, BlasThreads(0), self._clock_ns)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.logprobs: defaultdict[int, list[Logprobs]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
@@ -48,13 +57,13 @@ class Driver:
         end_token_ids: Sequence[int] = (),
         sampling: SamplingParameters = GREEDY,
         top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> int:
         """Hand a prompt in and return the sequence's id."""
         sequence_id = next(self._ids)
+        end = list(end_token_ids)
         self.engine.handle(
-            Submit(
-                sequence_id, list(prompt), max_tokens, list(end_token_ids), sampling, top_logprobs
-            )
+            Submit(sequence_id, list(prompt), max_tokens, end, sampling, top_logprobs, constraint)
         )
         return sequence_id
 

@@ -34,10 +34,22 @@ class SamplingParameters(msgspec.Struct, frozen=True, array_like=True):
     min_tokens: int = 0
 
 
+class Constraint(msgspec.Struct, frozen=True, array_like=True):
+    """A grammar in llguidance's form that the answer must be a text of.
+
+    With `trigger_token_ids` it begins behind the first of them that is drawn; when it `repeats`, behind each.
+    """
+
+    grammar: str
+    trigger_token_ids: tuple[int, ...] = ()
+    repeats: bool = False
+
+
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Generate after `token_ids` (at least one) until one of `end_token_ids` or `max_tokens` (at least one).
 
-    With `top_logprobs` each token comes with its log-probability and those of so many others; None: without any.
+    `constraint` needs an end token. With `top_logprobs` each token comes with its log-probability and those of so many
+    others; None: without any.
     """
 
     sequence_id: int
@@ -46,6 +58,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     end_token_ids: list[int]
     sampling: SamplingParameters
     top_logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -13,8 +13,9 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
 
+from mlx_manager.mlx_server.engine.constraint import ConstrainedSampler, Vocabulary
 from mlx_manager.mlx_server.engine.logprobs import most_likely
-from mlx_manager.mlx_server.engine.messages import Logprobs, Submit
+from mlx_manager.mlx_server.engine.messages import Constraint, Logprobs, Submit
 from mlx_manager.mlx_server.engine.sampling import (
     LogitsProcessor,
     Sampler,
@@ -66,9 +67,10 @@ class Memory:
 class Runner:
     """Runs sequences through one model, together. Belongs to the thread that loaded the model."""
 
-    def __init__(self, model: Any, max_batch: int) -> None:
+    def __init__(self, model: Any, max_batch: int, vocabulary: Vocabulary | None = None) -> None:
         check_batch_api(BatchGenerator)
         self._model = model
+        self._vocabulary = vocabulary
         self._max_batch = max_batch
         self._stop_sequences: dict[tuple[int, ...], StopSequences] = {}
         self.reset()
@@ -83,13 +85,16 @@ class Runner:
         )
 
     def insert(self, submit: Submit) -> None:
-        """Let a sequence join with the next step. Raises ValueError when mlx-lm refuses it."""
+        """Let a sequence join with the next step. Raises ValueError when mlx-lm refuses it, or its grammar is none."""
         sampler = sampler_for(submit.sampling, submit.token_ids, submit.end_token_ids)
+        processors = _processors(sampler)
+        if submit.constraint is not None:
+            sampler = self._constrained(submit.constraint, submit.end_token_ids, sampler)
         [uid] = self._generator.insert(
             [submit.token_ids],
             max_tokens=[submit.max_tokens],
             samplers=[sampler],
-            logits_processors=[_processors(sampler)],
+            logits_processors=[processors],
             stop_sequences=[self._stop_sequences_for(submit.end_token_ids)],
         )
         self._uid_of[submit.sequence_id] = uid
@@ -118,6 +123,14 @@ class Runner:
     def memory(self) -> Memory:
         """Say what memory is in use; looks at each layer once, computes nothing."""
         return Memory(self._kv_bytes(), mx.get_active_memory(), mx.get_cache_memory())
+
+    def _constrained(
+        self, constraint: Constraint, end_token_ids: list[int], draw: Sampler
+    ) -> Sampler:
+        if self._vocabulary is None:
+            raise ValueError("a grammar needs a vocabulary")
+        matcher = self._vocabulary.matcher(constraint.grammar, end_token_ids)
+        return ConstrainedSampler(constraint, matcher, end_token_ids, draw)
 
     def _logprobs(self, rows: list[Any]) -> list[Logprobs]:
         """Return those that were asked for. mlx-lm has computed each row's distribution anyway, before its sampler."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.channel import Channel
+from mlx_manager.mlx_server.engine.constraint import Vocabulary
 from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.loading import load
 from mlx_manager.mlx_server.engine.messages import Heartbeat, LoadFailed
@@ -34,7 +35,7 @@ def main() -> int:
     limits = Limits(arguments.max_batch, arguments.chunk, arguments.idle_chunk)
     try:
         loaded = load(arguments.model)
-        runner = Runner(loaded.model, limits.max_batch)
+        runner = Runner(loaded.model, limits.max_batch, Vocabulary(arguments.model))
         engine = Engine(runner, Scheduler(limits), BlasThreads(loaded.ready.weights_bytes))
     except Exception as error:  # noqa: BLE001 - whatever it is, the API process is told
         channel.send(LoadFailed(f"{type(error).__name__}: {error}"))
