@@ -157,17 +157,51 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The engine has taken the request. `model` is the id that answers; `timeline`, the request's, goes on filling."""
+    """The engine has taken the request. `model` is the id that answers; `timeline`, the request's, goes on filling.
+
+    `fingerprint` stands for all that computes the answer: with the same one, the same seed gives the same text.
+    """
 
     model: str
     timeline: Timeline
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LikelyToken:
+    """A token and the natural logarithm of its probability. `data` are its bytes: part of a character, maybe."""
+
+    data: bytes
+    logprob: float
+
+    @property
+    def text(self) -> str:
+        """The token as text, with U+FFFD for what is no whole character."""
+        return self.data.decode(errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely the model found a token of the answer, and the tokens that it found most likely, best first.
+
+    The distribution is the model's own, before bias, penalties, temperature and filters. `offset` counts the characters
+    of the answer's text before the token.
+    """
+
+    token: LikelyToken
+    top: tuple[LikelyToken, ...]
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Some more text of the answer; always whole characters."""
+    """Some more text of the answer; always whole characters.
+
+    `logprobs` are those of the tokens that begin in it, when they were asked for.
+    """
 
     text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,16 +261,20 @@ class Answer:
     reasoning: str = ""
     tool_calls: tuple[CalledTool, ...] = ()
     stop_string: str | None = None
+    fingerprint: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 async def collect(events: AsyncIterator[ChatEvent]) -> Answer:
     """Gather a stream into the whole answer. There is no second way to generate."""
-    model, texts, thoughts = "", list[str](), list[str]()
+    model, fingerprint, texts, thoughts = "", None, list[str](), list[str]()
+    logprobs = list[TokenLogprobs]()
     calls, arguments = list[ToolCallStarted](), list[list[str]]()
     async for event in events:
         match event:
-            case TextDelta(text):
+            case TextDelta(text, of_tokens):
                 texts.append(text)
+                logprobs.extend(of_tokens)
             case ReasoningDelta(text):
                 thoughts.append(text)
             case ToolCallStarted():
@@ -244,13 +282,22 @@ async def collect(events: AsyncIterator[ChatEvent]) -> Answer:
                 arguments.append([])
             case ToolCallDelta(index, more):
                 arguments[index].append(more)
-            case Started(model=name):
-                model = name
+            case Started(model=name, fingerprint=mark):
+                model, fingerprint = name, mark
             case Finished(reason, usage, stop_string):
                 called = tuple(
                     CalledTool(call.id, call.name, "".join(parts))
                     for call, parts in zip(calls, arguments, strict=True)
                 )
-                text, thought = "".join(texts), "".join(thoughts)
-                return Answer(model, text, reason, usage, thought, called, stop_string)
+                return Answer(
+                    model,
+                    "".join(texts),
+                    reason,
+                    usage,
+                    "".join(thoughts),
+                    called,
+                    stop_string,
+                    fingerprint,
+                    tuple(logprobs),
+                )
     raise EOFError("the stream ended without a Finished event")

@@ -73,9 +73,13 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class RawPrompt:
-    """A prompt that no template touches: text, or token ids as the client encoded them."""
+    """A prompt that no template touches: text, or token ids as the client encoded them.
+
+    With `is_echoed` the answer's text begins with it.
+    """
 
     prompt: str | tuple[int, ...]
+    is_echoed: bool = False
 
     @property
     def size(self) -> int:
@@ -85,13 +89,27 @@ class RawPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. None means: as the model's own generation settings have it."""
+    """How the next token is chosen. None means: as the model's own generation settings have it, or else not at all.
+
+    `logit_bias` adds to the logits of token ids. `ignore_end` goes on where the model ends its answer, until
+    `max_tokens`; with `min_tokens` the model can't end it earlier. `top_logprobs` asks for the log-probability of each
+    token and of so many of the most likely ones; 0 is the token's alone.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int | None = None
+    ignore_end: bool = False
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -47,6 +47,13 @@ REQUEST_SEED: Final = "gen_ai.request.seed"
 REQUEST_STOP_SEQUENCES: Final = "gen_ai.request.stop_sequences"
 REQUEST_STREAM: Final = "gen_ai.request.stream"
 REQUEST_MIN_P: Final = "mlx.request.min_p"
+REQUEST_REPETITION_PENALTY: Final = "mlx.request.repetition_penalty"
+REQUEST_LOGIT_BIASES: Final = "mlx.request.logit_biases"
+REQUEST_XTC_PROBABILITY: Final = "mlx.request.xtc_probability"
+REQUEST_XTC_THRESHOLD: Final = "mlx.request.xtc_threshold"
+REQUEST_MIN_TOKENS: Final = "mlx.request.min_tokens"
+REQUEST_IGNORE_EOS: Final = "mlx.request.ignore_eos"
+REQUEST_TOP_LOGPROBS: Final = "mlx.request.top_logprobs"
 
 # What came back.
 RESPONSE_ID: Final = "gen_ai.response.id"

@@ -316,6 +316,15 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.REQUEST_TOP_K: sampling.top_k,
         names.REQUEST_MIN_P: sampling.min_p,
         names.REQUEST_SEED: sampling.seed,
+        names.REQUEST_PRESENCE_PENALTY: sampling.presence_penalty,
+        names.REQUEST_FREQUENCY_PENALTY: sampling.frequency_penalty,
+        names.REQUEST_REPETITION_PENALTY: sampling.repetition_penalty,
+        names.REQUEST_LOGIT_BIASES: len(sampling.logit_bias) or None,
+        names.REQUEST_XTC_PROBABILITY: sampling.xtc_probability,
+        names.REQUEST_XTC_THRESHOLD: sampling.xtc_threshold,
+        names.REQUEST_MIN_TOKENS: sampling.min_tokens,
+        names.REQUEST_IGNORE_EOS: sampling.ignore_end or None,
+        names.REQUEST_TOP_LOGPROBS: sampling.top_logprobs,
         names.REQUEST_STOP_SEQUENCES: request.stop or None,
     }
     return _known(asked)

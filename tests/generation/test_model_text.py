@@ -39,6 +39,7 @@ def text_with(
             SamplingParameters(0.6, 0.95, 20, 0.1),
         ),
         ({"temperature": None, "top_k": 50}, SamplingParameters(1.0, 1.0, 50, 0.0)),
+        ({"repetition_penalty": 1.05}, SamplingParameters(1.0, repetition_penalty=1.05)),
     ],
 )
 def test_what_the_client_leaves_open_is_as_the_model_s_maker_has_it(
@@ -46,7 +47,7 @@ def test_what_the_client_leaves_open_is_as_the_model_s_maker_has_it(
 ) -> None:
     text = text_with(model_dir, tmp_path, generation)
     assert text.sampling_parameters(Sampling()) == expected
-    asked = Sampling(0.0, 0.0, 0, 0.0, 0)
+    asked = Sampling(0.0, 0.0, 0, 0.0, 0, repetition_penalty=1.0)
     assert text.sampling_parameters(asked) == SamplingParameters(0.0, 0.0, 0, 0.0, 0)
 
 
@@ -55,6 +56,34 @@ def test_end_tokens_come_from_every_place_that_names_one(model_dir: Path, tmp_pa
     assert set(text.end_token_ids) == {0, 2}
     assert text.context_tokens == 4096
     assert text.vocabulary_size == 512
+
+
+def test_what_was_asked_for_goes_to_the_engine(model_dir: Path, tmp_path: Path) -> None:
+    text = text_with(model_dir, tmp_path)
+    asked = Sampling(
+        xtc_probability=0.5,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+        logit_bias={5: -100.0, 511: 1.5},
+        min_tokens=7,
+    )
+    assert text.sampling_parameters(asked) == SamplingParameters(
+        1.0,
+        xtc_probability=0.5,
+        xtc_threshold=0.1,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.25,
+        logit_bias=((5, -100.0), (511, 1.5)),
+        min_tokens=7,
+    )
+
+
+def test_a_bias_on_a_token_that_is_not_there_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="512 tokens") as refusal:
+        text_with(model_dir, tmp_path).sampling_parameters(Sampling(logit_bias={512: 1.0}))
+    assert refusal.value.param == "logit_bias"
 
 
 @pytest.mark.parametrize(

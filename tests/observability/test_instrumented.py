@@ -173,6 +173,41 @@ async def test_a_chat_is_a_span_with_what_was_asked_and_what_came(
     assert SECRET not in spans.text()
 
 
+async def test_generation_controls_that_were_asked_for_are_on_the_span(
+    spans: Spans, metrics: ChatMetrics
+) -> None:
+    sampling = Sampling(
+        presence_penalty=0.5,
+        frequency_penalty=0.0,
+        repetition_penalty=1.1,
+        logit_bias={5: -100.0, 6: 1.0},
+        xtc_probability=0.5,
+        xtc_threshold=0.2,
+        min_tokens=3,
+        ignore_end=True,
+        top_logprobs=0,
+    )
+    request = ChatRequest("m", RawPrompt("x"), ORIGIN, sampling)
+
+    await collect(
+        InstrumentedBackend(Recorded("a", timeline=Timeline()), metrics=metrics).stream(request)
+    )
+
+    attributes = spans.one("text_completion m").attributes or {}
+    expected = {
+        "gen_ai.request.presence_penalty": 0.5,
+        "gen_ai.request.frequency_penalty": 0.0,
+        "mlx.request.repetition_penalty": 1.1,
+        "mlx.request.logit_biases": 2,
+        "mlx.request.xtc_probability": 0.5,
+        "mlx.request.xtc_threshold": 0.2,
+        "mlx.request.min_tokens": 3,
+        "mlx.request.ignore_eos": True,
+        "mlx.request.top_logprobs": 0,
+    }
+    assert {name: attributes.get(name) for name in expected} == expected
+
+
 async def test_what_was_not_asked_is_absent(spans: Spans, metrics: ChatMetrics) -> None:
     request = ChatRequest("m", RawPrompt("x"), ORIGIN)
 
@@ -183,6 +218,10 @@ async def test_what_was_not_asked_is_absent(spans: Spans, metrics: ChatMetrics) 
     attributes = spans.one("text_completion m").attributes or {}
     absent = {"temperature", "top_p", "top_k", "seed", "max_tokens", "stop_sequences"}
     assert not {f"gen_ai.request.{name}" for name in absent} & set(attributes)
+    assert not [
+        name for name in attributes if name.startswith("mlx.request.") and name != "mlx.request.id"
+    ]
+    assert not [name for name in attributes if name.endswith("_penalty")]
     assert "gen_ai.response.time_to_first_chunk" not in attributes
 
 

@@ -95,9 +95,7 @@ def test_any_other_value_of_it_is_refused_by_name(name: str) -> None:
     assert refusal.value.param == name
 
 
-def test_false_is_not_taken_for_zero() -> None:
-    with pytest.raises(UnsupportedParameter):
-        request_for(logprobs=0)
+def test_true_is_not_taken_for_one() -> None:
     with pytest.raises(UnsupportedParameter):
         request_for(n=True)
 

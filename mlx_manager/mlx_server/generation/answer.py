@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 
 from mlx_manager.chat.events import (
     Delta,
@@ -13,7 +13,10 @@ from mlx_manager.chat.events import (
     ToolCallDelta,
     Usage,
 )
+from mlx_manager.chat.request import Sampling
+from mlx_manager.mlx_server.engine.messages import Logprobs
 from mlx_manager.mlx_server.families.parser import AnswerParser
+from mlx_manager.mlx_server.generation.logprobs import AnswerLogprobs
 from mlx_manager.mlx_server.generation.model_text import ModelText
 from mlx_manager.mlx_server.generation.text import Detokenizer, StopStrings
 from mlx_manager.mlx_server.workers.stream import TokenStream
@@ -26,7 +29,7 @@ async def read_answer(
     for delta in reader.begin():
         yield delta
     async for token_ids in tokens:
-        for delta in reader.feed(token_ids):
+        for delta in reader.feed(token_ids, tokens.logprobs):
             yield delta
         if reader.is_stopped:
             await tokens.close_and_wait()
@@ -42,20 +45,24 @@ class AnswerReader:
     """Turns the tokens of one answer into what it says, and counts those that it took.
 
     `parser` tells reasoning and calls from text; without one all is text. `opening` is the part of the prompt that the
-    answer begins with. `used_tokens` counts up to the token that completed a stop string or the last call wanted; the
-    engine may have been ahead of it.
+    answer begins with, an echo where there is no parser. `used_tokens` counts up to the token that completed a stop
+    string or the last call wanted; the engine may have been ahead of it. With `asked.top_logprobs` the text comes with
+    its tokens' log-probabilities: of thoughts and calls there are none.
     """
 
     def __init__(
         self,
         text: ModelText,
         stop: tuple[str, ...],
+        asked: Sampling,
         parser: AnswerParser | None = None,
         opening: str = "",
     ) -> None:
         self.used_tokens = 0
         self._reasoning_tokens = 0
-        self._end_token_ids = text.end_token_ids
+        self._read_characters = 0
+        self._end_token_ids = text.end_token_ids_for(asked)
+        self._logprobs = None if asked.top_logprobs is None else AnswerLogprobs(text.token_bytes)
         self._detokenizer = Detokenizer(text.tokenizer, text.shown_ids if parser else frozenset())
         self._stop = StopStrings(stop)
         self._has_stop = bool(stop)
@@ -69,10 +76,15 @@ class AnswerReader:
 
     def begin(self) -> list[Delta]:
         """Return what the answer's opening, which the model was given, already says."""
-        return self._parser.feed(self._opening) if self._parser and self._opening else []
+        if not self._opening:
+            return []
+        return self._parser.feed(self._opening) if self._parser else [TextDelta(self._opening)]
 
-    def feed(self, token_ids: list[int]) -> list[Delta]:
-        """Take the next tokens and return what is now certain."""
+    def feed(self, token_ids: list[int], logprobs: Sequence[Logprobs] = ()) -> list[Delta]:
+        """Take the next tokens, with their log-probabilities if they were asked for, and return what is now certain."""
+        if self._logprobs is not None:
+            pairs = zip(token_ids, logprobs, strict=True)
+            return merged(delta for pair in pairs for delta in self._feed_likely(*pair))
         if self._has_stop or self._parser is not None:
             return merged(delta for token_id in token_ids for delta in self._feed_one(token_id))
         self.used_tokens += len(token_ids)
@@ -87,7 +99,8 @@ class AnswerReader:
         if self._parser is not None and not self.is_stopped:
             deltas += self._stopped(self._parser.finish())
         rest = "" if self._stop.is_matched else self._stop.finish()
-        return merged([*deltas, TextDelta(rest)] if rest else deltas)
+        deltas = merged([*deltas, TextDelta(rest)] if rest else deltas)
+        return deltas if self._logprobs is None else self._last_likely(deltas, self._logprobs)
 
     def finished(self, input_tokens: int, *, is_cut: bool) -> Finished:
         """Return how the answer ended; `is_cut` when the engine had to stop for want of tokens."""
@@ -113,11 +126,33 @@ class AnswerReader:
         self._reasoning_tokens += was_reasoning or self._is_reasoning
         return deltas
 
+    def _feed_likely(self, token_id: int, likely: Logprobs) -> list[Delta]:
+        """Take one token and return its text, if it is part of any, together with its log-probabilities."""
+        if self._logprobs is None or self.is_stopped:
+            return []
+        offset, was_reasoning = self._read_characters, self._is_reasoning
+        deltas = self._feed_one(token_id)
+        if not (token_id in self._end_token_ids or was_reasoning or self._is_reasoning):
+            self._logprobs.add(token_id, likely, offset)
+        return self._logprobs.go_with(deltas, self._certain_characters)
+
+    def _last_likely(self, deltas: list[Delta], logprobs: AnswerLogprobs) -> list[Delta]:
+        deltas = logprobs.go_with(deltas, self._certain_characters)
+        # Between marks it can't be told any more whose a token without text is.
+        rest = () if self._parser is not None or self.is_stopped else logprobs.take_all()
+        return merged([*deltas, TextDelta("", rest)]) if rest else deltas
+
+    @property
+    def _certain_characters(self) -> int:
+        """How many characters no stop string holds back any more."""
+        return self._read_characters - self._stop.held_back
+
     @property
     def _is_reasoning(self) -> bool:
         return self._parser is not None and self._parser.is_reasoning
 
     def _parsed(self, text: str) -> list[Delta]:
+        self._read_characters += len(text)
         if self._parser is None:
             return self._stopped([TextDelta(text)] if text else [])
         return self._stopped(self._parser.feed(text)) if text else []
@@ -143,8 +178,8 @@ def merged(deltas: Iterable[Delta]) -> list[Delta]:
     for delta in deltas:
         last = found[-1] if found else None
         match last, delta:
-            case TextDelta(before), TextDelta(more):
-                found[-1] = TextDelta(before + more)
+            case TextDelta(before, some), TextDelta(more, others):
+                found[-1] = TextDelta(before + more, some + others)
             case ReasoningDelta(before), ReasoningDelta(more):
                 found[-1] = ReasoningDelta(before + more)
             case ToolCallDelta(index, before), ToolCallDelta(of, more) if index == of:

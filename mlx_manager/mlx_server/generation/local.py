@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.families.parser import AnswerParser
 from mlx_manager.mlx_server.generation.answer import AnswerReader, read_answer
 from mlx_manager.mlx_server.generation.deadline import Deadline
 from mlx_manager.mlx_server.generation.findings import Findings
+from mlx_manager.mlx_server.generation.fingerprint import fingerprint
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools, load_model_text
 from mlx_manager.mlx_server.generation.timing import record, recording
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
@@ -60,13 +61,13 @@ class LocalBackend:
         timeline, deadline = request.timeline, Deadline(self._time_limits_s[request.operation])
         async with AsyncExitStack() as held:
             async with deadline.kept():
-                text, tokens, reader = await self._submit(request, held)
+                tokens, reader, started = await self._submit(request, held)
             answer = read_answer(tokens, reader, timeline.prompt_tokens)
             await held.enter_async_context(tokens)
             await held.enter_async_context(aclosing(answer))
             with deadline.kept_by(tokens), recording(tokens, timeline):
                 await tokens.admitted()
-                yield Started(text.model_id, timeline)
+                yield started
                 async for event in answer:
                     if isinstance(event, Finished):
                         # Who watches this stream closes its books on `Finished`, not on our end.
@@ -75,7 +76,7 @@ class LocalBackend:
 
     async def _submit(
         self, request: ChatRequest, held: AsyncExitStack
-    ) -> tuple[ModelText, TokenStream, AnswerReader]:
+    ) -> tuple[TokenStream, AnswerReader, Started]:
         """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
         files = await self._find(request)
         lease, text = await self._lease(files, request.timeline, held)
@@ -83,13 +84,18 @@ class LocalBackend:
         tokens = lease.engine.generate(
             prompt.token_ids,
             prompt.max_tokens,
-            list(text.end_token_ids),
+            list(text.end_token_ids_for(request.sampling)),
             prompt.sampling,
             wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
             owner=request.trace,
+            top_logprobs=request.sampling.top_logprobs,
         )
-        reader = AnswerReader(text, request.stop, parser_for(request, text), prompt.opening)
-        return text, tokens, reader
+        reader = AnswerReader(
+            text, request.stop, request.sampling, parser_for(request, text), prompt.opening
+        )
+        ready = lease.engine.ready
+        mark = None if ready is None else fingerprint(files, ready)
+        return tokens, reader, Started(text.model_id, request.timeline, mark)
 
     async def load(self, model_id: str) -> None:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from mlx_manager.chat.request import Conversation, Message, RawPrompt, Sampling,
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.families.family import Family, family_of
+from mlx_manager.mlx_server.generation.token_bytes import TokenBytes
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 
 FALLBACK_CONTEXT_TOKENS = 32_768
@@ -28,7 +29,14 @@ To call one, answer with a JSON object between these marks, and wait for its res
 {{"name": "function name", "arguments": {{}}}}
 </tool_call>"""
 # Sampling that OpenAI's API documents for a request that says nothing.
-API_DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+API_DEFAULTS: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+DEFAULT_XTC_THRESHOLD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ class ModelText:
     vocabulary_size: int
     end_token_ids: tuple[int, ...]
     sampling_defaults: dict[str, Any]
+    token_bytes: TokenBytes
     quantization: str | None
     family: Family
     shown_ids: frozenset[int]
@@ -64,8 +73,10 @@ class ModelText:
             token_ids = self._encoded(rendered + forced, add_special_tokens=False)
             return Encoded(token_ids, forced or self._open_reasoning(rendered))
         if isinstance(prompt.prompt, str):
-            return Encoded(self._encoded(prompt.prompt, add_special_tokens=True))
-        return Encoded(self._checked(prompt.prompt))
+            token_ids = self._encoded(prompt.prompt, add_special_tokens=True)
+        else:
+            token_ids = self._checked(prompt.prompt)
+        return Encoded(token_ids, self._echo(prompt) if prompt.is_echoed else "")
 
     def render(self, conversation: Conversation) -> str:
         """Return the conversation as text in the model's own format, ready for the assistant's turn."""
@@ -94,15 +105,31 @@ class ModelText:
         return text
 
     def sampling_parameters(self, asked: Sampling) -> SamplingParameters:
-        """Return every choice made: what was asked for, else the model's own default, else the API's."""
+        """Return every choice made: what was asked for, else the model's own default, else the API's.
+
+        Raises InvalidRequest for a bias on a token that the model doesn't have.
+        """
         own = self.sampling_defaults
+        repetition = asked.repetition_penalty
+        threshold = asked.xtc_threshold
         return SamplingParameters(
             temperature=own["temperature"] if asked.temperature is None else asked.temperature,
             top_p=own["top_p"] if asked.top_p is None else asked.top_p,
             top_k=own["top_k"] if asked.top_k is None else asked.top_k,
             min_p=own["min_p"] if asked.min_p is None else asked.min_p,
             seed=asked.seed,
+            xtc_probability=asked.xtc_probability or 0.0,
+            xtc_threshold=DEFAULT_XTC_THRESHOLD if threshold is None else threshold,
+            repetition_penalty=own["repetition_penalty"] if repetition is None else repetition,
+            presence_penalty=asked.presence_penalty or 0.0,
+            frequency_penalty=asked.frequency_penalty or 0.0,
+            logit_bias=self._checked_bias(asked.logit_bias),
+            min_tokens=asked.min_tokens or 0,
         )
+
+    def end_token_ids_for(self, asked: Sampling) -> tuple[int, ...]:
+        """Return the tokens that end an answer; none when it shall go on behind them."""
+        return () if asked.ignore_end else self.end_token_ids
 
     def _forced(self, conversation: Conversation) -> str:
         """Return what the answer is made to begin with: a call, when it must be one."""
@@ -125,6 +152,12 @@ class ModelText:
     def _template_knows(self, variable: str) -> bool:
         return variable in _template_of(self.tokenizer)
 
+    def _echo(self, prompt: RawPrompt) -> str:
+        """Return a prompt as text: as it was sent, or what its token ids say, special ones included."""
+        if isinstance(prompt.prompt, str):
+            return prompt.prompt
+        return str(self.tokenizer.decode(list(prompt.prompt), skip_special_tokens=False))
+
     def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
         # Past transformers' own `encode`, which adds as much again to a short prompt and gives the same ids.
         backend = self.tokenizer.backend_tokenizer
@@ -132,15 +165,19 @@ class ModelText:
         token_ids: list[int] = encoding.ids
         return token_ids
 
-    def _checked(self, token_ids: tuple[int, ...]) -> list[int]:
-        for token_id in token_ids:
+    def _checked(self, token_ids: Iterable[int], param: str = "prompt") -> list[int]:
+        checked = list(token_ids)
+        for token_id in checked:
             if not 0 <= token_id < self.vocabulary_size:
                 raise InvalidRequest(
                     f"Token id {token_id} is outside the vocabulary of {self.model_id}, "
                     f"which has {self.vocabulary_size} tokens.",
-                    param="prompt",
+                    param=param,
                 )
-        return list(token_ids)
+        return checked
+
+    def _checked_bias(self, bias: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+        return tuple((token_id, bias[token_id]) for token_id in self._checked(bias, "logit_bias"))
 
 
 def load_model_text(files: ModelFiles) -> ModelText:
@@ -173,6 +210,7 @@ def load_model_text(files: ModelFiles) -> ModelText:
         vocabulary_size=_text_setting(config, "vocab_size") or len(tokenizer),
         end_token_ids=_end_token_ids(tokenizer.eos_token_id, config, generation),
         sampling_defaults=_sampling_defaults(generation),
+        token_bytes=TokenBytes(tokenizer),
         quantization=quantization(config),
         family=family,
         shown_ids=_special_marks(tokenizer, family),

@@ -57,6 +57,11 @@ class StopStrings:
         """Whether one was found."""
         return self.matched is not None
 
+    @property
+    def held_back(self) -> int:
+        """Characters that were taken and not returned."""
+        return len(self._pending)
+
     def feed(self, text: str) -> str:
         """Take more text and return what can't be part of a stop string; `matched` says which was found."""
         if not self._stop:

@@ -24,6 +24,7 @@ from mlx_manager.mlx_server.engine.messages import (
     FromEngine,
     Heartbeat,
     LoadFailed,
+    Logprobs,
     Ready,
     SamplingParameters,
     Step,
@@ -157,6 +158,7 @@ class EngineProcess:
         sampling: SamplingParameters,
         wake_tokens: int = 1,
         owner: TraceContext | None = None,
+        top_logprobs: int | None = None,
     ) -> TokenStream:
         """Submit a sequence for `owner`. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
         if not self.is_alive:
@@ -170,7 +172,8 @@ class EngineProcess:
         sequence_id, ahead = next(self._sequence_ids), self._ahead()
         stream = TokenStream(sequence_id, self._abandon, wake_tokens, owner, ahead)
         # Kept after it was sent: what can't be encoded raises here and must not count as running.
-        self._send(Submit(stream.sequence_id, token_ids, max_tokens, end_token_ids, sampling))
+        submit = Submit(sequence_id, token_ids, max_tokens, end_token_ids, sampling, top_logprobs)
+        self._send(submit)
         self._streams[stream.sequence_id] = stream
         return stream
 
@@ -316,6 +319,7 @@ class EngineProcess:
         for sequence_id, token_id in zip(numbers, numbers, strict=True):
             if stream := streams.get(sequence_id):
                 stream.feed(token_id, at_ns)
+        self._dispatch_logprobs(step.logprobs)
         for ended in step.ended:
             if stream := streams.pop(ended.sequence_id, None):
                 stream.feed_end(ended)
@@ -336,6 +340,11 @@ class EngineProcess:
         self._readers_woken_s = asyncio.get_running_loop().time()
         for stream in self._streams.values():
             stream.wake_reader()
+
+    def _dispatch_logprobs(self, logprobs: list[Logprobs]) -> None:
+        for one in logprobs:
+            if stream := self._streams.get(one.sequence_id):
+                stream.feed_logprobs(one)
 
     def _abandon(self, stream: TokenStream) -> None:
         """Tell the engine; the stream counts until the engine says that its row is free."""

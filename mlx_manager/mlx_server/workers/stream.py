@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mlx_manager.chat.events import TraceContext
 from mlx_manager.errors import EngineFailed, GenerationFailed, MlxManagerError
-from mlx_manager.mlx_server.engine.messages import Ended
+from mlx_manager.mlx_server.engine.messages import Ended, Logprobs
 
 
 class TokenStream:
@@ -16,7 +16,8 @@ class TokenStream:
     It has one reader, woken at the first token, at the end, and in between by `wake_reader`, for `wake_tokens` tokens
     at a time. One that is slow gets longer lists, so nothing queues up per token. After the last list `ended` holds the
     engine's record. Leaving the `async with` before the end cancels the sequence. `owner` is whom it works for, `ahead`
-    the owners of those who had the places when it came.
+    the owners of those who had the places when it came. `logprobs` are those of the tokens in the list that was last
+    given out, when they were asked for.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class TokenStream:
         self.admitted_at_ns: int | None = None
         self.first_token_at_ns: int | None = None
         self.received_tokens = 0
+        self.logprobs: list[Logprobs] = []
         self._abandon = abandon
         self._wake_tokens = wake_tokens
         self._is_abandoned = False
         self._tokens: list[int] = []
+        self._logprobs: list[Logprobs] = []
         self._error: MlxManagerError | None = None
         self._news: asyncio.Future[None] | None = None
 
@@ -79,6 +82,7 @@ class TokenStream:
                 self._raise_failure()
                 raise StopAsyncIteration
         tokens, self._tokens = self._tokens, []
+        self.logprobs, self._logprobs = self._logprobs, []
         return tokens
 
     @property
@@ -104,6 +108,10 @@ class TokenStream:
         """Let the reader have what has come, if that is enough for it."""
         if len(self._tokens) >= self._wake_tokens:
             self._wake()
+
+    def feed_logprobs(self, logprobs: Logprobs) -> None:
+        """Those of a token of the same step; both come before the reader can look."""
+        self._logprobs.append(logprobs)
 
     def feed_end(self, ended: Ended) -> None:
         """The sequence has left the engine."""

@@ -29,14 +29,7 @@ HARMLESS = frozenset(
 NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -102,7 +95,7 @@ def _check_neutral(name: str, value: Any, neutral: tuple[Any, ...] | None, param
 
 
 def _is_same(value: Any, neutral: Any) -> bool:
-    # `False == 0`, but as a number 0 asks the older completions for the chosen token's log-probability.
+    # `False == 0` and `True == 1`, but who sends one doesn't mean the other.
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
 
 

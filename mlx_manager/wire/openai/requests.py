@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from mlx_manager.chat.request import (
     ChatRequest,
@@ -39,12 +40,14 @@ DEFAULT_COMPLETION_TOKENS = 16
 def chat_request(body: ChatCompletionBody, origin: Origin) -> ChatRequest:
     """Return what a chat completion asks for. Raises InvalidRequest and UnsupportedParameter."""
     _check(body)
+    max_tokens = body.max_completion_tokens or body.max_tokens
+    _check_min_tokens(body, max_tokens)
     return ChatRequest(
         model=body.model,
         input=_conversation(body),
         origin=origin,
-        sampling=_sampling(body),
-        max_tokens=body.max_completion_tokens or body.max_tokens,
+        sampling=_sampling(body, _top_logprobs(body)),
+        max_tokens=max_tokens,
         stop=_stop(body),
         stream=bool(body.stream),
     )
@@ -53,12 +56,14 @@ def chat_request(body: ChatCompletionBody, origin: Origin) -> ChatRequest:
 def completion_request(body: CompletionBody, origin: Origin) -> ChatRequest:
     """Return what a text completion asks for. Raises InvalidRequest and UnsupportedParameter."""
     _check(body)
+    max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
+    _check_min_tokens(body, max_tokens)
     return ChatRequest(
         model=body.model,
-        input=_raw_prompt(body.prompt),
+        input=replace(_raw_prompt(body.prompt), is_echoed=_is_echoed(body)),
         origin=origin,
-        sampling=_sampling(body),
-        max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS,
+        sampling=_sampling(body, body.logprobs),
+        max_tokens=max_tokens,
         stop=_stop(body),
         stream=bool(body.stream),
     )
@@ -114,6 +119,35 @@ def _check(body: GenerationBody) -> None:
         )
 
 
+def _check_min_tokens(body: GenerationBody, max_tokens: int | None) -> None:
+    if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
+        raise InvalidRequest(
+            f"'min_tokens' is {body.min_tokens}, and the answer ends after {max_tokens} tokens. Lower it.",
+            param="min_tokens",
+        )
+
+
+def _top_logprobs(body: ChatCompletionBody) -> int | None:
+    """Return how many are asked for beside the token's own; None when none are asked for at all."""
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest(
+            "'top_logprobs' is only for answers with 'logprobs'. Set 'logprobs' to true or leave it out.",
+            param="top_logprobs",
+        )
+    return None
+
+
+def _is_echoed(body: CompletionBody) -> bool:
+    if body.echo and body.logprobs is not None:
+        raise UnsupportedParameter(
+            "This version has no log-probabilities of prompts. Leave out 'echo' or 'logprobs'.",
+            param="echo",
+        )
+    return bool(body.echo)
+
+
 def _raw_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> RawPrompt:
     if isinstance(prompt, str):
         return RawPrompt(prompt)
@@ -131,13 +165,22 @@ def _raw_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> RawPro
     )
 
 
-def _sampling(body: GenerationBody) -> Sampling:
+def _sampling(body: GenerationBody, top_logprobs: int | None) -> Sampling:
     return Sampling(
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=None if body.top_k is None else max(body.top_k, 0),
         min_p=body.min_p,
         seed=body.seed,
+        xtc_probability=body.xtc_probability,
+        xtc_threshold=body.xtc_threshold,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=body.logit_bias or {},
+        min_tokens=body.min_tokens,
+        ignore_end=bool(body.ignore_eos),
+        top_logprobs=top_logprobs,
     )
 
 

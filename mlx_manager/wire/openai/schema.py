@@ -12,6 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+LogprobCount = Annotated[int, Field(ge=0, le=20, strict=True)]
+MAX_BIASES = 1024
 MAX_MODEL_ID = 256
 MAX_STOP_STRINGS = 16
 MAX_TOOLS = 1024
@@ -118,6 +123,14 @@ class GenerationBody(BaseModel):
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Probability | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
+    xtc_probability: Probability | None = None
+    xtc_threshold: Annotated[float, Field(ge=0, le=0.5)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    ignore_eos: bool | None = False
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
 
     @property
@@ -132,6 +145,8 @@ class ChatCompletionBody(GenerationBody):
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
+    logprobs: bool | None = False
+    top_logprobs: LogprobCount | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = (
         None
@@ -146,7 +161,7 @@ class ChatCompletionBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """Body of `POST /v1/completions`; `prompt` is one text or one list of token ids.
 
-    `max_tokens` left out means 16, as in OpenAI's API.
+    `max_tokens` left out means 16, as in OpenAI's API. `logprobs` is a number here.
     """
 
     prompt: (
@@ -156,3 +171,5 @@ class CompletionBody(GenerationBody):
         | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
     )
     max_tokens: TokenCount | None = None
+    logprobs: LogprobCount | None = None
+    echo: bool | None = False

@@ -20,11 +20,13 @@ from mlx_manager.chat.events import (
     ReasoningDelta,
     Started,
     TextDelta,
+    TokenLogprobs,
     ToolCallStarted,
     Usage,
 )
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.wire import sse
+from mlx_manager.wire.openai.logprobs import to_chat_logprobs, to_text_logprobs
 
 _encode = msgspec.json.encode
 _PLACE = "\0text\0"
@@ -35,7 +37,12 @@ class ChunkWriter:
     """Writes the chunks of one answer, for chat (`chat.completion.chunk`) or text (`text_completion`)."""
 
     def __init__(
-        self, request: ChatRequest, created_s: int, model: str, includes_usage: bool
+        self,
+        request: ChatRequest,
+        created_s: int,
+        model: str,
+        includes_usage: bool,
+        fingerprint: str | None = None,
     ) -> None:
         self._is_chat = request.operation == "chat"
         self._includes_usage = includes_usage
@@ -44,6 +51,7 @@ class ChunkWriter:
             "object": "chat.completion.chunk" if self._is_chat else "text_completion",
             "created": created_s,
             "model": model,
+            "system_fingerprint": fingerprint,
         }
         self._head, self._tail = self._event(self._choice(_PLACE, None)).split(_PLACE_JSON)
 
@@ -57,11 +65,16 @@ class ChunkWriter:
         """Return the chunk that carries more text."""
         return self._head + _encode(text) + self._tail
 
+    def text_and_logprobs(self, delta: TextDelta) -> bytes:
+        """Return the chunk that carries more text and the log-probabilities of its tokens."""
+        logprobs = _logprobs(delta.logprobs, self._is_chat)
+        return self._event({**self._choice(delta.text, None), "logprobs": logprobs})
+
     def delta(self, delta: Delta) -> bytes:
         """Return the chunk that carries more of the answer. Only a chat's has anything but text."""
         match delta:
-            case TextDelta(text):
-                return self.text(text)
+            case TextDelta(text, logprobs):
+                return self.text_and_logprobs(delta) if logprobs else self.text(text)
             case ReasoningDelta(text):
                 return self._chat_event({"reasoning_content": text})
             case ToolCallStarted(index, call_id, name):
@@ -111,11 +124,13 @@ async def to_chunks(
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Started):
-                writer = ChunkWriter(request, created_s, event.model, includes_usage)
+                writer = ChunkWriter(
+                    request, created_s, event.model, includes_usage, event.fingerprint
+                )
                 yield writer.first()
                 continue
             assert writer is not None, "a stream begins with Started"
-            if isinstance(event, TextDelta):
+            if isinstance(event, TextDelta) and not event.logprobs:
                 yield writer.text(event.text)
             elif isinstance(event, Finished):
                 yield writer.last(event)
@@ -127,15 +142,22 @@ def to_response(answer: Answer, request: ChatRequest, created_s: int) -> dict[st
     """Return the whole answer as a `chat.completion` or `text_completion` object."""
     is_chat = request.operation == "chat"
     content = {"message": _message(answer)} if is_chat else {"text": answer.text}
-    choice = {"index": 0, **content, "logprobs": None, "finish_reason": answer.reason}
+    is_asked = request.sampling.top_logprobs is not None
+    logprobs = _logprobs(answer.logprobs, is_chat) if is_asked else None
+    choice = {"index": 0, **content, "logprobs": logprobs, "finish_reason": answer.reason}
     return {
         "id": request.response_id,
         "object": "chat.completion" if is_chat else "text_completion",
         "created": created_s,
         "model": answer.model,
+        "system_fingerprint": answer.fingerprint,
         "choices": [choice],
         "usage": usage(answer.usage),
     }
+
+
+def _logprobs(tokens: tuple[TokenLogprobs, ...], is_chat: bool) -> dict[str, Any]:
+    return to_chat_logprobs(tokens) if is_chat else to_text_logprobs(tokens)
 
 
 def _message(answer: Answer) -> dict[str, Any]:

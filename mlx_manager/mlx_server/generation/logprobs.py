@@ -1,0 +1,49 @@
+"""Log-probabilities of an answer: each goes out with the text that its token begins."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from mlx_manager.chat.events import Delta, LikelyToken, TextDelta, TokenLogprobs
+from mlx_manager.mlx_server.engine.messages import Logprobs
+from mlx_manager.mlx_server.generation.token_bytes import TokenBytes
+
+
+class AnswerLogprobs:
+    """Holds the tokens of one answer until their text has gone out: half characters and stop strings hold text back."""
+
+    def __init__(self, token_bytes: TokenBytes) -> None:
+        self._bytes = token_bytes
+        self._held: deque[TokenLogprobs] = deque()
+
+    def add(self, token_id: int, logprobs: Logprobs, offset: int) -> None:
+        """Take the next token, before which the answer's text has `offset` characters."""
+        token = LikelyToken(self._bytes.of(token_id), logprobs.logprob)
+        pairs = zip(logprobs.top_token_ids, logprobs.top_logprobs, strict=True)
+        top = tuple(LikelyToken(self._bytes.of(top_id), logprob) for top_id, logprob in pairs)
+        self._held.append(TokenLogprobs(token, top, offset))
+
+    def go_with(self, deltas: list[Delta], certain: int) -> list[Delta]:
+        """Return deltas with, in text, the tokens before the answer's `certain`th character that have not gone out.
+
+        Those before anything else are dropped: they wrote a call, or a mark.
+        """
+        found = list[Delta]()
+        for delta in deltas:
+            if isinstance(delta, TextDelta):
+                found.append(TextDelta(delta.text, self._take(certain)))
+            else:
+                self._held.clear()
+                found.append(delta)
+        return found
+
+    def take_all(self) -> tuple[TokenLogprobs, ...]:
+        """Return the others too: tokens without any text have nothing to wait for when the answer has ended."""
+        taken, self._held = tuple(self._held), deque()
+        return taken
+
+    def _take(self, certain: int) -> tuple[TokenLogprobs, ...]:
+        taken = list[TokenLogprobs]()
+        while self._held and self._held[0].offset < certain:
+            taken.append(self._held.popleft())
+        return tuple(taken)
