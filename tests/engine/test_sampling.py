@@ -40,8 +40,11 @@ def expected_probabilities(row: Floats, parameters: SamplingParameters) -> Float
 
 def drawn_from(parameters: SamplingParameters, given: Floats) -> Floats:
     """Return the distribution that our sampler draws from."""
-    logits = filtered(mx.array(given.astype(np.float32)), parameters)
-    return np.array(mx.softmax(logits, axis=-1)).astype(np.float64)
+    logits, token_ids = filtered(mx.array(given.astype(np.float32)), parameters)
+    probabilities = np.zeros_like(given)
+    drawn = np.array(mx.softmax(logits, axis=-1)).astype(np.float64)
+    np.put_along_axis(probabilities, np.array(token_ids), drawn, axis=-1)
+    return probabilities
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,21 @@ def test_draws_come_in_the_proportions_of_the_distribution() -> None:
     draws = np.array(sampler(mx.array(np.tile(row, (20_000, 1)).astype(np.float32))))
     shares = np.bincount(draws, minlength=4) / len(draws)
     np.testing.assert_allclose(shares, [0.5556, 0.2778, 0.1667, 0], atol=0.02)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_what_top_k_leaves_is_drawn_by_its_own_ids(seed: int | None) -> None:
+    given = logprobs(spread=1.0)
+    sampler = sampler_for(SamplingParameters(1.0, top_k=4, top_p=0.999, seed=seed))
+    likeliest = np.argsort(-given, axis=-1)[:, :4]
+    draws = np.stack([np.array(sampler(mx.array(given.astype(np.float32)))) for _ in range(200)])
+    for row in range(ROWS):
+        assert set(draws[:, row]) == set(likeliest[row])
+
+
+def test_of_equally_likely_tokens_no_more_than_top_k_are_left() -> None:
+    logits, token_ids = filtered(mx.zeros((2, VOCABULARY)), SamplingParameters(1.0, top_k=3))
+    assert logits.shape == token_ids.shape == (2, 3)
 
 
 def test_temperature_zero_takes_the_most_likely_token() -> None:

@@ -58,7 +58,8 @@ def test_presence_and_frequency_are_subtracted_as_openai_has_it() -> None:
 @pytest.mark.parametrize("kept", [(), (0,)])
 def test_of_the_top_choices_only_the_least_likely_stays(kept: tuple[int, ...]) -> None:
     given = np.log(np.array([[0.4, 0.3, 0.15, 0.1, 0.05], [0.9, 0.04, 0.03, 0.02, 0.01]]))
-    result = np.array(without_top_choices(on_mlx(given), 0.12, kept))
+    token_ids = mx.broadcast_to(mx.arange(5), given.shape)
+    result = np.array(without_top_choices(on_mlx(given), token_ids, 0.12, kept))
     is_left = [0 in kept, False, True, True, True]
     assert np.isfinite(result).tolist() == [is_left, [True] * 5]
     np.testing.assert_allclose(result[0, 2:], given[0, 2:], rtol=1e-6)
@@ -249,13 +250,27 @@ def test_a_cancelled_sequence_leaves_no_logprobs_behind(model: WatchedModel) -> 
     assert len(driver.logprobs[stays]) == 4
 
 
-def test_filters_work_on_logits_as_on_logprobs() -> None:
+@pytest.mark.parametrize("top_k", [0, 20])
+def test_filters_work_on_logits_as_on_logprobs(top_k: int) -> None:
     given = on_mlx(logits(rows=3))
-    parameters = SamplingParameters(0.8, top_p=0.9, top_k=20, min_p=0.02)
-    normalised = given - mx.logsumexp(given, axis=-1, keepdims=True)
-    of_logits, of_logprobs = filtered(given, parameters), filtered(normalised, parameters)
+    parameters = SamplingParameters(0.8, top_p=0.9, top_k=top_k, min_p=0.02)
+    (of_logits, ids), (of_logprobs, same_ids) = (
+        filtered(one, parameters)
+        for one in (given, given - mx.logsumexp(given, axis=-1, keepdims=True))
+    )
+    np.testing.assert_array_equal(np.array(ids), np.array(same_ids))
     np.testing.assert_allclose(
         np.array(mx.softmax(of_logits, axis=-1)),
         np.array(mx.softmax(of_logprobs, axis=-1)),
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_with_top_k_too_an_end_of_the_answer_is_not_excluded(seed: int | None) -> None:
+    row = np.log(np.array([[0.05, 0.05, 0.3, 0.35, 0.25]]))
+    asked = SamplingParameters(1.0, top_k=3, seed=seed, xtc_probability=1.0, xtc_threshold=0.1)
+    sampler = sampler_for(asked, end_token_ids=[3])
+    draws = {sampler(on_mlx(row)).item() for _ in range(100)}
+    # 2 and 3 are the top choices; 4 is the least likely of those above the threshold.
+    assert draws == {3, 4}

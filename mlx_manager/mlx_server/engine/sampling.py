@@ -89,13 +89,14 @@ def _drawn(
     kept_token_ids: tuple[int, ...],
     key: mx.array | None,
 ) -> mx.array:
-    logits = filtered(logprobs, parameters)
+    logits, token_ids = filtered(logprobs, parameters)
     if parameters.xtc_probability > 0:
         chance_key, key = (None, None) if key is None else mx.random.split(key)
         chance = mx.random.uniform(shape=(logits.shape[0], 1), key=chance_key)
-        excluded = without_top_choices(logits, parameters.xtc_threshold, kept_token_ids)
+        excluded = without_top_choices(logits, token_ids, parameters.xtc_threshold, kept_token_ids)
         logits = mx.where(chance < parameters.xtc_probability, excluded, logits)
-    return mx.random.categorical(logits, key=key)
+    drawn = mx.random.categorical(logits, key=key)
+    return mx.take_along_axis(token_ids, drawn[:, None], axis=-1)[:, 0]
 
 
 def _is_steered(parameters: SamplingParameters, end_token_ids: Sequence[int]) -> bool:
@@ -202,39 +203,40 @@ def count_penalised(
 
 
 def without_top_choices(
-    logits: mx.array, threshold: float, kept_token_ids: Sequence[int] = ()
+    logits: mx.array, token_ids: mx.array, threshold: float, kept_token_ids: Sequence[int] = ()
 ) -> mx.array:
     """Return logits without all but the least likely of the tokens that have a probability of at least `threshold`.
 
     Known as XTC. Where fewer than two are so likely nothing changes; `kept_token_ids`, those that end an answer, stay.
+    `token_ids`, in the shape of the logits, says whose they are.
     """
     probabilities = mx.softmax(logits, axis=-1)
-    likely = mx.where(probabilities >= threshold, probabilities, mx.inf)
-    is_excluded = (probabilities >= threshold) & (
-        probabilities > likely.min(axis=-1, keepdims=True)
-    )
-    if kept_token_ids:
-        is_excluded[:, mx.array(list(kept_token_ids))] = False
+    is_likely = probabilities >= threshold
+    least = mx.where(is_likely, probabilities, mx.inf).min(axis=-1, keepdims=True)
+    is_excluded = is_likely & (probabilities > least)
+    for kept_token_id in kept_token_ids:
+        is_excluded = is_excluded & (token_ids != kept_token_id)
     return mx.where(is_excluded, -mx.inf, logits)
 
 
-def filtered(logprobs: mx.array, parameters: SamplingParameters) -> mx.array:
-    """Return logits to draw from, `[rows, vocabulary]`: scaled by temperature, excluded tokens at -inf."""
-    scaled = logprobs * (1 / parameters.temperature)
-    vocabulary = scaled.shape[-1]
+def filtered(logprobs: mx.array, parameters: SamplingParameters) -> tuple[mx.array, mx.array]:
+    """Return logits to draw from, scaled by temperature and excluded ones at -inf, and the token ids they belong to.
+
+    Both are `[rows, vocabulary]`, or `[rows, top_k]`: what comes after top_k has little to do then, and drawing too.
+    """
+    vocabulary = logprobs.shape[-1]
     if 0 < parameters.top_k < vocabulary:
-        scaled = _keep_top_k(scaled, parameters.top_k)
+        token_ids = mx.argpartition(-logprobs, kth=parameters.top_k - 1, axis=-1)
+        token_ids = token_ids[:, : parameters.top_k]
+        logprobs = mx.take_along_axis(logprobs, token_ids, axis=-1)
+    else:
+        token_ids = mx.broadcast_to(mx.arange(vocabulary, dtype=mx.uint32), logprobs.shape)
+    scaled = logprobs * (1 / parameters.temperature)
     if parameters.top_p < 1:
         scaled = _keep_top_p(scaled, parameters.top_p)
     if parameters.min_p > 0:
         scaled = _keep_min_p(scaled, parameters.min_p)
-    return scaled
-
-
-def _keep_top_k(logits: mx.array, top_k: int) -> mx.array:
-    """Keep the `top_k` most likely tokens, and those exactly as likely as the last of them."""
-    smallest_kept = mx.topk(logits, top_k, axis=-1).min(axis=-1, keepdims=True)
-    return mx.where(logits >= smallest_kept, logits, -mx.inf)
+    return scaled, token_ids
 
 
 def _keep_top_p(logits: mx.array, top_p: float) -> mx.array:
