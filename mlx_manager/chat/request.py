@@ -35,11 +35,27 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call; `parameters` is the JSON schema of its arguments, an object."""
+    """A function that the model may call; `parameters` is the JSON schema of its arguments, an object.
+
+    `is_strict` holds the arguments to it.
+    """
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    is_strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """What the text of an answer must be: JSON of a schema, a match of a regular expression, or a text of a grammar.
+
+    A grammar is written in Lark's form. `param` is where the client asked for it.
+    """
+
+    kind: Literal["json_schema", "regex", "grammar"]
+    value: Mapping[str, Any] | str
+    param: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +158,7 @@ class ChatRequest:
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    format: AnswerFormat | None = None
     stream: bool = False
     timeline: Timeline = field(default_factory=Timeline, compare=False, repr=False)
     trace: TraceContext | None = field(default=None, compare=False, repr=False)

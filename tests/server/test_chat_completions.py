@@ -172,7 +172,6 @@ async def test_a_model_without_a_template_says_so(openai: AsyncOpenAI) -> None:
     ("name", "value"),
     [
         ("n", 2),
-        ("response_format", {"type": "json_object"}),
         ("verbosity", "high"),
         ("nonsense", 1),
     ],

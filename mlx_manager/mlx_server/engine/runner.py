@@ -5,7 +5,7 @@ is used of it is checked when a runner is made: a drifted mlx-lm refuses to load
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -86,15 +86,15 @@ class Runner:
 
     def insert(self, submit: Submit) -> None:
         """Let a sequence join with the next step. Raises ValueError when mlx-lm refuses it, or its grammar is none."""
-        sampler = sampler_for(submit.sampling, submit.token_ids, submit.end_token_ids)
-        processors = _processors(sampler)
+        held = None
         if submit.constraint is not None:
-            sampler = self._constrained(submit.constraint, submit.end_token_ids, sampler)
+            held = self._holding(submit.constraint, submit.end_token_ids)
+        sampler = sampler_for(submit.sampling, submit.token_ids, submit.end_token_ids, held)
         [uid] = self._generator.insert(
             [submit.token_ids],
             max_tokens=[submit.max_tokens],
             samplers=[sampler],
-            logits_processors=[processors],
+            logits_processors=[_processors(sampler)],
             stop_sequences=[self._stop_sequences_for(submit.end_token_ids)],
         )
         self._uid_of[submit.sequence_id] = uid
@@ -124,13 +124,13 @@ class Runner:
         """Say what memory is in use; looks at each layer once, computes nothing."""
         return Memory(self._kv_bytes(), mx.get_active_memory(), mx.get_cache_memory())
 
-    def _constrained(
-        self, constraint: Constraint, end_token_ids: list[int], draw: Sampler
-    ) -> Sampler:
+    def _holding(
+        self, constraint: Constraint, end_token_ids: list[int]
+    ) -> Callable[[Sampler], Sampler]:
         if self._vocabulary is None:
             raise ValueError("a grammar needs a vocabulary")
         matcher = self._vocabulary.matcher(constraint.grammar, end_token_ids)
-        return ConstrainedSampler(constraint, matcher, end_token_ids, draw)
+        return lambda draw: ConstrainedSampler(constraint, matcher, end_token_ids, draw)
 
     def _logprobs(self, rows: list[Any]) -> list[Logprobs]:
         """Return those that were asked for. mlx-lm has computed each row's distribution anyway, before its sampler."""

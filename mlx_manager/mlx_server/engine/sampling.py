@@ -30,9 +30,15 @@ def sampler_for(
     parameters: SamplingParameters,
     prompt_token_ids: Sequence[int] = (),
     end_token_ids: Sequence[int] = (),
+    held: Callable[[Sampler], Sampler] | None = None,
 ) -> Sampler:
-    """Return the sampler of a row; rows that draw alike share it unless they are seeded or steered."""
+    """Return the sampler of a row; rows that draw alike share it unless they are seeded, steered or held.
+
+    What is `held` to a grammar chooses after bias and penalties, from what the grammar leaves.
+    """
     draw = _drawing(parameters, end_token_ids)
+    if held is not None:
+        draw = held(draw)
     if _is_steered(parameters, end_token_ids):
         return SteeredSampler(parameters, prompt_token_ids, end_token_ids, draw)
     return draw

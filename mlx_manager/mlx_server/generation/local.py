@@ -18,12 +18,13 @@ from mlx_manager.chat.events import (
 )
 from mlx_manager.chat.request import ChatRequest, Conversation, Operation
 from mlx_manager.errors import InvalidRequest, PromptTooLong
-from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters
 from mlx_manager.mlx_server.families.parser import AnswerParser
 from mlx_manager.mlx_server.generation.answer import AnswerReader, read_answer
 from mlx_manager.mlx_server.generation.deadline import Deadline
 from mlx_manager.mlx_server.generation.findings import Findings
 from mlx_manager.mlx_server.generation.fingerprint import fingerprint
+from mlx_manager.mlx_server.generation.grammars import constraint_for
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools, load_model_text
 from mlx_manager.mlx_server.generation.timing import record, recording
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
@@ -40,12 +41,13 @@ WHOLE_ANSWER_WAKE_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What goes to the engine for one request, and the part of it that the answer begins with."""
+    """What goes to the engine for one request; `opening` is the part of it that the answer begins with."""
 
     token_ids: list[int]
     max_tokens: int
     sampling: SamplingParameters
     opening: str
+    constraint: Constraint | None
 
 
 class LocalBackend:
@@ -89,6 +91,7 @@ class LocalBackend:
             wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
             owner=request.trace,
             top_logprobs=request.sampling.top_logprobs,
+            constraint=prompt.constraint,
         )
         reader = AnswerReader(
             text, request.stop, request.sampling, parser_for(request, text), prompt.opening
@@ -174,7 +177,8 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
         )
     max_tokens = min(request.max_tokens or room, room)
     sampling = text.sampling_parameters(request.sampling)
-    return Prompt(token_ids, max_tokens, sampling, encoded.opening)
+    constraint = constraint_for(request, text, encoded.opening)
+    return Prompt(token_ids, max_tokens, sampling, encoded.opening, constraint)
 
 
 def parser_for(request: ChatRequest, text: ModelText) -> AnswerParser | None:

@@ -21,6 +21,7 @@ from mlx_manager.errors import MlxManagerError, ModelLoadFailed, Overloaded
 from mlx_manager.mlx_server.engine.framing import encode, reports_reader
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
+    Constraint,
     FromEngine,
     Heartbeat,
     LoadFailed,
@@ -159,6 +160,7 @@ class EngineProcess:
         wake_tokens: int = 1,
         owner: TraceContext | None = None,
         top_logprobs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> TokenStream:
         """Submit a sequence for `owner`. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
         if not self.is_alive:
@@ -172,7 +174,15 @@ class EngineProcess:
         sequence_id, ahead = next(self._sequence_ids), self._ahead()
         stream = TokenStream(sequence_id, self._abandon, wake_tokens, owner, ahead)
         # Kept after it was sent: what can't be encoded raises here and must not count as running.
-        submit = Submit(sequence_id, token_ids, max_tokens, end_token_ids, sampling, top_logprobs)
+        submit = Submit(
+            sequence_id,
+            token_ids,
+            max_tokens,
+            end_token_ids,
+            sampling,
+            top_logprobs,
+            constraint,
+        )
         self._send(submit)
         self._streams[stream.sequence_id] = stream
         return stream

@@ -18,6 +18,7 @@ from mlx_manager.chat.request import (
     ToolChoice,
 )
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.openai.formats import answer_format
 from mlx_manager.wire.openai.parameters import (
     check_template_arguments,
     check_unsupported,
@@ -49,6 +50,7 @@ def chat_request(body: ChatCompletionBody, origin: Origin) -> ChatRequest:
         sampling=_sampling(body, _top_logprobs(body)),
         max_tokens=max_tokens,
         stop=_stop(body),
+        format=answer_format(body),
         stream=bool(body.stream),
     )
 
@@ -65,6 +67,7 @@ def completion_request(body: CompletionBody, origin: Origin) -> ChatRequest:
         sampling=_sampling(body, body.logprobs),
         max_tokens=max_tokens,
         stop=_stop(body),
+        format=answer_format(body),
         stream=bool(body.stream),
     )
 
@@ -78,20 +81,17 @@ def _conversation(body: ChatCompletionBody) -> Conversation:
         template_arguments=arguments
         if effort is None
         else {"reasoning_effort": effort, **arguments},
-        tools=tuple(_tool(tool, index) for index, tool in enumerate(body.tools or ())),
+        tools=tuple(_tool(tool) for tool in body.tools or ()),
         tool_choice=_tool_choice(body),
         thinking=None if effort is None else effort != "none",
     )
 
 
-def _tool(tool: ToolDefinition, index: int) -> Tool:
+def _tool(tool: ToolDefinition) -> Tool:
     function = tool.function
-    if function.strict:
-        raise UnsupportedParameter(
-            "This version does not hold arguments to a schema. Leave 'strict' out or send false.",
-            param=f"tools[{index}].function.strict",
-        )
-    return Tool(function.name, function.description, function.parameters or {})
+    return Tool(
+        function.name, function.description, function.parameters or {}, bool(function.strict)
+    )
 
 
 def _tool_choice(body: ChatCompletionBody) -> ToolChoice:

@@ -110,6 +110,58 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = False
 
 
+class JsonSchemaDefinition(BaseModel):
+    """A JSON schema; `strict` changes nothing, since an answer is held to it in any case."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    description: str | None = None
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")] = {}
+    strict: bool | None = None
+
+
+class TextFormat(BaseModel):
+    """Any text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(BaseModel):
+    """Any JSON object."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(BaseModel):
+    """JSON of a schema."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchemaDefinition
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+]
+
+
+class StructuredOutputs(BaseModel):
+    """What an answer must be, in vLLM's words; one of them. `grammar` is written in Lark's form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
+
+
 class GenerationBody(BaseModel):
     """What both completions endpoints share."""
 
@@ -131,6 +183,7 @@ class GenerationBody(BaseModel):
     xtc_threshold: Annotated[float, Field(ge=0, le=0.5)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     ignore_eos: bool | None = False
+    structured_outputs: StructuredOutputs | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
 
     @property
@@ -147,6 +200,7 @@ class ChatCompletionBody(GenerationBody):
     max_completion_tokens: TokenCount | None = None
     logprobs: bool | None = False
     top_logprobs: LogprobCount | None = None
+    response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = (
         None

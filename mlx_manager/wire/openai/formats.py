@@ -1,0 +1,58 @@
+"""What an answer must be, from the two parameters that say so."""
+
+from __future__ import annotations
+
+import json
+
+from mlx_manager.chat.request import AnswerFormat
+from mlx_manager.errors import InvalidRequest
+from mlx_manager.wire.openai.schema import (
+    ChatCompletionBody,
+    GenerationBody,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    StructuredOutputs,
+)
+
+RESPONSE_FORMAT = "response_format"
+STRUCTURED_OUTPUTS = "structured_outputs"
+
+
+def answer_format(body: GenerationBody) -> AnswerFormat | None:
+    """Return what an answer must be; None for any text. Raises InvalidRequest when it is said twice."""
+    found = [*_response_formats(body), *_structured_outputs(body.structured_outputs)]
+    if len(found) > 1:
+        raise InvalidRequest(
+            f"An answer can be held to one format. Send one of {RESPONSE_FORMAT!r} and {STRUCTURED_OUTPUTS!r}, with "
+            "one way to say it.",
+            param=found[-1].param,
+        )
+    return found[0] if found else None
+
+
+def _response_formats(body: GenerationBody) -> list[AnswerFormat]:
+    asked = body.response_format if isinstance(body, ChatCompletionBody) else None
+    match asked:
+        case JsonObjectFormat():
+            return [AnswerFormat("json_schema", {"type": "object"}, RESPONSE_FORMAT)]
+        case JsonSchemaFormat():
+            schema = asked.json_schema.json_schema
+            return [AnswerFormat("json_schema", schema, f"{RESPONSE_FORMAT}.json_schema.schema")]
+        case _:
+            return []
+
+
+def _structured_outputs(asked: StructuredOutputs | None) -> list[AnswerFormat]:
+    found = list[AnswerFormat]()
+    if asked is None:
+        return found
+    if asked.json_schema is not None:
+        found.append(AnswerFormat("json_schema", asked.json_schema, f"{STRUCTURED_OUTPUTS}.json"))
+    if asked.regex is not None:
+        found.append(AnswerFormat("regex", asked.regex, f"{STRUCTURED_OUTPUTS}.regex"))
+    if asked.choice is not None:
+        choices = " | ".join(json.dumps(choice) for choice in asked.choice)
+        found.append(AnswerFormat("grammar", f"start: {choices}", f"{STRUCTURED_OUTPUTS}.choice"))
+    if asked.grammar is not None:
+        found.append(AnswerFormat("grammar", asked.grammar, f"{STRUCTURED_OUTPUTS}.grammar"))
+    return found

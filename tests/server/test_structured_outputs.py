@@ -1,0 +1,173 @@
+"""Answers that must be something, through the real SDK, by the starter model, which would rather say something else."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Literal
+
+import openai as sdk
+import pytest
+from jsonschema import Draft202012Validator
+from openai import AsyncOpenAI
+from pydantic import BaseModel, ConfigDict, Field
+
+from tests.server.test_tools import MODEL, WEATHER, ask
+
+QUESTION = {"role": "user", "content": "What is MLX Manager?"}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "stars": {"type": "integer", "minimum": 0, "maximum": 5},
+    },
+    "required": ["name", "stars"],
+    "additionalProperties": False,
+}
+STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+
+
+class Place(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    city: str = Field(max_length=12)
+    kind: Literal["town", "village"]
+    streets: list[int] = Field(max_length=3)
+
+
+def schema_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+async def text_of(openai: AsyncOpenAI, **fields: Any) -> str:
+    response = await ask(openai, QUESTION, **{"max_tokens": 600, **fields})
+    assert response.choices[0].finish_reason == "stop"
+    return str(response.choices[0].message.content)
+
+
+async def test_the_sdk_parses_an_answer_into_a_model_of_ours(openai: AsyncOpenAI) -> None:
+    response = await openai.chat.completions.parse(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Hello"}],
+        temperature=1,
+        response_format=Place,
+    )
+    assert isinstance(response.choices[0].message.parsed, Place)
+
+
+async def test_a_streamed_answer_is_held_to_its_schema_too(openai: AsyncOpenAI) -> None:
+    stream = await ask(openai, QUESTION, response_format=schema_format(SCHEMA), stream=True)
+    text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    assert Draft202012Validator(SCHEMA).is_valid(json.loads(text))
+
+
+async def test_a_json_object_is_an_object_of_any_kind(openai: AsyncOpenAI) -> None:
+    short = {"response_format": {"type": "json_object"}, "temperature": 0.5, "seed": 3}
+    response = await ask(openai, QUESTION, max_tokens=300, **short)
+    choice = response.choices[0]
+    assert choice.message.content.startswith("{")
+    if choice.finish_reason == "stop":
+        assert isinstance(json.loads(choice.message.content), dict)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"regex": "[a-c]{2}/[0-9]"}, "[a-c]{2}/[0-9]"),
+        ({"choice": ["très bien", 'say "no"']}, '(très bien|say "no")'),
+        ({"grammar": 'start: "<" NAME ">"\nNAME: /[a-z]{1,5}/'}, "<[a-z]{1,5}>"),
+        ({"json": {"enum": [1, 22]}}, "(1|22)"),
+    ],
+)
+async def test_other_forms_are_kept_to_as_well(
+    openai: AsyncOpenAI, asked: dict[str, Any], expected: str
+) -> None:
+    assert re.fullmatch(expected, await text_of(openai, extra_body={"structured_outputs": asked}))
+
+
+async def test_completions_can_be_held_to_something_too(openai: AsyncOpenAI) -> None:
+    response = await openai.completions.create(
+        model=MODEL, prompt="One, two, ", extra_body={"structured_outputs": {"choice": ["three", "four"]}}
+    )  # fmt: skip
+    assert response.choices[0].text in ("three", "four")
+
+
+async def test_thoughts_are_free_and_the_answer_behind_them_is_not(openai: AsyncOpenAI) -> None:
+    response = await ask(
+        openai, QUESTION, response_format=schema_format(SCHEMA), reasoning_effort="low"
+    )
+    message = response.choices[0].message
+    assert message.reasoning_content == "This is about MLX Manager."
+    assert Draft202012Validator(SCHEMA).is_valid(json.loads(message.content))
+
+
+async def test_arguments_of_a_strict_tool_are_of_its_schema(openai: AsyncOpenAI) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"const": 3}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    }
+    function = {"name": "get_weather", "strict": True, "parameters": parameters}
+    tool = {"type": "function", "function": function}
+    question = {"role": "user", "content": "What is the weather in Bern?"}
+    response = await ask(openai, question, tools=[tool])
+    (call,) = response.choices[0].message.tool_calls
+    assert call.function.name == "get_weather"
+    assert Draft202012Validator(parameters).is_valid(json.loads(call.function.arguments))
+
+
+async def test_with_strict_tools_an_answer_may_still_be_text(openai: AsyncOpenAI) -> None:
+    plain, offered = await ask(openai, QUESTION), await ask(openai, QUESTION, tools=[STRICT])
+    assert offered.choices[0].finish_reason == "stop"
+    assert plain.choices[0].finish_reason == "stop"
+    assert offered.choices[0].message.tool_calls is None
+
+
+@pytest.mark.parametrize("temperature", [0, 1.3])
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}]
+)
+async def test_a_call_that_must_be_made_is_one_of_the_tools_and_well_formed(
+    openai: AsyncOpenAI, choice: Any, temperature: float
+) -> None:
+    question = {"role": "user", "content": "Tell me a joke"}
+    response = await openai.chat.completions.create(
+        model=MODEL,
+        messages=[question],  # type: ignore[list-item]
+        tools=[STRICT],  # type: ignore[list-item]
+        tool_choice=choice,
+        temperature=temperature,
+        max_tokens=800,
+        parallel_tool_calls=False,
+    )
+    (call,) = response.choices[0].message.tool_calls or []
+    assert response.choices[0].finish_reason == "tool_calls"
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    assert set(json.loads(call.function.arguments)) >= {"city"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"response_format": schema_format({"type": "array", "uniqueItems": True})},
+         "response_format.json_schema.schema", "uniqueItems"),
+        ({"response_format": schema_format({"type": "nonsense"})},
+         "response_format.json_schema.schema", "Invalid type: nonsense"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "can't be kept to"),
+        ({"structured_outputs": {"grammar": "x: y"}}, "structured_outputs.grammar", "can't be kept to"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice", "one format"),
+        ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+         "structured_outputs.regex", "one format"),
+        ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "Leave"),
+        ({"response_format": {"type": "json_object"}, "tools": [STRICT]}, "response_format", "together"),
+    ],
+)  # fmt: skip
+async def test_what_can_not_be_kept_to_is_refused_before_any_token(
+    openai: AsyncOpenAI, fields: dict[str, Any], param: str, says: str
+) -> None:
+    with pytest.raises(sdk.BadRequestError, match=re.escape(says)) as refusal:
+        await openai.chat.completions.create(model=MODEL, messages=[QUESTION], extra_body=fields)  # type: ignore[list-item]
+    assert refusal.value.param == param
