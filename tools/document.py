@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 
 from mlx_manager.app import create_app as create_manager
 from mlx_manager.config import Settings as ManagerSettings
 from mlx_manager.mlx_server.app import create_app as create_server
 from mlx_manager.mlx_server.config import Settings as ServerSettings
+from mlx_manager.wire.anthropic import parameters as anthropic
+from mlx_manager.wire.anthropic.schema import CountTokensBody, MessagesBody
 from mlx_manager.wire.openai.parameters import HARMLESS, MESSAGE_NEUTRAL_VALUES, NEUTRAL_VALUES
 from mlx_manager.wire.openai.schema import ChatCompletionBody, CompletionBody
 
@@ -62,32 +65,33 @@ def endpoints_table(app: FastAPI) -> str:
     return table(("Endpoint", "What it does"), rows)
 
 
-def honoured_table() -> str:
-    """Return the parameters that shape an answer."""
-    chat, text = ChatCompletionBody.model_fields, CompletionBody.model_fields
+def honoured_table(**bodies: type[BaseModel]) -> str:
+    """Return the parameters that shape what each of two endpoints answers."""
+    names = dict.fromkeys(name for body in bodies.values() for name in body.model_fields)
     rows = [
-        (f"`{name}`", "yes" if name in chat else "", "yes" if name in text else "")
-        for name in dict.fromkeys([*chat, *text])
+        (f"`{name}`", *("yes" if name in body.model_fields else "" for body in bodies.values()))
+        for name in names
     ]
-    return table(("Parameter", "chat", "text"), rows)
+    return table(("Parameter", *bodies), rows)
 
 
-def accepted_table() -> str:
+def accepted_table(names: Iterable[str]) -> str:
     """Return the parameters that are accepted because they can't change a local answer."""
-    return ", ".join(f"`{name}`" for name in sorted(HARMLESS))
+    return ", ".join(f"`{name}`" for name in sorted(names))
 
 
-def neutral_table() -> str:
+def neutral_table(values: Mapping[str, tuple[Any, ...]]) -> str:
     """Return the parameters that are refused unless they say "not used"."""
     rows = [
-        (f"`{name}`", ", ".join(f"`{_json(value)}`" for value in (None, *values)))
-        for name, values in sorted(NEUTRAL_VALUES.items())
+        (f"`{name}`", ", ".join(f"`{_json(value)}`" for value in (None, *allowed)))
+        for name, allowed in values.items()
     ]
-    fields = [
-        (f"`messages[].{name}`", ", ".join(f"`{_json(value)}`" for value in (None, *values)))
-        for name, values in sorted(MESSAGE_NEUTRAL_VALUES.items())
-    ]
-    return table(("Parameter", "Accepted values"), [*rows, *fields])
+    return table(("Parameter", "Accepted values"), rows)
+
+
+def _openai_neutral() -> dict[str, tuple[Any, ...]]:
+    fields = sorted(MESSAGE_NEUTRAL_VALUES.items())
+    return dict(sorted(NEUTRAL_VALUES.items())) | {f"messages[].{name}": v for name, v in fields}
 
 
 def _json(value: object) -> str:
@@ -99,9 +103,15 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "settings.md server": lambda: settings_table(ServerSettings),
     "api.md manager": lambda: endpoints_table(create_manager(ServerSettings())),
     "api.md server": lambda: endpoints_table(create_server(ServerSettings())),
-    "api.md honoured": honoured_table,
-    "api.md accepted": accepted_table,
-    "api.md neutral": neutral_table,
+    "api.md honoured": lambda: honoured_table(chat=ChatCompletionBody, text=CompletionBody),
+    "api.md accepted": lambda: accepted_table(HARMLESS),
+    "api.md neutral": lambda: neutral_table(_openai_neutral()),
+    "api.md anthropic-honoured": lambda: honoured_table(
+        messages=MessagesBody, count_tokens=CountTokensBody
+    ),
+    "api.md anthropic-accepted": lambda: accepted_table(anthropic.HARMLESS),
+    "api.md anthropic-counted": lambda: accepted_table(anthropic.HARMLESS_TO_A_COUNT),
+    "api.md anthropic-neutral": lambda: neutral_table(anthropic.NEUTRAL_VALUES),
 }
 
 

@@ -19,3 +19,14 @@ class ChatBackend(Protocol):
         place. Raises an `MlxManagerError` before `Started` when the request can't be taken, after it when it fails.
         """
         ...
+
+
+class TokenCounter(Protocol):
+    """Knows how many tokens a prompt has without answering it."""
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Return the tokens of `request`'s prompt as answering it would count them.
+
+        Raises an `MlxManagerError` when there is no such model, or it can't take the prompt.
+        """
+        ...

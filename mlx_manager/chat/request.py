@@ -11,6 +11,9 @@ from mlx_manager.chat.events import Timeline, TraceContext
 Role = Literal["system", "user", "assistant", "tool"]
 Operation = Literal["chat", "text_completion", "embeddings"]
 
+# What ids of answers begin with, in the API of an endpoint; elsewhere they are OpenAI's.
+ID_PREFIXES: Mapping[str, str] = {"/v1/messages": "msg_"}
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
@@ -170,6 +173,6 @@ class ChatRequest:
 
     @property
     def response_id(self) -> str:
-        """The answer's id in OpenAI's form, made from the request id so that one leads to the other."""
-        prefix = "chatcmpl" if self.operation == "chat" else "cmpl"
-        return f"{prefix}-{self.origin.request_id}"
+        """The answer's id in its API's form, made from the request id so that one leads to the other."""
+        openai = "chatcmpl-" if self.operation == "chat" else "cmpl-"
+        return f"{ID_PREFIXES.get(self.origin.endpoint, openai)}{self.origin.request_id}"

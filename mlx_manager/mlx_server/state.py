@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import constants as hub
 
 from mlx_manager import starter
-from mlx_manager.chat.backend import ChatBackend
+from mlx_manager.chat.backend import ChatBackend, TokenCounter
 from mlx_manager.database import Database, open_database, upgrade
 from mlx_manager.mlx_server.audit.audited import AuditedBackend
 from mlx_manager.mlx_server.audit.log import AuditLog
@@ -33,8 +34,10 @@ from mlx_manager.observability.observed import dropped
 from mlx_manager.observability.setup import flush, metric_source
 from mlx_manager.traces.recording import recording
 from mlx_manager.traces.store import StoreOptions, TraceStore
+from mlx_manager.wire.anthropic.signature import Signer
 
 FLUSH_S = 2.0
+SIGNATURE_KEY_BYTES = 32
 STARTER_ID = "mlx-manager/starter"
 STARTER_PATH = Path(starter.__file__).parent
 
@@ -51,6 +54,8 @@ class ServerState:
     time_limits: TimeLimits
     afterwards: Afterwards
     traces: TraceStore | None
+    token_counter: TokenCounter
+    signer: Signer
 
 
 @asynccontextmanager
@@ -82,7 +87,10 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         audited = AuditedBackend(local, audit.entry_of, name="mlx")
         recorded = recording_content(audited, settings.capture_content)
         backend = InstrumentedBackend(recorded, later=afterwards.later)
-        yield ServerState(settings, database, pool, backend, audit, limits, afterwards, traces)
+        signer = Signer(secrets.token_bytes(SIGNATURE_KEY_BYTES))
+        yield ServerState(
+            settings, database, pool, backend, audit, limits, afterwards, traces, local, signer
+        )
 
 
 async def _keep_traces(settings: Settings, stack: AsyncExitStack) -> TraceStore | None:

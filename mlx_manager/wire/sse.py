@@ -8,3 +8,8 @@ DONE = b"data: [DONE]\n\n"
 def data(payload: bytes) -> bytes:
     """Return one event that carries `payload`, which must be a single line."""
     return b"data: " + payload + b"\n\n"
+
+
+def event(name: bytes, payload: bytes) -> bytes:
+    """Return one event that has a name beside its `payload`; both must be a single line."""
+    return b"event: " + name + b"\n" + data(payload)

@@ -200,6 +200,28 @@ def chat(secrets: Secrets, **changes: Any) -> dict[str, Any]:
     }
 
 
+def message(secrets: Secrets, **changes: Any) -> dict[str, Any]:
+    """A body of Anthropic's API, with a secret in every kind of block."""
+    call = {"type": "tool_use", "id": "toolu_1", "name": "look"}
+    thinking = {"type": "thinking", "thinking": secrets.new("thought"), "signature": "eA=="}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": secrets.new("result")}
+    return {
+        "model": TINY,
+        "max_tokens": 8,
+        "system": [{"type": "text", "text": secrets.new("system-block")}],
+        "messages": [
+            {"role": "user", "content": secrets.new("user-turn")},
+            {
+                "role": "assistant",
+                "content": [thinking, call | {"input": {"at": secrets.new("call")}}],
+            },
+            {"role": "user", "content": [result, {"type": "text", "text": secrets.new("block")}]},
+        ],
+        "metadata": {"user_id": secrets.new("user-id")},
+        **changes,
+    }
+
+
 def bodies(secrets: Secrets) -> Iterator[bytes]:
     """What an endpoint takes, and every way to get it wrong."""
     tool = {"type": "function", "function": {"name": secrets.new("tool")}}
@@ -214,6 +236,10 @@ def bodies(secrets: Secrets) -> Iterator[bytes]:
         chat(secrets, messages=secrets.new("messages")),
         chat(secrets, chat_template_kwargs={"messages": secrets.new("template")}),
         chat(secrets, filler="x" * MAX_BODY_BYTES),
+        message(secrets),
+        message(secrets, stream=True),
+        message(secrets, tool_choice={"type": "tool", "name": secrets.new("chosen")}),
+        message(secrets, messages=[{"role": "user", "content": [{"type": secrets.new("kind")}]}]),
         plain | {"prompt": secrets.new("prompt")},
         plain | {"prompt": secrets.new("prompt") * 200},
     ):
@@ -293,6 +319,7 @@ def test_no_secret_no_prompt_and_no_answer_reaches_any_sink(
     assert b"request failed" in sinks["log and console"]
     assert b"break_at_once" in sinks["log and console"]
     assert "POST /v1/chat/completions" in application.collector.span_names
+    assert "POST /v1/messages" in application.collector.span_names
     assert b"mlx.time_to_first_token_s" in sinks["OTLP and Logfire"]
     with contextlib.closing(sqlite3.connect(application.database)) as database:
         (rows,) = database.execute("SELECT count(*) FROM audit_log").fetchone()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from mlx_manager.mlx_server.app import create_app
@@ -29,6 +30,15 @@ async def openai(server: RunningServer) -> AsyncIterator[AsyncOpenAI]:
     """The real OpenAI client, without retries: a failure is to be seen."""
     async with AsyncOpenAI(
         base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+async def anthropic(server: RunningServer) -> AsyncIterator[AsyncAnthropic]:
+    """The real Anthropic client, without retries too."""
+    async with AsyncAnthropic(
+        base_url=server.url, api_key="none", max_retries=0, timeout=60
     ) as client:
         yield client
 

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai as sdk
 import pytest
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import SecretStr, ValidationError
@@ -60,6 +62,24 @@ async def test_the_sdk_is_answered_with_a_key_and_refused_with_another(
     assert answer.usage is not None
     assert (met.value.code, met.value.type) == ("invalid_api_key", "invalid_request_error")
     assert "nobody" not in met.value.message
+
+
+async def test_anthropics_sdk_is_answered_and_refused_in_its_own_words(
+    locked: RunningServer,
+) -> None:
+    async with AsyncAnthropic(base_url=locked.url, api_key=LAPTOP, max_retries=0) as client:
+        answer = await client.messages.create(**ASKED)
+        wrong = client.with_options(api_key="a-key-of-nobody")
+        for asking in (
+            wrong.messages.create(**ASKED),
+            wrong.messages.count_tokens(model=MODEL, messages=ASKED["messages"]),
+            wrong.models.retrieve(MODEL),
+        ):
+            with pytest.raises(anthropic.AuthenticationError) as met:
+                await asking
+            assert met.value.type == "authentication_error"
+            assert met.value.request_id == met.value.response.headers["X-Request-ID"]
+    assert answer.usage.output_tokens == 2
 
 
 @pytest.mark.parametrize(

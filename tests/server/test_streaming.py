@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,8 @@ import pytest_asyncio
 
 from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.chat.request import ChatRequest, Conversation, Message, Origin, Sampling
-from mlx_manager.mlx_server.api.streaming import EventStream, first_of
+from mlx_manager.errors import EngineFailed, MlxManagerError
+from mlx_manager.mlx_server.api.streaming import EventStream, Ping, first_of
 from mlx_manager.mlx_server.audit.audited import AuditedBackend
 from mlx_manager.mlx_server.audit.entry import Entry
 from mlx_manager.mlx_server.generation.local import LocalBackend
@@ -183,3 +184,77 @@ async def test_a_client_that_leaves_while_nothing_can_be_written_is_noticed(
         await reading
     assert not client.is_complete
     await eventually(lambda: is_free(pool), timeout_s=5)
+
+
+END = b"the end"
+
+
+def told(error: MlxManagerError) -> bytes:
+    return error.code.encode()
+
+
+async def slowly(first_s: float, *pieces: bytes) -> AsyncGenerator[bytes, None]:
+    """A stream whose second piece takes `first_s`, as that of a long prompt does."""
+    yield b"begun"
+    await asyncio.sleep(first_s)
+    for piece in pieces:
+        yield piece
+
+
+async def pinged(
+    pieces: AsyncGenerator[bytes, None], client: Connection, every_s: float = 0.02
+) -> None:
+    ping = Ping(b"ping", every_s)
+    stream = EventStream(await first_of(pieces), pieces, END, told, 10, ping)
+    await stream({"type": "http"}, client.receive, client.send)
+
+
+async def test_pings_are_sent_while_a_prompt_is_read_and_not_after_that() -> None:
+    client = Connection(takes=100)
+    await pinged(slowly(0.15, b"a", b"b", END), client)
+    begun, *pings, a, b, end = client.pieces
+    assert (begun, a, b, end) == (b"begun", b"a", b"b", END)
+    assert len(pings) > 2
+    assert set(pings) == {b"ping"}
+    assert client.is_complete
+
+
+@pytest.mark.parametrize("pieces", [(END,), (b"a", END)])
+async def test_a_prompt_that_is_read_quickly_gets_no_ping(pieces: tuple[bytes, ...]) -> None:
+    client = Connection(takes=100)
+    await pinged(slowly(0, *pieces), client, every_s=5)
+    assert client.pieces == [b"begun", *pieces]
+    assert client.is_complete
+
+
+async def test_an_error_while_a_prompt_is_read_is_told_after_the_pings() -> None:
+    async def failing() -> AsyncGenerator[bytes, None]:
+        yield b"begun"
+        await asyncio.sleep(0.1)
+        raise EngineFailed("It died.")
+
+    client = Connection(takes=100)
+    await pinged(failing(), client)
+    assert client.pieces[1] == b"ping"
+    assert client.pieces[-1] == b"engine_failed"
+    assert client.is_complete
+
+
+async def test_a_client_that_leaves_while_its_prompt_is_read_ends_the_work() -> None:
+    ended = asyncio.Event()
+
+    async def watched() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"begun"
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    client = Connection(takes=100)
+    answering = asyncio.create_task(pinged(watched(), client))
+    await eventually(lambda: b"ping" in client.pieces)
+    client.leaves.set()
+    async with asyncio.timeout(5):
+        await answering
+    assert ended.is_set()
+    assert not client.is_complete

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
-from mlx_manager.chat.events import Answer, ChatEvent, collect
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.mlx_server.api.dependencies import CurrentEntry, CurrentState
 from mlx_manager.mlx_server.api.streaming import (
+    LAST_WORDS_S,
     ClientLeft,
     EventStream,
+    collected,
     first_of,
     until_disconnect,
 )
@@ -26,9 +25,6 @@ from mlx_manager.wire.openai.errors import error_event
 from mlx_manager.wire.openai.requests import chat_request, completion_request
 from mlx_manager.wire.openai.schema import ChatCompletionBody, CompletionBody
 from mlx_manager.wire.openai.streams import to_chunks, to_response
-
-# Time to read the error of a backend that has met its limit.
-LAST_WORDS_S = 5.0
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -60,7 +56,7 @@ async def _answer(
     events = state.backend.stream(request)
     try:
         if not request.stream:
-            answer = await until_disconnect(http.receive, _collected(events))
+            answer = await until_disconnect(http.receive, collected(events))
             return JSONResponse(to_response(answer, request, created_s))
         chunks = to_chunks(events, request, created_s, includes_usage)
         first = await until_disconnect(http.receive, first_of(chunks))
@@ -73,8 +69,3 @@ async def _answer(
         partial(error_event, request_id=request.origin.request_id),
         limit_s=limit_s,
     )
-
-
-async def _collected(events: AsyncGenerator[ChatEvent, None]) -> Answer:
-    async with aclosing(events):
-        return await collect(events)

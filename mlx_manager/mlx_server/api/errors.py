@@ -1,4 +1,4 @@
-"""Render errors once, at the edge: OpenAI's shape below `/v1`, problem details (RFC 9457) everywhere else."""
+"""Render errors once, at the edge: in the shape of the API that was called, as problem details (RFC 9457) elsewhere."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from mlx_manager.errors import InvalidQuery, InvalidRequest, MlxManagerError
 from mlx_manager.mlx_server.middleware.audit import entry_of
 from mlx_manager.observability.paths import route_path
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
+from mlx_manager.wire.anthropic.errors import error_body as anthropic_error_body
+from mlx_manager.wire.dialects import MODEL_API, Dialect, dialect_of
 from mlx_manager.wire.openai.errors import error_body
 
-OPENAI_PREFIX = "/v1/"
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 FIELD = re.compile(r"[a-z0-9_]+")
 TYPE_NAMES = ("str", "int", "float", "bool")
@@ -47,7 +48,7 @@ def describe_errors(app: FastAPI) -> None:
         description = describe()
         for path, operations in description["paths"].items():
             for operation in operations.values():
-                if operation["responses"].pop("422", None) and path.startswith(OPENAI_PREFIX):
+                if operation["responses"].pop("422", None) and path.startswith(MODEL_API):
                     operation["responses"]["400"] = {"description": "Invalid request"}
         return description
 
@@ -67,7 +68,7 @@ def error_response(request: Request, error: MlxManagerError) -> Response:
 
 
 async def _invalid(request: Request, exception: Exception) -> Response:
-    """A body or a query that isn't what the endpoint takes: 400 as OpenAI has it, 422 elsewhere."""
+    """A body or a query that isn't what the endpoint takes: 400 in the model API, 422 elsewhere."""
     invalid = cast(RequestValidationError, exception)
     _note_asked(request, invalid.body)
     first = invalid.errors()[0]
@@ -76,7 +77,7 @@ async def _invalid(request: Request, exception: Exception) -> Response:
     is_body = first["loc"][0] == "body"
     if is_body and "json" not in request.headers.get("content-type", ""):
         message = "The body must be JSON, sent with the header Content-Type: application/json."
-    status = 400 if _is_openai(request) else 422
+    status = 400 if _dialect(request) else 422
     kind = InvalidRequest if is_body else InvalidQuery
     return _rendered(request, status, kind.code, kind.title, message, param, {})
 
@@ -142,7 +143,11 @@ def _rendered(
     request_id: str = request.state.request_id
     if (entry := entry_of(request.scope)) is not None:
         entry.fail(code, status)
-    if _is_openai(request):
+    dialect = _dialect(request)
+    if dialect == "anthropic":
+        body = anthropic_error_body(message, status=status, code=code, request_id=request_id)
+        return JSONResponse(body, status_code=status, headers=headers)
+    if dialect == "openai":
         body = error_body(message, status=status, code=code, param=param, request_id=request_id)
         return JSONResponse(body, status_code=status, headers=headers)
     problem: dict[str, Any] = {
@@ -159,5 +164,5 @@ def _rendered(
     return JSONResponse(problem, status_code=status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
 
 
-def _is_openai(request: Request) -> bool:
-    return f"{route_path(request.scope)}/".startswith(OPENAI_PREFIX)
+def _dialect(request: Request) -> Dialect | None:
+    return dialect_of(route_path(request.scope), request.headers)

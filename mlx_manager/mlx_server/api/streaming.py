@@ -6,15 +6,20 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mlx_manager.chat.events import Answer, ChatEvent, collect
 from mlx_manager.errors import MlxManagerError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+# Time to read the error of a backend that has met its limit.
+LAST_WORDS_S = 5.0
 
 
 class ClientLeft(Exception):
@@ -71,6 +76,14 @@ class _Interrupt:
         return self._is_sent and self._task.uncancel() == 0
 
 
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """What is sent every `every_s` seconds of the time until a stream's second piece: a long prompt is read in it."""
+
+    event: bytes
+    every_s: float
+
+
 class EventStream(Response):
     """A stream of server-sent events whose first one has been made, so that its headers tell the truth.
 
@@ -87,6 +100,7 @@ class EventStream(Response):
         end: bytes,
         to_event: Callable[[MlxManagerError], bytes],
         limit_s: float,
+        ping: Ping | None = None,
     ) -> None:
         super().__init__(
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
@@ -97,6 +111,7 @@ class EventStream(Response):
         self._end = end
         self._to_event = to_event
         self._limit_s = limit_s
+        self._ping = ping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # An error of the work that its reader never came to: it is in the trace, and there is nobody to tell.
@@ -123,6 +138,12 @@ class EventStream(Response):
         await send({**start, "headers": self.raw_headers})
         try:
             await _send_body(send, self._first)
+            if self._ping is not None:
+                second = await self._second(send, self._ping)
+                if second.endswith(self._end):
+                    await _send_body(send, second, is_last=True)
+                    return
+                await _send_body(send, second)
             async for chunk in self._rest:
                 if chunk.endswith(self._end):
                     # The end of the answer and the end of the body in one write.
@@ -133,9 +154,30 @@ class EventStream(Response):
             # The headers are out, so the error comes in the stream's own words.
             await _send_body(send, self._to_event(error), is_last=True)
 
+    async def _second(self, send: Send, ping: Ping) -> bytes:
+        """Wait for the second piece in a task of its own: a timeout would end the work that makes it."""
+        waiting = asyncio.create_task(self._next())
+        try:
+            while not (await asyncio.wait({waiting}, timeout=ping.every_s))[0]:
+                await _send_body(send, ping.event)
+        finally:
+            # Of one that has just failed, too: its error is in the trace, and asyncio must not complain as well.
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        return waiting.result()
+
+    async def _next(self) -> bytes:
+        return await anext(self._rest, b"")
+
 
 def _send_body(send: Send, chunk: bytes, *, is_last: bool = False) -> Awaitable[None]:
     return send({"type": "http.response.body", "body": chunk, "more_body": not is_last})
+
+
+async def collected(events: AsyncGenerator[ChatEvent, None]) -> Answer:
+    """Return a whole answer, and leave nothing running when nobody waits for it any more."""
+    async with aclosing(events):
+        return await collect(events)
 
 
 async def first_of(chunks: AsyncGenerator[bytes, None]) -> bytes:

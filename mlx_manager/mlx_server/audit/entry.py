@@ -9,10 +9,13 @@ from mlx_manager.chat.request import Operation, Origin
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.audit.tables import Outcome
 from mlx_manager.observability.redaction import clean_text
+from mlx_manager.wire.anthropic.errors import error_type as anthropic_error_type
+from mlx_manager.wire.dialects import dialect_of
 from mlx_manager.wire.openai.errors import error_type
 
 OPERATIONS: dict[str, Operation] = {
     "/v1/chat/completions": "chat",
+    "/v1/messages": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
 }
@@ -122,6 +125,8 @@ class Entry:
 
     def _error_sent(self) -> tuple[str, str]:
         code, status = self._error or (MlxManagerError.code, MlxManagerError.status)
+        if dialect_of(self.origin.endpoint, {}) == "anthropic":
+            return code, anthropic_error_type(status, code)
         return code, error_type(status)
 
     def _work(self) -> dict[str, object]:

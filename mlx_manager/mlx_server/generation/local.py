@@ -100,6 +100,14 @@ class LocalBackend:
         mark = None if ready is None else fingerprint(files, ready)
         return tokens, reader, Started(text.model_id, request.timeline, mark)
 
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Return the tokens of a prompt; see `TokenCounter`. Takes the model's tokenizer, and not its weights."""
+        async with Deadline(self._time_limits_s[request.operation]).kept():
+            files = await self._pool.find(request.model)
+            text = await asyncio.shield(self._load_text(files))
+            encoded = await asyncio.to_thread(text.encode, request.input)
+        return len(encoded.token_ids)
+
     async def load(self, model_id: str) -> None:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""
         files = await self._pool.find(model_id)

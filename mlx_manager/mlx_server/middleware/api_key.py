@@ -77,7 +77,8 @@ def _refusal(scope: Scope) -> InvalidApiKey:
     has_one = {b"authorization", b"x-api-key"} & {name for name, _ in scope["headers"]}
     return InvalidApiKey(
         f"{'The API key is not one of this server' if has_one else 'This server takes requests with an API key only'}. "
-        "Send one that its administrator has set in MLX_SERVER_API_KEYS, as `Authorization: Bearer KEY`."
+        "Send one that its administrator has set in MLX_SERVER_API_KEYS, as `Authorization: Bearer KEY` or as "
+        "`x-api-key: KEY`."
     )
 
 

@@ -9,10 +9,15 @@ from collections.abc import Awaitable, Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_manager.observability.paths import route_path
+from mlx_manager.wire.dialects import dialect_of
+
 # Not one that looks like a key: ids are recorded everywhere.
 ACCEPTED = re.compile(r"(?!.*\bsk-)[A-Za-z0-9._:-]{1,128}", re.IGNORECASE)
 REQUEST_ID_HEADER = "X-Request-ID"
 TRACE_ID_HEADER = "X-Trace-ID"
+# Where the `anthropic` SDK looks for the request's id.
+ANTHROPIC_REQUEST_ID_HEADER = "request-id"
 
 
 class RequestIdMiddleware:
@@ -32,14 +37,19 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = accepted_or_new(Headers(scope=scope).get(REQUEST_ID_HEADER))
+        asked = Headers(scope=scope)
+        request_id = accepted_or_new(asked.get(REQUEST_ID_HEADER))
+        is_anthropic = dialect_of(route_path(scope), asked) == "anthropic"
         scope.setdefault("state", {})["request_id"] = request_id
         self._tag(request_id)
 
         # Not a coroutine of its own: it is called for every piece of a stream.
         def send_with_ids(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                self._add_ids(MutableHeaders(scope=message), request_id)
+                headers = MutableHeaders(scope=message)
+                self._add_ids(headers, request_id)
+                if is_anthropic:
+                    headers[ANTHROPIC_REQUEST_ID_HEADER] = request_id
             return send(message)
 
         await self._app(scope, receive, send_with_ids)

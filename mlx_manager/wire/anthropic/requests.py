@@ -1,0 +1,254 @@
+"""From Anthropic's bodies to chat requests: the last place that knows it was Anthropic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mlx_manager.chat.request import (
+    ChatRequest,
+    Conversation,
+    Message,
+    Origin,
+    Sampling,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.anthropic.parameters import (
+    HARMLESS,
+    HARMLESS_TO_A_COUNT,
+    check_unsupported,
+)
+from mlx_manager.wire.anthropic.schema import (
+    CountTokensBody,
+    CustomTool,
+    MessagesBody,
+    MessageTurn,
+    ModelsQuery,
+    Open,
+    PromptBody,
+    RedactedThinkingBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolChoiceBody,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from mlx_manager.wire.anthropic.signature import Signer
+
+Kinds = Mapping[str, type[Open]]
+TEXT: Kinds = {"text": TextBlock}
+USER: Kinds = {**TEXT, "tool_result": ToolResultBlock}
+ASSISTANT: Kinds = {
+    **TEXT,
+    "thinking": ThinkingBlock,
+    "redacted_thinking": RedactedThinkingBlock,
+    "tool_use": ToolUseBlock,
+}
+MODES: Mapping[str, Literal["auto", "none", "required"]] = {
+    "auto": "auto",
+    "any": "required",
+    "tool": "required",
+    "none": "none",
+}
+FAILED = "Error: "
+Validated = TypeVar("Validated", bound=BaseModel)
+
+
+def message_request(body: MessagesBody, origin: Origin, signer: Signer) -> ChatRequest:
+    """Return what a message asks for. Raises InvalidRequest and UnsupportedParameter."""
+    check_unsupported(body.model_extra or {})
+    if body.messages[-1].role == "assistant":
+        last = f"messages[{len(body.messages) - 1}]"
+        raise UnsupportedParameter(
+            f"{last} is the assistant's. This version can't continue it; end with a message of the user.",
+            param=last,
+        )
+    return ChatRequest(
+        model=body.model,
+        input=_conversation(body, signer),
+        origin=origin,
+        sampling=Sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k),
+        max_tokens=body.max_tokens,
+        stop=tuple(body.stop_sequences or ()),
+        stream=bool(body.stream),
+    )
+
+
+def count_request(body: CountTokensBody, origin: Origin, signer: Signer) -> ChatRequest:
+    """Return the request whose prompt is to be counted. Raises what `message_request` raises."""
+    check_unsupported(body.model_extra or {}, harmless=HARMLESS | HARMLESS_TO_A_COUNT)
+    return ChatRequest(model=body.model, input=_conversation(body, signer), origin=origin)
+
+
+def models_query(parameters: Mapping[str, str]) -> ModelsQuery:
+    """Return which page of the models is asked for. Raises InvalidRequest."""
+    return _validated(ModelsQuery, parameters, "")
+
+
+def _conversation(body: PromptBody, signer: Signer) -> Conversation:
+    output, thinking = body.output_config, body.thinking
+    check_unsupported(
+        (output.model_extra if output else None) or {},
+        kind="output_config.",
+        place="output_config.",
+    )
+    tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools or ()))
+    return Conversation(
+        messages=tuple(_combined(_turns(body, signer))),
+        # Few templates know levels.
+        template_arguments=(
+            {"reasoning_effort": output.effort} if output and output.effort else {}
+        ),
+        tools=tools,
+        tool_choice=_tool_choice(body.tool_choice, tools),
+        thinking=None if thinking is None else thinking.type != "disabled",
+    )
+
+
+def _tool(tool: Mapping[str, Any], place: str) -> Tool:
+    kind = tool.get("type")
+    if kind not in (None, "custom"):
+        raise UnsupportedParameter(
+            f"{place} is {kind!r}, which Anthropic's own servers and models provide. This version takes custom "
+            "tools, which have an 'input_schema'.",
+            param=place,
+        )
+    custom = _validated(CustomTool, tool, place)
+    extra = {name: value for name, value in (custom.model_extra or {}).items() if name != "type"}
+    check_unsupported(extra, kind="tools[].", place=f"{place}.")
+    return Tool(custom.name, custom.description, custom.input_schema)
+
+
+def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolChoice:
+    if choice is None:
+        return ToolChoice()
+    if choice.type in ("any", "tool") and not tools:
+        raise InvalidRequest(
+            f"'tool_choice' {choice.type!r} needs 'tools', and there are none.", param="tool_choice"
+        )
+    name = choice.name if choice.type == "tool" else None
+    if choice.type == "tool" and name not in {tool.name for tool in tools}:
+        raise InvalidRequest(
+            f"'tool_choice' names the tool {name!r}, which is none of 'tools'.",
+            param="tool_choice.name",
+        )
+    is_parallel = not choice.disable_parallel_tool_use
+    return ToolChoice(MODES[choice.type], name, is_parallel=is_parallel)
+
+
+def _turns(body: PromptBody, signer: Signer) -> Iterator[Message]:
+    if body.system:
+        yield Message("system", _text(body.system, "system"))
+    for index, turn in enumerate(body.messages):
+        place = f"messages[{index}]"
+        if turn.role == "user":
+            yield from _user(turn, place)
+        elif turn.role == "assistant":
+            yield _assistant(turn, place, signer)
+        else:
+            yield Message("system", _text(turn.content, f"{place}.content"))
+
+
+def _combined(turns: Iterable[Message]) -> Iterator[Message]:
+    """One message for turns of the same role that follow each other, as Anthropic's API has it; results stay apart."""
+    for role, alike in groupby(turns, key=attrgetter("role")):
+        if role == "tool":
+            yield from alike
+        else:
+            first, *others = alike
+            yield _joined(first, *others) if others else first
+
+
+def _joined(*turns: Message) -> Message:
+    return Message(
+        role=turns[0].role,
+        content="\n".join(turn.content for turn in turns if turn.content),
+        tool_calls=tuple(call for turn in turns for call in turn.tool_calls),
+        reasoning="\n".join(turn.reasoning for turn in turns if turn.reasoning) or None,
+    )
+
+
+def _user(turn: MessageTurn, place: str) -> Iterator[Message]:
+    """The user's words and the results of tools, in the order in which they stand."""
+    if isinstance(turn.content, str):
+        yield Message("user", turn.content)
+        return
+    blocks = _blocks(turn.content, USER, f"{place}.content")
+    for is_text, alike in groupby(blocks, key=lambda found: isinstance(found[1], TextBlock)):
+        if is_text:
+            words = (block.text for _, block in alike if isinstance(block, TextBlock))
+            yield Message("user", "\n".join(words))
+        else:
+            for at, block in alike:
+                assert isinstance(block, ToolResultBlock)
+                yield _tool_result(block, at)
+    if not turn.content:
+        yield Message("user", "")
+
+
+def _tool_result(block: ToolResultBlock, place: str) -> Message:
+    text = _text(block.content or "", f"{place}.content")
+    return Message(
+        "tool", FAILED + text if block.is_error else text, tool_call_id=block.tool_use_id
+    )
+
+
+def _assistant(turn: MessageTurn, place: str, signer: Signer) -> Message:
+    if isinstance(turn.content, str):
+        return Message("assistant", turn.content)
+    texts, thoughts, calls = list[str](), list[str](), list[ToolCall]()
+    for _, block in _blocks(turn.content, ASSISTANT, f"{place}.content"):
+        match block:
+            case TextBlock():
+                texts.append(block.text)
+            case ThinkingBlock():
+                thoughts.append(signer.read(block.thinking, block.signature))
+            case ToolUseBlock():
+                calls.append(ToolCall(block.id, block.name, block.input))
+            case _:
+                # Redacted by Anthropic, for Anthropic: nobody else can read it.
+                pass
+    reasoning = "\n".join(filter(None, thoughts)) or None
+    # Citations cut a sentence of the assistant's into blocks: nothing belongs between them.
+    return Message("assistant", "".join(texts), tool_calls=tuple(calls), reasoning=reasoning)
+
+
+def _text(content: str | list[dict[str, Any]], place: str) -> str:
+    if isinstance(content, str):
+        return content
+    blocks = _blocks(content, TEXT, place)
+    return "\n".join(block.text for _, block in blocks if isinstance(block, TextBlock))
+
+
+def _blocks(
+    content: Sequence[Mapping[str, Any]], kinds: Kinds, place: str
+) -> Iterator[tuple[str, Open]]:
+    """Yield each block as what its type says, with its place. Raises InvalidRequest and UnsupportedParameter."""
+    for index, given in enumerate(content):
+        at = f"{place}[{index}]"
+        kind = given.get("type")
+        if not isinstance(kind, str) or kind not in kinds:
+            raise UnsupportedParameter(
+                f"{at} is of type {kind!r}. This version understands {', '.join(kinds)} there.",
+                param=at,
+            )
+        block = _validated(kinds[kind], given, at)
+        extra = {name: value for name, value in (block.model_extra or {}).items() if name != "type"}
+        check_unsupported(extra, kind="content[].", place=f"{at}.")
+        yield at, block
+
+
+def _validated(kind: type[Validated], given: Mapping[str, Any], place: str) -> Validated:
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        param = ".".join(filter(None, (place, str(first["loc"][0]))))
+        raise InvalidRequest(f"{param}: {first['msg']}", param=param) from None

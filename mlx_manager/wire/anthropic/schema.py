@@ -1,0 +1,157 @@
+"""The bodies of Anthropic's API that this version takes, as the `anthropic` SDK 2.12 and older ones send them.
+
+Blocks and tools stay as they were sent until `requests` reads each as what its `type` says: only so can an error name
+the place, and what is wrong there. Which fields that aren't named here change an answer is decided in `parameters`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+MAX_MODEL_ID = 256
+MAX_STOP_SEQUENCES = 16
+StopSequence = Annotated[str, Field(min_length=1, max_length=1000)]
+TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
+# Less than this makes no sense to Anthropic's API either.
+ThinkingBudget = Annotated[int, Field(ge=1024, lt=2**31)]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
+MAX_TOOLS = 1024
+# `fail_fast`: a list of a million wrong items gets one complaint, not a million.
+Blocks = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+
+
+class Open(BaseModel):
+    """Keeps every field that was sent."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class TextBlock(Open):
+    """A piece of text."""
+
+    text: str
+
+
+class ThinkingBlock(Open):
+    """What the assistant thought in an earlier turn; a client of another server may have no signature."""
+
+    thinking: str
+    signature: str = ""
+
+
+class RedactedThinkingBlock(Open):
+    """Thinking that only Anthropic can read."""
+
+    data: str
+
+
+class ToolUseBlock(Open):
+    """A call that the assistant made in an earlier turn."""
+
+    id: Name
+    name: Name
+    input: dict[str, Any]
+
+
+class ToolResultBlock(Open):
+    """What a tool has answered to a call."""
+
+    tool_use_id: Name
+    content: str | Blocks | None = None
+    is_error: bool | None = None
+
+
+class MessageTurn(BaseModel):
+    """One turn. `system` stands in the middle of a conversation where its instructions change."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["user", "assistant", "system"]
+    content: str | Blocks
+
+
+class CustomTool(Open):
+    """A function that the client runs; `input_schema` is the JSON schema of its arguments."""
+
+    name: ToolName
+    description: str | None = None
+    input_schema: dict[str, Any]
+
+
+class ToolChoiceBody(BaseModel):
+    """`any` tool or the one `tool` must be called; `auto` leaves it to the model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: Name | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ThinkingBody(BaseModel):
+    """Whether the model thinks before it answers, and whether the client wants to see it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: ThinkingBudget | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class OutputBody(Open):
+    """How much effort an answer is worth."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class PromptBody(Open):
+    """What a prompt is made of."""
+
+    model: Annotated[str, Field(min_length=1, max_length=MAX_MODEL_ID)]
+    messages: Annotated[list[MessageTurn], Field(min_length=1, fail_fast=True)]
+    system: str | Blocks | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = (
+        None
+    )
+    tool_choice: ToolChoiceBody | None = None
+    thinking: ThinkingBody | None = None
+    output_config: OutputBody | None = None
+
+
+class CountTokensBody(PromptBody):
+    """Body of `POST /v1/messages/count_tokens`."""
+
+
+class MessagesBody(PromptBody):
+    """Body of `POST /v1/messages`. Today's SDK has no `temperature`, `top_p` and `top_k`; older ones do."""
+
+    max_tokens: TokenCount
+    stream: bool | None = False
+    stop_sequences: Annotated[list[StopSequence], Field(max_length=MAX_STOP_SEQUENCES)] | None = (
+        None
+    )
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+
+    @property
+    def shows_thinking(self) -> bool:
+        """Whether the client wants to see what the model thinks."""
+        return self.thinking is None or self.thinking.display != "omitted"
+
+
+class ModelsQuery(BaseModel):
+    """Which page of the list of models: `limit` of them after or before the one with an id."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = 20
+    after_id: str | None = None
+    before_id: str | None = None
+    # With the parts of the SDK that are called beta this comes on every path.
+    beta: bool | None = None
