@@ -212,3 +212,25 @@ def test_an_answer_that_is_cut_short_is_the_beginning_of_a_text(starter: tuple[A
     assert asked.driver.ended[sequence_id].reason == "length"
     text = asked.tokenizer.decode(asked.driver.tokens[sequence_id])
     assert re.fullmatch(r"\[ ?(7 ?, ?)*7? ?", text)
+
+
+@pytest.mark.parametrize(
+    "steering",
+    [
+        {"repetition_penalty": 1.5},
+        {"frequency_penalty": 2.0, "presence_penalty": 2.0},
+        {"min_tokens": 40},
+        {"logit_bias": tuple((token_id, -100.0) for token_id in range(1500))},
+        {"top_k": 2, "top_p": 0.5, "min_p": 0.2, "xtc_probability": 1.0},
+    ],
+    ids=lambda steering: next(iter(steering)),
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_grammar_wins_over_whatever_else_steers(
+    starter: tuple[Any, Any], steering: dict[str, Any], temperature: float
+) -> None:
+    asked = Asked(starter)
+    sampling = SamplingParameters(temperature=temperature, **steering)
+    sequence_id = asked.ask(Constraint(LLMatcher.grammar_from_regex("(ab){3}|c[0-9]{4}")), sampling)
+    asked.driver.finish()
+    assert re.fullmatch("(ab){3}|c[0-9]{4}", asked.text(sequence_id))

@@ -66,7 +66,7 @@ class ConstrainedSampler:
             drawn: Any = self._last.item()
             self._follow(drawn)
         if self._is_active:
-            logprobs = mx.where(self._allowed(logprobs.shape[-1]), logprobs, -mx.inf)
+            logprobs = _held(logprobs, self._allowed(logprobs.shape[-1]))
         self._last = self._draw(logprobs)
         return self._last
 
@@ -91,6 +91,13 @@ class ConstrainedSampler:
         allowed = bits.reshape(-1)[:vocabulary].astype(mx.bool_)
         # A model's output may be wider than its tokenizer's vocabulary.
         return mx.pad(allowed, (0, vocabulary - allowed.size))
+
+
+def _held(logits: mx.array, is_allowed: mx.array) -> mx.array:
+    """Return the logits of what is allowed. Where a bias or a least length left none of it, all of it is as likely."""
+    kept = mx.where(is_allowed, logits, -mx.inf)
+    is_empty = kept.max(axis=-1, keepdims=True) == -mx.inf
+    return mx.where(is_empty, mx.where(is_allowed, 0.0, -mx.inf), kept)
 
 
 def _only(token_ids: list[int], vocabulary: int) -> mx.array:
