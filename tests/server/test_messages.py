@@ -435,3 +435,35 @@ async def test_an_answer_that_takes_too_long_is_a_504(hurried: RunningServer) ->
         with pytest.raises(sdk.APIStatusError) as met:
             await ask(client, max_tokens=3900)
     assert (met.value.status_code, met.value.type) == (504, "timeout_error")
+
+
+def object_of(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    fields = {"properties": {name: schema}, "required": [name], "additionalProperties": False}
+    return {"type": "object", **fields}
+
+
+async def test_an_answer_is_held_to_its_schema(anthropic: AsyncAnthropic) -> None:
+    schema = object_of("ok", {"type": "boolean"})
+    answer = await anthropic.messages.create(
+        model=STARTER,
+        max_tokens=200,
+        messages=[{"role": "user", "content": "Hello"}],
+        output_config={"format": {"type": "json_schema", "schema": schema}},
+    )
+    assert answer.content[0].type == "text"
+    assert set(json.loads(answer.content[0].text)) == {"ok"}
+
+
+async def test_the_input_of_a_strict_tool_is_of_its_schema(anthropic: AsyncAnthropic) -> None:
+    schema = object_of("city", {"enum": ["Oslo", "Rome"]})
+    answer = await anthropic.messages.create(
+        model=STARTER,
+        max_tokens=200,
+        messages=[{"role": "user", "content": "Tell me a joke"}],
+        tools=[{"name": "get_weather", "input_schema": schema, "strict": True}],
+        tool_choice={"type": "tool", "name": "get_weather"},
+    )
+    assert answer.stop_reason == "tool_use"
+    (block,) = answer.content
+    assert block.type == "tool_use"
+    assert block.input["city"] in ("Oslo", "Rome")

@@ -352,7 +352,7 @@ def test_any_other_value_of_it_is_refused_by_name(path: str) -> None:
 
 def test_zero_is_not_taken_for_false() -> None:
     with pytest.raises(UnsupportedParameter):
-        asked(placed("tools[].strict", 0))
+        asked(placed("tools[].defer_loading", 0))
 
 
 def test_a_count_takes_the_body_of_the_message_that_is_to_follow() -> None:

@@ -1,7 +1,7 @@
 """Which parameters of Anthropic's API are honoured, which can't change a local answer, and which are refused.
 
 `docs/api.md` shows these tables; a test compares. A field inside of something is written as its path:
-`tools[].strict`, `content[].citations` (of a block anywhere).
+`tools[].defer_loading`, `content[].citations` (of a block anywhere).
 """
 
 from __future__ import annotations
@@ -45,11 +45,8 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "diagnostics": (),
     "fallbacks": ([],),
     "mcp_servers": ([],),
-    "output_format": (),
     "thread": (),
-    "output_config.format": (),
     "output_config.task_budget": (),
-    "tools[].strict": (False,),
     "tools[].defer_loading": (False,),
     "tools[].input_examples": ([],),
     "tools[].allowed_callers": (["direct"],),

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mlx_manager.chat.request import (
+    AnswerFormat,
     ChatRequest,
     Conversation,
     Message,
@@ -77,6 +78,7 @@ def message_request(body: MessagesBody, origin: Origin, signer: Signer) -> ChatR
         sampling=Sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k),
         max_tokens=body.max_tokens,
         stop=tuple(body.stop_sequences or ()),
+        format=_format(body),
         stream=bool(body.stream),
     )
 
@@ -123,7 +125,18 @@ def _tool(tool: Mapping[str, Any], place: str) -> Tool:
     custom = _validated(CustomTool, tool, place)
     extra = {name: value for name, value in (custom.model_extra or {}).items() if name != "type"}
     check_unsupported(extra, kind="tools[].", place=f"{place}.")
-    return Tool(custom.name, custom.description, custom.input_schema)
+    return Tool(custom.name, custom.description, custom.input_schema, bool(custom.strict))
+
+
+def _format(body: PromptBody) -> AnswerFormat | None:
+    """Return what the answer must be, by the parameter of today or by the one that older clients send."""
+    if body.output_config is not None and body.output_config.format is not None:
+        return AnswerFormat(
+            "json_schema", body.output_config.format.json_schema, "output_config.format.schema"
+        )
+    if body.output_format is not None:
+        return AnswerFormat("json_schema", body.output_format.json_schema, "output_format.schema")
+    return None
 
 
 def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolChoice:

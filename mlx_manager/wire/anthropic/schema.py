@@ -81,6 +81,7 @@ class CustomTool(Open):
     name: ToolName
     description: str | None = None
     input_schema: dict[str, Any]
+    strict: bool | None = None
 
 
 class ToolChoiceBody(BaseModel):
@@ -103,10 +104,20 @@ class ThinkingBody(BaseModel):
     display: Literal["summarized", "omitted"] | None = None
 
 
+class JsonFormat(BaseModel):
+    """JSON of a schema."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["json_schema"]
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+
+
 class OutputBody(Open):
-    """How much effort an answer is worth."""
+    """How much effort an answer is worth, and what it must be."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: JsonFormat | None = None
 
 
 class PromptBody(Open):
@@ -121,6 +132,7 @@ class PromptBody(Open):
     tool_choice: ToolChoiceBody | None = None
     thinking: ThinkingBody | None = None
     output_config: OutputBody | None = None
+    output_format: JsonFormat | None = None
 
 
 class CountTokensBody(PromptBody):
