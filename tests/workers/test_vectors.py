@@ -56,6 +56,7 @@ async def test_more_than_may_wait_are_refused_and_leaving_makes_room(engine: Eng
         stream.close()
     kill(engine.pid, signal.SIGCONT)
     await eventually(lambda: engine.active_sequences == 0)
+    assert [stream.ended and stream.ended.reason for stream in streams] == ["cancelled"] * 3
     async with engine.embed([IDS], None) as stream:
         assert len(await stream.all()) == 1
 

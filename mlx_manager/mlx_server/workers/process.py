@@ -158,7 +158,7 @@ class EngineProcess:
     @property
     def active_sequences(self) -> int:
         """Requests that this process is working on or that wait in it."""
-        return len(self._running)
+        return len(self._streams) + len(self._vectors)
 
     async def gone(self) -> str:
         """Wait for the process's end and return how it ended."""
