@@ -41,8 +41,15 @@ class UnsupportedParameter(InvalidRequest):
     title = "Unsupported parameter"
 
 
+class WrongModelKind(InvalidRequest):
+    """The model makes something else than was asked for; the message lists those that would do."""
+
+    code = "wrong_model_kind"
+    title = "Wrong kind of model"
+
+
 class PromptTooLong(InvalidRequest):
-    """The prompt leaves no room for an answer in the model's context."""
+    """The prompt leaves no room for an answer in the model's context, or is more than an encoder takes."""
 
     code = "context_length_exceeded"
     title = "Prompt too long"

@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.app import create_app as create_server
 from mlx_manager.mlx_server.config import Settings as ServerSettings
 from mlx_manager.wire.anthropic import parameters as anthropic
 from mlx_manager.wire.anthropic.schema import CountTokensBody, MessagesBody
+from mlx_manager.wire.openai.embeddings import EmbeddingsBody
 from mlx_manager.wire.openai.parameters import HARMLESS, MESSAGE_NEUTRAL_VALUES, NEUTRAL_VALUES
 from mlx_manager.wire.openai.schema import ChatCompletionBody, CompletionBody
 
@@ -75,6 +76,14 @@ def honoured_table(**bodies: type[BaseModel]) -> str:
     return table(("Parameter", *bodies), rows)
 
 
+def embeddings_table() -> str:
+    """Return the parameters of embeddings, each with what it means."""
+    fields = EmbeddingsBody.model_fields.items()
+    return table(
+        ("Parameter", "Meaning"), [(f"`{name}`", one.description or "") for name, one in fields]
+    )
+
+
 def accepted_table(names: Iterable[str]) -> str:
     """Return the parameters that are accepted because they can't change a local answer."""
     return ", ".join(f"`{name}`" for name in sorted(names))
@@ -104,6 +113,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "api.md manager": lambda: endpoints_table(create_manager(ServerSettings())),
     "api.md server": lambda: endpoints_table(create_server(ServerSettings())),
     "api.md honoured": lambda: honoured_table(chat=ChatCompletionBody, text=CompletionBody),
+    "api.md embeddings": embeddings_table,
     "api.md accepted": lambda: accepted_table(HARMLESS),
     "api.md neutral": lambda: neutral_table(_openai_neutral()),
     "api.md anthropic-honoured": lambda: honoured_table(

@@ -1,10 +1,11 @@
-"""The one seam: whatever answers a chat, and whatever wraps it, is a `ChatBackend`."""
+"""The seams: whatever answers a chat, and whatever wraps it, is a `ChatBackend`; for vectors, an `EmbeddingBackend`."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from mlx_manager.chat.embeddings import EmbeddingRequest, Embeddings
 from mlx_manager.chat.events import ChatEvent
 from mlx_manager.chat.request import ChatRequest
 
@@ -28,5 +29,17 @@ class TokenCounter(Protocol):
         """Return the tokens of `request`'s prompt as answering it would count them.
 
         Raises an `MlxManagerError` when there is no such model, or it can't take the prompt.
+        """
+        ...
+
+
+class EmbeddingBackend(Protocol):
+    """Makes vectors of texts: a local model, a cloud provider, a router over them, or a wrapper that watches one."""
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Return a vector for each input, in their order.
+
+        Cancelling the task that waits here abandons the work at once. Raises an `MlxManagerError` when the request
+        can't be taken or fails: all vectors or none.
         """
         ...

@@ -109,7 +109,7 @@ class Timeline:
     Each `ChatRequest` has one, filled in by whoever does the work while it runs: so it says what is known even when
     the request is refused, or the stream ends early. Times are nanoseconds since the Unix epoch; None means that the
     phase wasn't reached. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the
-    first.
+    first. A request for embeddings has one, too, without tokens but with the `batches` that its inputs were part of.
     """
 
     routing: Interval | None = None
@@ -127,6 +127,7 @@ class Timeline:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     prefill_chunks: int = 0
+    batches: int = 0
     output_tokens: int = 0
     batch_width_sum: int = 0
     batch_width_max: int = 0

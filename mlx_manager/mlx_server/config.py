@@ -93,7 +93,8 @@ class Settings(BaseSettings):
     prefill_chunk_tokens: int = Field(
         512,
         ge=16,
-        description="Prompt tokens computed between two looks at the inbox while other requests decode or wait.",
+        description="Prompt tokens computed between two looks at the inbox while other requests decode or wait; "
+        "of an embedding model, tokens of one batch, padding counted.",
     )
     idle_prefill_chunk_tokens: int = Field(
         2048, ge=16, description="The same while one request has the engine for itself."
@@ -123,7 +124,7 @@ class Settings(BaseSettings):
     embeddings_timeout_s: float = Field(
         120.0,
         gt=0,
-        description="Seconds that embeddings may take from arrival to last byte, once there is an endpoint for them.",
+        description="Seconds that embeddings may take from arrival to last byte.",
     )
     shutdown_timeout_s: float = Field(
         10.0,

@@ -12,11 +12,12 @@ from pathlib import Path
 from huggingface_hub import constants as hub
 
 from mlx_manager import starter
-from mlx_manager.chat.backend import ChatBackend, TokenCounter
+from mlx_manager.chat.backend import ChatBackend, EmbeddingBackend, TokenCounter
 from mlx_manager.database import Database, open_database, upgrade
-from mlx_manager.mlx_server.audit.audited import AuditedBackend
+from mlx_manager.mlx_server.audit.audited import AuditedBackend, AuditedEmbeddings
 from mlx_manager.mlx_server.audit.log import AuditLog
 from mlx_manager.mlx_server.config import Settings
+from mlx_manager.mlx_server.generation.embedding import LocalEmbeddings
 from mlx_manager.mlx_server.generation.local import LocalBackend
 from mlx_manager.mlx_server.observability.engine_metrics import EngineMetrics, engine_figures
 from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlalchemy
@@ -30,6 +31,7 @@ from mlx_manager.mlx_server.workers.watch import EngineWatch
 from mlx_manager.observability.afterwards import Afterwards
 from mlx_manager.observability.content import recording_content
 from mlx_manager.observability.instrumented import InstrumentedBackend
+from mlx_manager.observability.instrumented_embeddings import InstrumentedEmbeddings
 from mlx_manager.observability.observed import dropped
 from mlx_manager.observability.setup import flush, metric_source
 from mlx_manager.traces.recording import recording
@@ -50,6 +52,7 @@ class ServerState:
     database: Database
     pool: ModelPool
     backend: ChatBackend
+    embeddings: EmbeddingBackend
     audit: AuditLog
     time_limits: TimeLimits
     afterwards: Afterwards
@@ -81,15 +84,29 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         stack.enter_context(metric_source(dropped(lambda: {"audit": audit.lost})))
         limits = TimeLimits(database, settings.time_limits_s, settings.time_limits_set)
         await limits.load()
-        local = LocalBackend(pool, limits)
+        local, embeddings = LocalBackend(pool, limits), LocalEmbeddings(pool, limits)
         if settings.preload is not None:
-            await local.load(settings.preload)
+            files = await pool.find(settings.preload)
+            await (embeddings if files.kind == "embeddings" else local).load(files.id)
         audited = AuditedBackend(local, audit.entry_of, name="mlx")
         recorded = recording_content(audited, settings.capture_content)
         backend = InstrumentedBackend(recorded, later=afterwards.later)
+        embedding_backend = InstrumentedEmbeddings(
+            AuditedEmbeddings(embeddings, audit.entry_of, name="mlx"), later=afterwards.later
+        )
         signer = Signer(secrets.token_bytes(SIGNATURE_KEY_BYTES))
         yield ServerState(
-            settings, database, pool, backend, audit, limits, afterwards, traces, local, signer
+            settings,
+            database,
+            pool,
+            backend,
+            embedding_backend,
+            audit,
+            limits,
+            afterwards,
+            traces,
+            local,
+            signer,
         )
 
 
@@ -120,7 +137,7 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
     )
 
     async def start_engine(files: ModelFiles) -> EngineProcess:
-        return await EngineProcess.start(files.id, files.path, options, watch)
+        return await EngineProcess.start(files.id, files.path, options, watch, files.kind)
 
     return ModelPool(make_catalog(settings), start_engine, settings.max_loaded_models, watch)
 

@@ -18,6 +18,7 @@ SPAN_TOKENIZE: Final = "tokenize"
 SPAN_QUEUE: Final = "queue"
 SPAN_PREFILL: Final = "prefill"
 SPAN_DECODE: Final = "decode"
+SPAN_COMPUTE: Final = "compute"
 SPAN_PARSE: Final = "parse"
 
 # Events of `decode`.
@@ -54,6 +55,8 @@ REQUEST_XTC_THRESHOLD: Final = "mlx.request.xtc_threshold"
 REQUEST_MIN_TOKENS: Final = "mlx.request.min_tokens"
 REQUEST_IGNORE_EOS: Final = "mlx.request.ignore_eos"
 REQUEST_TOP_LOGPROBS: Final = "mlx.request.top_logprobs"
+REQUEST_ENCODING_FORMATS: Final = "gen_ai.request.encoding_formats"
+REQUEST_INPUTS: Final = "mlx.request.inputs"
 
 # What came back.
 RESPONSE_ID: Final = "gen_ai.response.id"
@@ -64,6 +67,7 @@ INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 CACHE_READ_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
 REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
+DIMENSION_COUNT: Final = "gen_ai.embeddings.dimension.count"
 ERROR_TYPE: Final = "error.type"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
@@ -110,6 +114,8 @@ PARSE_TOOL_CALLS: Final = "mlx.parse.tool_calls"
 PARSE_REPAIRS: Final = "mlx.parse.repairs"
 PARSE_MALFORMED: Final = "mlx.parse.malformed"
 TOOL_NAME: Final = "gen_ai.tool.name"
+COMPUTE_TOKENS: Final = "mlx.compute.tokens"
+COMPUTE_BATCHES: Final = "mlx.compute.batches"
 STALL_AFTER_TOKEN: Final = "mlx.stall.after_token"
 STALL_DURATION_S: Final = "mlx.stall.duration_s"
 STALL_CAUSE: Final = "mlx.stall.cause"
@@ -153,7 +159,7 @@ REQUEST_DURATION: Final = Metric(
     "gen_ai.server.request.duration",
     "histogram",
     "s",
-    "Time from taking a chat to the end of its answer.",
+    "Time from taking a chat, or a request for embeddings, to the end of its answer.",
     _CALL_BUCKETS_S,
 )
 TIME_TO_FIRST_TOKEN: Final = Metric(
@@ -189,10 +195,10 @@ CLIENT_OPERATION_DURATION: Final = Metric(
     _CALL_BUCKETS_S,
 )
 REQUESTS_CANCELLED: Final = Metric(
-    "mlx.requests.cancelled", "counter", "{request}", "Chats whose client left before the end."
+    "mlx.requests.cancelled", "counter", "{request}", "Requests whose client left before the end."
 )
 TOKENS: Final = Metric(
-    "mlx.tokens", "counter", "{token}", "Tokens of chats; those from the cache are input, too."
+    "mlx.tokens", "counter", "{token}", "Tokens of requests; those from the cache are input, too."
 )
 PREFIX_CACHE_TOKENS: Final = Metric(
     "mlx.prefix_cache.tokens",

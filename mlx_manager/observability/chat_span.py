@@ -9,7 +9,7 @@ from functools import partial
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Event
-from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags, Tracer
+from opentelemetry.trace import SpanKind, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from mlx_manager.chat.events import (
@@ -17,8 +17,6 @@ from mlx_manager.chat.events import (
     Finding,
     FindingKind,
     Finished,
-    Interval,
-    Load,
     Parsing,
     Stall,
     Started,
@@ -31,8 +29,16 @@ from mlx_manager.observability import attributes as names
 from mlx_manager.observability.afterwards import Later
 from mlx_manager.observability.finished_spans import FinishedSpan, SpanWriter
 from mlx_manager.observability.metrics import ChatMetrics, Measured, Tokens
+from mlx_manager.observability.phases import (
+    Attributes,
+    between_s,
+    interval_span,
+    known,
+    phase_span,
+    phases_until_admitted,
+    seconds,
+)
 
-Attributes = dict[str, AttributeValue]
 FOUND: dict[FindingKind, str] = {
     "reasoning_began": names.EVENT_REASONING_BEGAN,
     "reasoning_ended": names.EVENT_REASONING_ENDED,
@@ -143,7 +149,7 @@ class ChatSpan:
         if self._finished:
             found[names.RESPONSE_FINISH_REASONS] = (self._finished.reason,)
         if self._first_delta_ns and self._request.stream:
-            found[names.TIME_TO_FIRST_CHUNK] = _seconds(self._arrived_ns, self._first_delta_ns)
+            found[names.TIME_TO_FIRST_CHUNK] = seconds(self._arrived_ns, self._first_delta_ns)
         if self._error_type:
             found[names.ERROR_TYPE] = self._error_type
         if self._is_cancelled:
@@ -181,7 +187,7 @@ class ChatSpan:
             return
         is_whole = self._error_type is None
         measured = Measured(
-            duration_s=_seconds(self._arrived_ns, ended_ns),
+            duration_s=seconds(self._arrived_ns, ended_ns),
             time_to_first_token_s=_first_token_s(timeline, self._arrived_ns) if is_whole else None,
             time_per_output_token_s=_per_token_s(timeline) if is_whole else None,
         )
@@ -217,12 +223,8 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
 
     They follow each other, so it is the last one in which a chat has failed.
     """
-    yield from _interval(names.SPAN_ROUTE, timeline.routing, ended_ns, _routed(timeline))
-    yield from _interval(names.SPAN_MODEL_LOAD, timeline.model_load, ended_ns, _loaded(timeline))
-    yield from _interval(names.SPAN_TOKENIZE, timeline.tokenize, ended_ns, {})
-    for phase in _phase(names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {}):
-        yield phase._replace(links=tuple(map(_waited_behind, timeline.waited_behind)))
-    yield from _phase(
+    yield from phases_until_admitted(timeline, ended_ns)
+    yield from phase_span(
         names.SPAN_PREFILL,
         timeline.admitted_ns,
         timeline.first_token_ns,
@@ -237,7 +239,7 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
     # Within the decoding, and before it here, because it isn't where an answer fails.
     if timeline.parsing is not None:
         yield from _parsed(timeline.parsing, ended_ns)
-    for phase in _phase(
+    for phase in phase_span(
         names.SPAN_DECODE,
         timeline.first_token_ns,
         timeline.finished_ns,
@@ -248,7 +250,7 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
 
 
 def _parsed(parsing: Parsing, ended_ns: int) -> Iterator[FinishedSpan]:
-    for phase in _interval(names.SPAN_PARSE, parsing.interval, ended_ns, _counted(parsing)):
+    for phase in interval_span(names.SPAN_PARSE, parsing.interval, ended_ns, _counted(parsing)):
         yield phase._replace(events=tuple(map(_found, parsing.findings)))
 
 
@@ -265,27 +267,6 @@ def _counted(parsing: Parsing) -> Attributes:
 def _found(finding: Finding) -> Event:
     attributes = {} if finding.detail is None else {names.TOOL_NAME: finding.detail}
     return Event(FOUND[finding.kind], attributes, finding.at_ns)
-
-
-def _interval(
-    name: str, interval: Interval | None, ended_ns: int, attributes: Attributes
-) -> Iterator[FinishedSpan]:
-    if interval is not None:
-        yield from _phase(name, interval.start_ns, interval.end_ns, ended_ns, attributes)
-
-
-def _phase(
-    name: str, start_ns: int | None, end_ns: int | None, ended_ns: int, attributes: Attributes
-) -> Iterator[FinishedSpan]:
-    if start_ns is not None:
-        end_ns = ended_ns if end_ns is None else end_ns
-        yield FinishedSpan(name, start_ns, max(start_ns, end_ns), attributes)
-
-
-def _waited_behind(other: TraceContext) -> Link:
-    flags = TraceFlags(other.flags)
-    context = SpanContext(other.trace_id, other.span_id, is_remote=False, trace_flags=flags)
-    return Link(context, {names.LINK_REASON: names.REASON_WAITED_BEHIND})
 
 
 def _stalled(stall: Stall) -> Event:
@@ -327,7 +308,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.REQUEST_TOP_LOGPROBS: sampling.top_logprobs,
         names.REQUEST_STOP_SEQUENCES: request.stop or None,
     }
-    return _known(asked)
+    return known(asked)
 
 
 def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
@@ -335,32 +316,14 @@ def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
     work: dict[str, AttributeValue | None] = {
         names.TIME_TO_FIRST_TOKEN_S: _first_token_s(timeline, arrived_ns),
         names.TIME_PER_OUTPUT_TOKEN_S: _per_token_s(timeline),
-        names.QUEUE_S: _between_s(timeline.queued_ns, timeline.admitted_ns),
+        names.QUEUE_S: between_s(timeline.queued_ns, timeline.admitted_ns),
         names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
         names.MODEL_REVISION: timeline.route.revision if timeline.route else None,
         names.QUANTIZATION: timeline.quantization,
         names.ENGINE_RESTARTS: timeline.engine_restarts,
     }
-    return _known(work)
-
-
-def _routed(timeline: Timeline) -> Attributes:
-    if timeline.route is None:
-        return {}
-    return {names.BACKEND: timeline.route.backend, names.ROUTE_MODEL: timeline.route.model}
-
-
-def _loaded(timeline: Timeline) -> Attributes:
-    load = timeline.load or Load()
-    loaded: dict[str, AttributeValue | None] = {
-        names.MODEL_SOURCE: timeline.route.source if timeline.route else None,
-        names.WEIGHTS_BYTES: load.weights_bytes,
-        names.LOAD_PROCESS_S: load.process_s,
-        names.LOAD_WEIGHTS_S: load.weights_s,
-        names.LOAD_TOKENIZER_S: load.tokenizer_s,
-    }
-    return _known(loaded)
+    return known(work)
 
 
 def _decoded(timeline: Timeline) -> Attributes:
@@ -374,11 +337,7 @@ def _decoded(timeline: Timeline) -> Attributes:
         names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
     }
-    return _known(decoded)
-
-
-def _known(found: dict[str, AttributeValue | None]) -> Attributes:
-    return {name: value for name, value in found.items() if value is not None}
+    return known(decoded)
 
 
 def _cache_outcome(timeline: Timeline) -> str:
@@ -389,20 +348,11 @@ def _cache_outcome(timeline: Timeline) -> str:
 
 
 def _first_token_s(timeline: Timeline, arrived_ns: int) -> float | None:
-    return _between_s(arrived_ns, timeline.first_token_ns)
+    return between_s(arrived_ns, timeline.first_token_ns)
 
 
 def _per_token_s(timeline: Timeline) -> float | None:
-    decode_s = _between_s(timeline.first_token_ns, timeline.finished_ns)
+    decode_s = between_s(timeline.first_token_ns, timeline.finished_ns)
     if decode_s is None or timeline.output_tokens < 2:
         return None
     return decode_s / (timeline.output_tokens - 1)
-
-
-def _between_s(start_ns: int | None, end_ns: int | None) -> float | None:
-    return None if start_ns is None or end_ns is None else _seconds(start_ns, end_ns)
-
-
-def _seconds(start_ns: int, end_ns: int) -> float:
-    # A wall clock that is set back in between must not make a duration negative: metrics refuse that, loudly.
-    return max(end_ns - start_ns, 0) / 1e9

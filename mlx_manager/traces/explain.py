@@ -104,6 +104,18 @@ def model_thought(trace: Trace) -> Iterator[Finding]:
         yield Finding("reasoning", took_ns, sentence, span.span_id)
 
 
+def inputs_were_computed(trace: Trace) -> Iterator[Finding]:
+    """How many tokens became embeddings, in how many steps of the engine."""
+    for span in _noticeable_phases(trace, names.SPAN_COMPUTE):
+        tokens, batches = _number(span, names.COMPUTE_TOKENS), _number(span, names.COMPUTE_BATCHES)
+        took = duration_text(_seconds(span))
+        if tokens is None or batches is None:
+            yield _finding("compute", span, f"Computing the embeddings took {took}.")
+            continue
+        work = f"{plural(round(tokens), 'token')} in {plural(round(batches), 'step')}"
+        yield _finding("compute", span, f"Computing the embeddings took {took}: {work}.")
+
+
 def decoding_paused(trace: Trace) -> Iterator[Finding]:
     """One token took far longer than the others."""
     for span in _phases(trace, names.SPAN_DECODE):
@@ -206,6 +218,7 @@ RULES: tuple[Rule, ...] = (
     prompt_was_computed,
     answer_was_decoded,
     model_thought,
+    inputs_were_computed,
     decoding_paused,
     reader_was_slow,
     prompt_was_tokenized,

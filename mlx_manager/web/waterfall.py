@@ -22,6 +22,7 @@ _KINDS: Mapping[str, str] = {
     names.SPAN_QUEUE: "queue",
     names.SPAN_PREFILL: "prefill",
     names.SPAN_DECODE: "decode",
+    names.SPAN_COMPUTE: "prefill",
     names.SPAN_PARSE: "parse",
     names.SPAN_AUTHENTICATE: "route",
     names.SPAN_ROUTE: "route",

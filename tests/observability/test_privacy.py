@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import re
 import signal
 import sqlite3
@@ -28,6 +29,7 @@ from mlx_manager.mlx_server import app as server
 from tests.conftest import ENDLESS_TOKENS, TINY
 from tests.observability.conftest import ROOT, TOKEN, clean_environment
 from tests.support.collector import Collector, collecting
+from tests.support.encoders import make_encoder
 from tests.support.process import URL
 from tests.support.running import settings_for, wait_until
 
@@ -54,6 +56,7 @@ _run("broken:app", "It", "127.0.0.1", 0, _read(Settings))
 """
 # A stream of events that ends when its reader leaves.
 ENDLESS_PATH = "/api/events"
+ENCODER = "test/encoder"
 MAX_BODY_BYTES = 4096
 
 
@@ -113,6 +116,7 @@ def application(
     request: pytest.FixtureRequest, main: str, tmp_path: Path, model_dir: Path
 ) -> Iterator[Application]:
     (tmp_path / "broken.py").write_text(BROKEN.format(main=main))
+    make_encoder(tmp_path / "encoders" / ENCODER)
     output = tmp_path / "output"
     with collecting() as collector, output.open("wb") as written:
         process = subprocess.Popen(
@@ -122,7 +126,7 @@ def application(
             | {
                 "PYTHONPATH": f"{ROOT}:{tmp_path}",
                 "MLX_SERVER_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path / 'audit.db'}",
-                "MLX_SERVER_MODEL_DIRS": str(model_dir),
+                "MLX_SERVER_MODEL_DIRS": f"{model_dir}{os.pathsep}{tmp_path / 'encoders'}",
                 "MLX_SERVER_HUB_CACHE": str(tmp_path / "hub"),
                 "MLX_SERVER_MAX_BODY_BYTES": str(MAX_BODY_BYTES),
                 "MLX_SERVER_LOG_LEVEL": "debug",
@@ -226,6 +230,7 @@ def bodies(secrets: Secrets) -> Iterator[bytes]:
     """What an endpoint takes, and every way to get it wrong."""
     tool = {"type": "function", "function": {"name": secrets.new("tool")}}
     plain = {"model": TINY, "max_tokens": 8}
+    embed = {"model": ENCODER, "user": secrets.new("embedding-user")}
     for body in (
         chat(secrets),
         chat(secrets, stream=True),
@@ -242,6 +247,10 @@ def bodies(secrets: Secrets) -> Iterator[bytes]:
         message(secrets, messages=[{"role": "user", "content": [{"type": secrets.new("kind")}]}]),
         plain | {"prompt": secrets.new("prompt")},
         plain | {"prompt": secrets.new("prompt") * 200},
+        embed | {"input": [secrets.new("input")]},
+        embed | {"input": secrets.new("input") * 20},
+        embed | {"input": "a", "prompt_name": secrets.new("prompt-name")},
+        embed | {"input": {"a": secrets.new("input")}},
     ):
         yield json.dumps(body).encode()
     yield f'{{"model": "{secrets.new("cut-off")}'.encode()
@@ -320,6 +329,7 @@ def test_no_secret_no_prompt_and_no_answer_reaches_any_sink(
     assert b"break_at_once" in sinks["log and console"]
     assert "POST /v1/chat/completions" in application.collector.span_names
     assert "POST /v1/messages" in application.collector.span_names
+    assert {f"embeddings {ENCODER}", "compute"} <= {*application.collector.span_names}
     assert b"mlx.time_to_first_token_s" in sinks["OTLP and Logfire"]
     with contextlib.closing(sqlite3.connect(application.database)) as database:
         (rows,) = database.execute("SELECT count(*) FROM audit_log").fetchone()

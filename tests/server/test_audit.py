@@ -79,7 +79,8 @@ def encoded(**changes: Any) -> bytes:
         (CHAT, b" " * 9999, 413, "content_too_large", "chat", None, None),
         (CHAT, encoded(model="no/such"), 404, "model_not_found", "chat", "no/such", False),
         ("/v1/completions", b"{}", 400, "invalid_request", "text_completion", None, None),
-        ("/v1/embeddings", b"{}", 404, "not_found", "embeddings", None, None),
+        ("/v1/embeddings", b"{}", 400, "invalid_request", "embeddings", None, None),
+        ("/v1/images/generations", b"{}", 404, "not_found", None, None, None),
         ("/v1/models", b"{}", 405, "method_not_allowed", None, None, None),
     ],
 )

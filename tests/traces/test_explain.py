@@ -304,3 +304,22 @@ def test_no_rule_trips_over_attributes_of_another_type(rule: Rule) -> None:
 
     for finding in rule(chat_trace(*phases, called)):
         assert finding.sentence.endswith(".")
+
+
+def test_computing_embeddings_says_how_much_it_was() -> None:
+    phase = span("compute", 5, 305, mlx__compute__tokens=1200, mlx__compute__batches=3)
+
+    found = only(rules.inputs_were_computed, chat_trace(phase))
+
+    assert found.sentence == "Computing the embeddings took 300 ms: 1,200 tokens in 3 steps."
+    assert found.span_id == id_of("compute")
+
+
+def test_embeddings_that_were_cut_short_have_no_numbers() -> None:
+    found = only(rules.inputs_were_computed, chat_trace(span("compute", 5, 305)))
+
+    assert found.sentence == "Computing the embeddings took 300 ms."
+
+
+def test_a_chat_computes_no_embeddings() -> None:
+    assert silent(rules.inputs_were_computed, chat_trace(span("decode", 5, 305)))

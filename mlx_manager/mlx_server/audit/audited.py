@@ -1,4 +1,4 @@
-"""Watch a backend answer, and note in the audit log what it does for each request."""
+"""Watch backends answer, and note in the audit log what it does for each request."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from mlx_manager.chat.backend import ChatBackend
-from mlx_manager.chat.events import ChatEvent, Finished, Started
+from mlx_manager.chat.backend import ChatBackend, EmbeddingBackend
+from mlx_manager.chat.embeddings import EmbeddingRequest, Embeddings
+from mlx_manager.chat.events import ChatEvent, Finished, Started, Usage
 from mlx_manager.chat.request import ChatRequest, Origin
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.audit.entry import Entry
@@ -38,10 +39,41 @@ class AuditedBackend:
                     if isinstance(event, (Started, Finished)):
                         entry.see(event)
                     yield event
-        except (GeneratorExit, asyncio.CancelledError):
-            entry.cancel()
-            raise
         except BaseException as error:
-            drawn = error if isinstance(error, MlxManagerError) else MlxManagerError
-            entry.fail(drawn.code, drawn.status)
+            _note_end(entry, error)
             raise
+
+
+class AuditedEmbeddings:
+    """The same for a backend that makes embeddings."""
+
+    def __init__(
+        self, backend: EmbeddingBackend, entry_of: Callable[[Origin], Entry], *, name: str
+    ) -> None:
+        self._backend = backend
+        self._entry_of = entry_of
+        self._name = name
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Answer `request`, watched."""
+        entry, timeline = self._entry_of(request.origin), request.timeline
+        entry.asked(request.model, False)
+        entry.backend = self._name
+        try:
+            answer = await self._backend.embed(request)
+        except BaseException as error:
+            if timeline.route is not None and timeline.admitted_ns is not None:
+                entry.see(Started(timeline.route.model, timeline))
+            _note_end(entry, error)
+            raise
+        entry.see(Started(answer.model, timeline))
+        entry.complete(Usage(answer.input_tokens, 0))
+        return answer
+
+
+def _note_end(entry: Entry, error: BaseException) -> None:
+    if isinstance(error, (GeneratorExit, asyncio.CancelledError)):
+        entry.cancel()
+        return
+    drawn = error if isinstance(error, MlxManagerError) else MlxManagerError
+    entry.fail(drawn.code, drawn.status)

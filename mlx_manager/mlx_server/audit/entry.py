@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from mlx_manager.chat.events import Finished, Started, Timeline
+from mlx_manager.chat.events import Finished, FinishReason, Started, Timeline, Usage
 from mlx_manager.chat.request import Operation, Origin
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.audit.tables import Outcome
@@ -31,10 +31,11 @@ class Entry:
     __slots__ = (
         "_ended_ns",
         "_error",
-        "_finished",
         "_is_cancelled",
         "_is_interrupted",
+        "_reason",
         "_started",
+        "_usage",
         "backend",
         "model",
         "origin",
@@ -55,7 +56,8 @@ class Entry:
         self.backend: str | None = None
         self.status: int | None = None
         self._started: Started | None = None
-        self._finished: Finished | None = None
+        self._usage: Usage | None = None
+        self._reason: FinishReason | None = None
         self._error: tuple[str, int] | None = None
         self._is_cancelled = False
         self._is_interrupted = False
@@ -70,7 +72,12 @@ class Entry:
         if isinstance(event, Started):
             self._started = event
         else:
-            self._finished = event
+            self.complete(event.usage)
+            self._reason = event.reason
+
+    def complete(self, usage: Usage) -> None:
+        """Note that all was made that was asked for."""
+        self._usage = usage
 
     def fail(self, code: str, status: int) -> None:
         """Note an error by its code and its own status, whatever the client is sent in the end."""
@@ -79,7 +86,7 @@ class Entry:
 
     def cancel(self) -> None:
         """Note that the client has left."""
-        if self._finished is None:
+        if self._usage is None:
             self._is_cancelled = True
 
     def end(self, at_ns: int, *, is_interrupted: bool = False) -> None:
@@ -120,7 +127,7 @@ class Entry:
         if self._is_cancelled or self.status is None:
             return "cancelled"
         # Work that was begun and isn't finished is no answer, whatever status went out before.
-        is_short = self._started is not None and self._finished is None
+        is_short = self._started is not None and self._usage is None
         return "failed" if is_short or self.status >= 400 else "completed"
 
     def _error_sent(self) -> tuple[str, str]:
@@ -139,12 +146,11 @@ class Entry:
             "input_tokens": tokens[0],
             "cached_tokens": tokens[1],
             "output_tokens": tokens[2],
-            "finish_reason": self._finished.reason if self._finished else None,
+            "finish_reason": self._reason,
         }
 
     def _tokens(self, timeline: Timeline) -> tuple[int | None, int | None, int | None]:
-        if self._finished is not None:
-            usage = self._finished.usage
+        if (usage := self._usage) is not None:
             return usage.input_tokens, usage.cached_tokens, usage.output_tokens
         if self._started is None:
             return None, None, None

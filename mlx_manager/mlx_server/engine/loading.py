@@ -32,20 +32,29 @@ def load(path: Path) -> LoadedModel:
     """
     began_s = time.monotonic()
     model, _config = load_model(path)
+    for_this_device(model)
+    return LoadedModel(model, ready(model, began_s))
+
+
+def for_this_device(model: Any) -> None:
+    """Give the weights the number format that is fast here, and read them now."""
     if mx.default_device() == mx.cpu:
         model.set_dtype(mx.float32)
     mx.eval(model.parameters())
+
+
+def ready(model: Any, began_s: float) -> Ready:
+    """Return what the API process is told of a model whose loading began at `began_s`, in monotonic seconds."""
     parameters: Any = tree_flatten(model.parameters())
     arrays = [array for _name, array in parameters]
     floats = [array.dtype for array in arrays if mx.issubdtype(array.dtype, mx.floating)]
-    ready = Ready(
+    return Ready(
         weights_bytes=sum(array.nbytes for array in arrays),
         dtype=str(floats[0]).removeprefix("mlx.core.") if floats else "unknown",
         device=str(mx.default_device().type).removeprefix("DeviceType."),
         has_fast_blas=_has_fast_blas(),
         load_s=time.monotonic() - began_s,
     )
-    return LoadedModel(model, ready)
 
 
 def _has_fast_blas() -> bool:

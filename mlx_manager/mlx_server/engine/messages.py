@@ -12,6 +12,8 @@ import msgspec
 # Upper bounds of what step durations are counted by, one group more than there are bounds.
 STEP_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 EndReason = Literal["stop", "length", "cancelled", "failed"]
+# What an engine makes of its input: tokens one after another, or vectors.
+EngineKind = Literal["chat", "embeddings"]
 
 
 class SamplingParameters(msgspec.Struct, frozen=True, array_like=True):
@@ -59,6 +61,17 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     sampling: SamplingParameters
     top_logprobs: int | None = None
     constraint: Constraint | None = None
+
+
+class Embed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Make a vector for each of `token_ids` (at least one, none of them empty), of `dimensions` numbers or of all.
+
+    `sequence_id` is counted with those of sequences.
+    """
+
+    sequence_id: int
+    token_ids: list[list[int]]
+    dimensions: int | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -150,6 +163,55 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     logprobs: list[Logprobs] = []
 
 
+class Vectors(msgspec.Struct, frozen=True, array_like=True):
+    """Vectors of one request, in the order of `positions`: those of its inputs, counted from 0.
+
+    `numbers` are those of all of them one after another, in little-endian float32.
+    """
+
+    sequence_id: int
+    positions: list[int]
+    numbers: bytes
+
+
+class EmbedStamps(msgspec.Struct, array_like=True):
+    """The engine's record of one request for vectors; None where it wasn't reached.
+
+    `batches` are the forward passes that had inputs of it, `batch_width_sum` and `batch_width_max` how many inputs
+    those had, of whichever request.
+    """
+
+    received_ns: int
+    admitted_ns: int | None = None
+    finished_ns: int | None = None
+    batches: int = 0
+    batch_width_sum: int = 0
+    batch_width_max: int = 0
+
+
+class Embedded(msgspec.Struct, frozen=True, array_like=True):
+    """A request for vectors is over; `detail` is an exception's class name when it failed."""
+
+    sequence_id: int
+    reason: EndReason
+    stamps: EmbedStamps
+    detail: str | None = None
+
+
+class Pass(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """One forward pass over a batch of inputs: their vectors, and the requests that came to their end with it.
+
+    `admitted` are the requests whose first inputs were in it; those that a pass before had left in the queue are in
+    `waited`.
+    """
+
+    began_ns: int
+    vectors: list[Vectors] = []
+    admitted: list[int] = []
+    ended: list[Embedded] = []
+    waited: list[int] = []
+
+
 class StepTimes(msgspec.Struct, frozen=True, array_like=True):
     """`count` steps whose durations fell between the same two of `STEP_BOUNDS_S`, and their sum."""
 
@@ -179,5 +241,5 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
     vitals: Vitals
 
 
-ToEngine = Submit | Cancel
-FromEngine = Ready | LoadFailed | Step | Heartbeat
+ToEngine = Submit | Embed | Cancel
+FromEngine = Ready | LoadFailed | Step | Pass | Heartbeat

@@ -11,19 +11,54 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, get_args
 
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.channel import Channel
 from mlx_manager.mlx_server.engine.constraint import Vocabulary
+from mlx_manager.mlx_server.engine.embedding_engine import EmbeddingEngine
+from mlx_manager.mlx_server.engine.embedding_model import load_embedding_model
+from mlx_manager.mlx_server.engine.embedding_scheduler import EmbeddingScheduler
 from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.loading import load
-from mlx_manager.mlx_server.engine.messages import Heartbeat, LoadFailed
+from mlx_manager.mlx_server.engine.messages import (
+    EngineKind,
+    Heartbeat,
+    LoadFailed,
+    Pass,
+    Ready,
+    Step,
+    ToEngine,
+    Vitals,
+)
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
 
 BEAT_S = 1.0
 LAST_WORDS_S = 2.0
+
+
+class Stepping(Protocol):
+    """What both kinds of engine are: messages in, a report per step out."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do or to report."""
+        ...
+
+    def handle(self, message: ToEngine) -> None:
+        """Take one message from the inbox."""
+        ...
+
+    def step(self) -> Step | Pass:
+        """Advance everything by one step and say what happened."""
+        ...
+
+    def vitals(self) -> Vitals:
+        """Say how the engine is."""
+        ...
 
 
 def main() -> int:
@@ -34,19 +69,38 @@ def main() -> int:
     channel = Channel(socket.socket(fileno=arguments.channel))
     limits = Limits(arguments.max_batch, arguments.chunk, arguments.idle_chunk)
     try:
-        loaded = load(arguments.model)
-        runner = Runner(loaded.model, limits.max_batch, Vocabulary(arguments.model))
-        engine = Engine(runner, Scheduler(limits), BlasThreads(loaded.ready.weights_bytes))
+        engine, ready = MAKERS[arguments.kind](arguments.model, limits)
     except Exception as error:  # noqa: BLE001 - whatever it is, the API process is told
         channel.send(LoadFailed(f"{type(error).__name__}: {error}"))
         channel.drain(LAST_WORDS_S)
         return 1
-    channel.send(loaded.ready)
+    channel.send(ready)
     serve(channel, engine)
     return 0
 
 
-def serve(channel: Channel, engine: Engine) -> None:
+def make_chat_engine(path: Path, limits: Limits) -> tuple[Stepping, Ready]:
+    """Load a language model."""
+    loaded = load(path)
+    runner = Runner(loaded.model, limits.max_batch, Vocabulary(path))
+    threads = BlasThreads(loaded.ready.weights_bytes)
+    return Engine(runner, Scheduler(limits), threads), loaded.ready
+
+
+def make_embedding_engine(path: Path, limits: Limits) -> tuple[Stepping, Ready]:
+    """Load a model that makes vectors."""
+    model = load_embedding_model(path)
+    threads = BlasThreads(model.ready.weights_bytes)
+    return EmbeddingEngine(model, EmbeddingScheduler(limits), threads), model.ready
+
+
+MAKERS: dict[EngineKind, Callable[[Path, Limits], tuple[Stepping, Ready]]] = {
+    "chat": make_chat_engine,
+    "embeddings": make_embedding_engine,
+}
+
+
+def serve(channel: Channel, engine: Stepping) -> None:
     """Step while there is work, looking at the inbox before each step, and beat once a second."""
     beat_at_s = time.monotonic() + BEAT_S
     while True:
@@ -66,6 +120,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--channel", type=int, required=True, help="file descriptor of the socket")
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--kind", choices=get_args(EngineKind), default="chat")
     parser.add_argument("--max-batch", type=int, required=True)
     parser.add_argument("--chunk", type=int, required=True)
     parser.add_argument("--idle-chunk", type=int, required=True)

@@ -11,14 +11,14 @@ from mlx_manager.mlx_server.workers.stream import TokenStream
 
 
 class Deadline:
-    """`limit_s` from now. Belongs to one request and the running event loop."""
+    """`limit_s` from now. Belongs to one request and the running event loop; `remedy` tells its client what to do."""
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self, limit_s: float, remedy: str = "Ask for fewer tokens") -> None:
         self._at_s = asyncio.get_running_loop().time() + limit_s
         self._is_over = False
         self._error = RequestTimeout(
-            f"The answer took longer than {limit_s:g} s, the limit of this endpoint. Ask for fewer tokens, or have "
-            "the administrator raise it (docs/settings.md)."
+            f"The answer took longer than {limit_s:g} s, the limit of this endpoint. {remedy}, or have the "
+            "administrator raise it (docs/settings.md)."
         )
 
     @asynccontextmanager

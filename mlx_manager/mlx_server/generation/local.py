@@ -11,10 +11,7 @@ from mlx_manager.chat.events import (
     ChatEvent,
     Finished,
     Interval,
-    Load,
-    Route,
     Started,
-    Timeline,
 )
 from mlx_manager.chat.request import ChatRequest, Conversation, Operation
 from mlx_manager.errors import InvalidRequest, PromptTooLong
@@ -25,13 +22,12 @@ from mlx_manager.mlx_server.generation.deadline import Deadline
 from mlx_manager.mlx_server.generation.findings import Findings
 from mlx_manager.mlx_server.generation.fingerprint import fingerprint
 from mlx_manager.mlx_server.generation.grammars import constraint_for
+from mlx_manager.mlx_server.generation.leasing import Leasing
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools, load_model_text
 from mlx_manager.mlx_server.generation.timing import record, recording
-from mlx_manager.mlx_server.pool.catalog import ModelFiles
-from mlx_manager.mlx_server.pool.pool import Lease, ModelPool
+from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
-BACKEND = "local"
 # Characters or token ids up to which a prompt is encoded on the event loop: a tenth of a millisecond, where a hop to a
 # thread costs more, and many at once wait for each other's interpreter lock.
 INLINE_SIZE = 2000
@@ -54,9 +50,8 @@ class LocalBackend:
     """A `ChatBackend` over the models of a pool."""
 
     def __init__(self, pool: ModelPool, time_limits_s: Mapping[Operation, float]) -> None:
-        self._pool = pool
+        self._models = Leasing(pool, "chat", load_model_text)
         self._time_limits_s = time_limits_s
-        self._texts: dict[ModelFiles, asyncio.Task[ModelText]] = {}
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`; see `ChatBackend`."""
@@ -80,8 +75,8 @@ class LocalBackend:
         self, request: ChatRequest, held: AsyncExitStack
     ) -> tuple[TokenStream, AnswerReader, Started]:
         """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
-        files = await self._find(request)
-        lease, text = await self._lease(files, request.timeline, held)
+        files = await self._models.find(request.model, request.timeline)
+        lease, text = await self._models.hold(files, request.timeline, held)
         prompt = await self._prepare(request, text)
         tokens = lease.engine.generate(
             prompt.token_ids,
@@ -103,43 +98,13 @@ class LocalBackend:
     async def count_tokens(self, request: ChatRequest) -> int:
         """Return the tokens of a prompt; see `TokenCounter`. Takes the model's tokenizer, and not its weights."""
         async with Deadline(self._time_limits_s[request.operation]).kept():
-            files = await self._pool.find(request.model)
-            text = await asyncio.shield(self._load_text(files))
+            text = await self._models.text(request.model)
             encoded = await asyncio.to_thread(text.encode, request.input)
         return len(encoded.token_ids)
 
     async def load(self, model_id: str) -> None:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""
-        files = await self._pool.find(model_id)
-        loading_text = self._load_text(files)
-        async with self._pool.lease(files):
-            await asyncio.shield(loading_text)
-
-    async def _find(self, request: ChatRequest) -> ModelFiles:
-        timeline = request.timeline
-        timeline.routing = Interval.begin()
-        files = await self._pool.find(request.model)
-        timeline.route = Route(BACKEND, files.id, files.source, files.revision)
-        timeline.routing.end()
-        return files
-
-    async def _lease(
-        self, files: ModelFiles, timeline: Timeline, held: AsyncExitStack
-    ) -> tuple[Lease, ModelText]:
-        """Hold both sides of a model as long as `held`; a load takes as long as the slower one."""
-        # Begun before it is known whether there is anything to load: when it fails, nobody comes back to say so.
-        timeline.model_load = Interval.begin()
-        loading_text = self._load_text(files)
-        was_read = loading_text.done()
-        lease = await held.enter_async_context(self._pool.lease(files))
-        text = await asyncio.shield(loading_text)
-        timeline.model_load.end()
-        if was_read and not lease.was_loaded:
-            timeline.model_load = None
-        else:
-            timeline.load = _load(lease, None if was_read else text.load_s)
-        timeline.quantization, timeline.engine_restarts = text.quantization, lease.restarts
-        return lease, text
+        await self._models.load(model_id)
 
     async def _prepare(self, request: ChatRequest, text: ModelText) -> Prompt:
         timeline = request.timeline
@@ -152,22 +117,6 @@ class LocalBackend:
         timeline.tokenize.end()
         timeline.queued_ns = timeline.tokenize.end_ns
         return prompt
-
-    def _load_text(self, files: ModelFiles) -> asyncio.Task[ModelText]:
-        """Return the load of the model's text side, which goes on beside the engine's; one for all who ask."""
-        task = self._texts.get(files)
-        if task is None or (task.done() and (task.cancelled() or task.exception())):
-            self._forget_unloaded()
-            task = self._texts[files] = asyncio.create_task(
-                asyncio.to_thread(load_model_text, files)
-            )
-            # Retrieved here too: when the engine fails to load, nobody may come to await it.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return task
-
-    def _forget_unloaded(self) -> None:
-        resident = {resident.files for resident in self._pool.residents}
-        self._texts = {files: task for files, task in self._texts.items() if files in resident}
 
 
 def prepare(request: ChatRequest, text: ModelText) -> Prompt:
@@ -199,10 +148,3 @@ def parser_for(request: ChatRequest, text: ModelText) -> AnswerParser | None:
     findings = Findings(text.family.name, request.timeline)
     is_parallel = request.input.tool_choice.is_parallel
     return AnswerParser(text.family, tools, is_parallel=is_parallel, note=findings.note)
-
-
-def _load(lease: Lease, tokenizer_s: float | None) -> Load:
-    engine = lease.engine
-    if not lease.was_loaded or engine.ready is None:
-        return Load(tokenizer_s=tokenizer_s)
-    return Load(engine.ready.weights_bytes, engine.process_s, engine.ready.load_s, tokenizer_s)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_manager.errors import ModelNotFound
+from mlx_manager.mlx_server.pool.kind import ModelKind, kind_of
 
 Source = Literal["built-in", "folder", "hub-cache"]
 MAX_DEPTH = 3
@@ -20,12 +21,16 @@ CACHE_PREFIX = "models--"
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model on disk: `path` holds `config.json` and the weights, since `created_s` (Unix time)."""
+    """A model on disk: `path` holds `config.json` and the weights, since `created_s` (Unix time).
+
+    `kind` is what it makes.
+    """
 
     id: str
     path: Path
     source: Source
     created_s: int
+    kind: ModelKind = "chat"
 
     @property
     def revision(self) -> str | None:
@@ -71,9 +76,9 @@ class Catalog:
 
     def _scan(self) -> Iterator[ModelFiles]:
         for model_id, path, source in self._places():
-            created_s = _model_since(path)
+            created_s, config = _model_since(path)
             if created_s is not None:
-                yield ModelFiles(model_id, path, source, created_s)
+                yield ModelFiles(model_id, path, source, created_s, kind_of(config, path))
 
     def _places(self) -> Iterator[tuple[str, Path, Source]]:
         for model_id, path in self._built_in.items():
@@ -119,20 +124,20 @@ def _snapshot(repository: Path) -> Path | None:
     return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _model_since(folder: Path) -> int | None:
-    """Return since when the folder is a model: one whose config names an architecture, with all weight files that
-    its index names. None when it isn't one (a download under way, say).
+def _model_since(folder: Path) -> tuple[int | None, dict[str, Any]]:
+    """Return since when the folder is a model, and its config: one that names an architecture, with all weight files
+    that its index names. None when it isn't one (a download under way, say).
     """
     config, index = folder / "config.json", folder / "model.safetensors.index.json"
     try:
         settings = json.loads(config.read_text())
         if not isinstance(settings, dict) or "model_type" not in settings:
-            return None
+            return None, {}
         if index.is_file():
             names = set(json.loads(index.read_text())["weight_map"].values())
             is_complete = all((folder / name).is_file() for name in names)
         else:
             is_complete = next(folder.glob("model*.safetensors"), None) is not None
-        return int(config.stat().st_mtime) if is_complete else None
+        return (int(config.stat().st_mtime) if is_complete else None), settings
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return None
+        return None, {}

@@ -11,8 +11,9 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_manager.errors import MlxManagerError, Overloaded, ShuttingDown
+from mlx_manager.errors import MlxManagerError, Overloaded, ShuttingDown, WrongModelKind
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
+from mlx_manager.mlx_server.pool.kind import PRODUCTS, ModelKind
 from mlx_manager.mlx_server.workers.process import EngineProcess
 from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
 
@@ -84,11 +85,21 @@ class ModelPool:
         """The models in memory, the longest unused first."""
         return list(self._residents.values())
 
-    async def find(self, model_id: str) -> ModelFiles:
-        """Return a model by its id, at once when it is in memory. Raises ModelNotFound."""
+    async def find(self, model_id: str, kind: ModelKind | None = None) -> ModelFiles:
+        """Return a model by its id, at once when it is in memory. Raises ModelNotFound, and WrongModelKind."""
         if model_id in self._residents:
-            return self._residents[model_id].files
-        return await asyncio.to_thread(self.catalog.find, model_id)
+            files = self._residents[model_id].files
+        else:
+            files = await asyncio.to_thread(self.catalog.find, model_id)
+        if kind is None or files.kind == kind:
+            return files
+        models = await asyncio.to_thread(self.catalog.list)
+        fitting = ", ".join(model.id for model in models if model.kind == kind) or "none"
+        raise WrongModelKind(
+            f"{model_id} makes {PRODUCTS[files.kind]}, not {PRODUCTS[kind]}. "
+            f"Models on this machine that make {PRODUCTS[kind]}: {fitting}.",
+            param="model",
+        )
 
     @asynccontextmanager
     async def lease(self, files: ModelFiles) -> AsyncIterator[Lease]:

@@ -22,10 +22,13 @@ from mlx_manager.mlx_server.engine.framing import encode, reports_reader
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
     Constraint,
+    Embed,
+    EngineKind,
     FromEngine,
     Heartbeat,
     LoadFailed,
     Logprobs,
+    Pass,
     Ready,
     SamplingParameters,
     Step,
@@ -35,6 +38,7 @@ from mlx_manager.mlx_server.engine.messages import (
 from mlx_manager.mlx_server.engine.scheduler import MAX_PREFILLS
 from mlx_manager.mlx_server.workers.blas import engine_environment
 from mlx_manager.mlx_server.workers.stream import TokenStream, engine_ended
+from mlx_manager.mlx_server.workers.vectors import VectorStream
 from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
 
 logger = logging.getLogger(__name__)
@@ -71,7 +75,12 @@ class EngineProcess:
     """
 
     def __init__(
-        self, model_id: str, path: Path, options: EngineOptions, watch: EngineWatch
+        self,
+        model_id: str,
+        path: Path,
+        options: EngineOptions,
+        watch: EngineWatch,
+        kind: EngineKind,
     ) -> None:
         self.model_id = model_id
         self.ready: Ready | None = None
@@ -82,7 +91,10 @@ class EngineProcess:
         self._path = path
         self._options = options
         self._watcher = watch
+        self._kind = kind
+        # What runs: sequences in a chat engine, requests for vectors in one that makes those.
         self._streams: dict[int, TokenStream] = {}
+        self._vectors: dict[int, VectorStream] = {}
         self._sequence_ids = itertools.count(1)
         self._last_line = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -102,12 +114,13 @@ class EngineProcess:
         path: Path,
         options: EngineOptions,
         watch: EngineWatch | None = None,
+        kind: EngineKind = "chat",
     ) -> EngineProcess:
         """Start a process, load the model in `path`, and return when it can generate.
 
         Raises ModelLoadFailed, with the engine's own words, when it can't or takes longer than `load_timeout_s`.
         """
-        engine = cls(model_id, path, options, watch or NoWatch())
+        engine = cls(model_id, path, options, watch or NoWatch(), kind)
         try:
             await engine._spawn()
             await asyncio.wait_for(engine._loaded, options.load_timeout_s)
@@ -145,7 +158,7 @@ class EngineProcess:
     @property
     def active_sequences(self) -> int:
         """Requests that this process is working on or that wait in it."""
-        return len(self._streams)
+        return len(self._streams) + len(self._vectors)
 
     async def gone(self) -> str:
         """Wait for the process's end and return how it ended."""
@@ -163,15 +176,8 @@ class EngineProcess:
         constraint: Constraint | None = None,
     ) -> TokenStream:
         """Submit a sequence for `owner`. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
-        if not self.is_alive:
-            raise engine_ended(self.model_id, "ended")
-        if len(self._streams) >= self._options.max_batch + self._options.max_waiting:
-            raise Overloaded(
-                f"{self.model_id} has {len(self._streams)} requests running and waiting, which is its limit. "
-                "Send this one again later, or raise MLX_SERVER_MAX_WAITING.",
-                retry_after_s=1,
-            )
-        sequence_id, ahead = next(self._sequence_ids), self._ahead()
+        self._check_room()
+        sequence_id, ahead = next(self._sequence_ids), self._ahead(self._options.max_batch)
         stream = TokenStream(sequence_id, self._abandon, wake_tokens, owner, ahead)
         # Kept after it was sent: what can't be encoded raises here and must not count as running.
         submit = Submit(
@@ -187,9 +193,23 @@ class EngineProcess:
         self._streams[stream.sequence_id] = stream
         return stream
 
+    def embed(
+        self,
+        token_ids: list[list[int]],
+        dimensions: int | None,
+        owner: TraceContext | None = None,
+    ) -> VectorStream:
+        """Have vectors made, for `owner`. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
+        self._check_room()
+        sequence_id, ahead = next(self._sequence_ids), self._ahead(1)
+        stream = VectorStream(sequence_id, len(token_ids), self._abandon, owner, ahead)
+        self._send(Embed(sequence_id, token_ids, dimensions))
+        self._vectors[sequence_id] = stream
+        return stream
+
     def end_requests(self, error: MlxManagerError) -> None:
         """Give every request up and let its reader meet `error`."""
-        for stream in list(self._streams.values()):
+        for stream in self._running:
             stream.expire(error)
 
     async def stop(self) -> None:
@@ -203,14 +223,29 @@ class EngineProcess:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _ahead(self) -> tuple[TraceContext, ...]:
-        """The owners of those that a sequence may have to wait for now, the longest in the engine first.
+    @property
+    def _running(self) -> list[TokenStream | VectorStream]:
+        """All that the engine has been given and that hasn't ended, the longest in it first."""
+        return [*self._streams.values(), *self._vectors.values()]
+
+    def _check_room(self) -> None:
+        if not self.is_alive:
+            raise engine_ended(self.model_id, "ended")
+        if self.active_sequences >= self._options.max_batch + self._options.max_waiting:
+            raise Overloaded(
+                f"{self.model_id} has {self.active_sequences} requests running and waiting, which is its limit. "
+                "Send this one again later, or raise MLX_SERVER_MAX_WAITING.",
+                retry_after_s=1,
+            )
+
+    def _ahead(self, places: int) -> tuple[TraceContext, ...]:
+        """The owners of those that a request may have to wait for now, the longest in the engine first.
 
         Nobody, while there is surely room: the engine never has more sequences than are known here.
         """
-        if len(self._streams) < min(self._options.max_batch, MAX_PREFILLS):
+        if self.active_sequences < min(places, MAX_PREFILLS):
             return ()
-        owners = (stream.owner for stream in self._streams.values())
+        owners = (stream.owner for stream in self._running)
         return tuple(islice((owner for owner in owners if owner is not None), MOST_AHEAD))
 
     async def _end_process(self, process: asyncio.subprocess.Process) -> None:
@@ -233,6 +268,7 @@ class EngineProcess:
                 *(sys.executable, "-m", WORKER_MODULE),
                 *("--channel", str(theirs.fileno())),
                 *("--model", str(self._path)),
+                *("--kind", self._kind),
                 *("--max-batch", str(options.max_batch)),
                 *("--chunk", str(options.prefill_chunk_tokens)),
                 *("--idle-chunk", str(options.idle_prefill_chunk_tokens)),
@@ -297,8 +333,8 @@ class EngineProcess:
             self._loaded.exception()  # retrieved: nobody may be waiting any more
 
     def _fail_streams(self, how: str) -> None:
-        streams, self._streams = self._streams, {}
-        for stream in streams.values():
+        streams, self._streams, self._vectors = self._running, {}, {}
+        for stream in streams:
             stream.fail(engine_ended(self.model_id, how))
 
     def _load_failure(self, how: str) -> MlxManagerError:
@@ -310,6 +346,8 @@ class EngineProcess:
         match message:
             case Step():
                 self._dispatch(message)
+            case Pass():
+                self._dispatch_vectors(message)
             case Heartbeat(vitals=vitals):
                 self.vitals = vitals
                 self._watcher.stepped(self.model_id, vitals.steps)
@@ -356,12 +394,25 @@ class EngineProcess:
             if stream := self._streams.get(one.sequence_id):
                 stream.feed_logprobs(one)
 
-    def _abandon(self, stream: TokenStream) -> None:
+    def _dispatch_vectors(self, done: Pass) -> None:
+        streams = self._vectors
+        for sequence_id in done.admitted:
+            if stream := streams.get(sequence_id):
+                stream.feed_admitted(done.began_ns, sequence_id in done.waited)
+        for vectors in done.vectors:
+            if stream := streams.get(vectors.sequence_id):
+                stream.feed(vectors)
+        for ended in done.ended:
+            if stream := streams.pop(ended.sequence_id, None):
+                stream.feed_end(ended)
+
+    def _abandon(self, stream: TokenStream | VectorStream) -> None:
         """Tell the engine; the stream counts until the engine says that its row is free."""
-        if stream.sequence_id in self._streams and self.is_alive:
+        is_known = stream.sequence_id in self._streams or stream.sequence_id in self._vectors
+        if is_known and self.is_alive:
             self._send(Cancel(stream.sequence_id))
 
-    def _send(self, message: Submit | Cancel) -> None:
+    def _send(self, message: Submit | Embed | Cancel) -> None:
         """Send with all else of this turn of the event loop: what arrives together wakes the engine once."""
         frame = encode(message)
         if not self._unsent:

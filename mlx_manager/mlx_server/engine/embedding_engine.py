@@ -1,0 +1,129 @@
+"""The engine of a model that makes vectors: requests in, one report per forward pass out.
+
+Like `Engine` it knows no socket, and no exception of one batch ends it.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
+from mlx_manager.mlx_server.engine.embedding_model import EmbeddingModel
+from mlx_manager.mlx_server.engine.embedding_scheduler import Batch, EmbeddingScheduler, Request
+from mlx_manager.mlx_server.engine.messages import (
+    Cancel,
+    Embed,
+    Embedded,
+    EndReason,
+    Pass,
+    ToEngine,
+    Vectors,
+    Vitals,
+)
+from mlx_manager.mlx_server.engine.step_clock import StepClock
+
+
+class EmbeddingEngine:
+    """Computes the inputs of every request to one model."""
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        scheduler: EmbeddingScheduler,
+        threads: BlasThreads,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._model = model
+        self._scheduler = scheduler
+        self._threads = threads
+        self._clock_ns = clock_ns
+        self._ended: list[Embedded] = []
+        self._step_clock = StepClock()
+        self._last_began_ns = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do or to report."""
+        return len(self._scheduler) > 0 or bool(self._ended)
+
+    def handle(self, message: ToEngine) -> None:
+        """Take one message from the inbox; its effect shows in the next step."""
+        match message:
+            case Embed():
+                self._scheduler.add(Request.received(message, self._clock_ns()))
+            case Cancel(sequence_id):
+                if (request := self._scheduler.remove(sequence_id)) is not None:
+                    self._end(request, "cancelled")
+
+    def step(self) -> Pass:
+        """Compute one batch and say what happened."""
+        began_ns, batch = self._clock_ns(), self._scheduler.next_batch()
+        admitted = [one for one in batch.requests if one.stamps.admitted_ns is None]
+        # What was there when the last pass began could have been in it, had there been room.
+        waited = [one.id for one in admitted if one.stamps.received_ns < self._last_began_ns]
+        for request in admitted:
+            request.stamps.admitted_ns = began_ns
+        vectors = self._computed(batch) if batch.rows else []
+        now_ns = self._clock_ns()
+        if batch.rows:
+            self._last_began_ns = began_ns
+            self._step_clock.add(now_ns - began_ns)
+            self._settle(batch, now_ns)
+        ended, self._ended = self._ended, []
+        return Pass(began_ns, vectors, [request.id for request in admitted], ended, waited)
+
+    def vitals(self) -> Vitals:
+        """Say how the engine is, and how long the passes since the last such report took."""
+        begun = sum(request.stamps.admitted_ns is not None for request in self._scheduler)
+        return Vitals(
+            waiting=len(self._scheduler) - begun,
+            running=begun,
+            kv_bytes=0,
+            active_bytes=mx.get_active_memory(),
+            pooled_bytes=mx.get_cache_memory(),
+            steps=self._step_clock.take(),
+        )
+
+    def _computed(self, batch: Batch) -> list[Vectors]:
+        self._threads.suit(batch.padded_tokens)
+        token_ids = [one.token_ids for _, one in batch.rows]
+        dimensions = [request.embed.dimensions for request, _ in batch.rows]
+        try:
+            rows = self._model.embed(token_ids, dimensions)
+        except Exception as error:  # noqa: BLE001 - reported with the requests; the engine goes on
+            traceback.print_exception(error)
+            self._fail(batch, error)
+            return []
+        return _by_request(batch, rows)
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        for request in batch.requests:
+            self._scheduler.remove(request.id)
+            self._end(request, "failed", type(error).__name__)
+
+    def _settle(self, batch: Batch, now_ns: int) -> None:
+        width = len(batch.rows)
+        for request in batch.requests:
+            stamps = request.stamps
+            stamps.finished_ns = now_ns
+            stamps.batches += 1
+            stamps.batch_width_sum += width
+            stamps.batch_width_max = max(stamps.batch_width_max, width)
+            if not request.left and self._scheduler.remove(request.id):
+                self._end(request, "stop")
+
+    def _end(self, request: Request, reason: EndReason, detail: str | None = None) -> None:
+        self._ended.append(Embedded(request.id, reason, request.stamps, detail))
+
+
+def _by_request(batch: Batch, rows: list[bytes]) -> list[Vectors]:
+    positions, numbers = defaultdict[int, list[int]](list), defaultdict[int, list[bytes]](list)
+    for (request, one), row in zip(batch.rows, rows, strict=True):
+        positions[request.id].append(one.position)
+        numbers[request.id].append(row)
+    return [Vectors(key, positions[key], b"".join(numbers[key])) for key in positions]

@@ -1,0 +1,84 @@
+"""The phases that a request reached, as spans: those that all work begins with, and what the others are made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from opentelemetry.trace import Link, SpanContext, TraceFlags
+from opentelemetry.util.types import AttributeValue
+
+from mlx_manager.chat.events import Interval, Load, Timeline, TraceContext
+from mlx_manager.observability import attributes as names
+from mlx_manager.observability.finished_spans import FinishedSpan
+
+Attributes = dict[str, AttributeValue]
+
+
+def phases_until_admitted(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
+    """The phases before the engine works."""
+    yield from interval_span(names.SPAN_ROUTE, timeline.routing, ended_ns, _routed(timeline))
+    yield from interval_span(
+        names.SPAN_MODEL_LOAD, timeline.model_load, ended_ns, _loaded(timeline)
+    )
+    yield from interval_span(names.SPAN_TOKENIZE, timeline.tokenize, ended_ns, {})
+    for phase in phase_span(
+        names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {}
+    ):
+        yield phase._replace(links=tuple(map(_waited_behind, timeline.waited_behind)))
+
+
+def phase_span(
+    name: str, start_ns: int | None, end_ns: int | None, ended_ns: int, attributes: Attributes
+) -> Iterator[FinishedSpan]:
+    """One phase, if it was reached; one without an end lasted as long as the request, until `ended_ns`."""
+    if start_ns is not None:
+        end_ns = ended_ns if end_ns is None else end_ns
+        yield FinishedSpan(name, start_ns, max(start_ns, end_ns), attributes)
+
+
+def interval_span(
+    name: str, interval: Interval | None, ended_ns: int, attributes: Attributes
+) -> Iterator[FinishedSpan]:
+    """The same from an interval."""
+    if interval is not None:
+        yield from phase_span(name, interval.start_ns, interval.end_ns, ended_ns, attributes)
+
+
+def known(found: Mapping[str, AttributeValue | None]) -> Attributes:
+    """Leave out what isn't known."""
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def between_s(start_ns: int | None, end_ns: int | None) -> float | None:
+    """Seconds between two moments in nanoseconds; None when one wasn't reached."""
+    return None if start_ns is None or end_ns is None else seconds(start_ns, end_ns)
+
+
+def seconds(start_ns: int, end_ns: int) -> float:
+    """Seconds between two moments in nanoseconds."""
+    # A wall clock that is set back in between must not make a duration negative: metrics refuse that, loudly.
+    return max(end_ns - start_ns, 0) / 1e9
+
+
+def _waited_behind(other: TraceContext) -> Link:
+    flags = TraceFlags(other.flags)
+    context = SpanContext(other.trace_id, other.span_id, is_remote=False, trace_flags=flags)
+    return Link(context, {names.LINK_REASON: names.REASON_WAITED_BEHIND})
+
+
+def _routed(timeline: Timeline) -> Attributes:
+    if timeline.route is None:
+        return {}
+    return {names.BACKEND: timeline.route.backend, names.ROUTE_MODEL: timeline.route.model}
+
+
+def _loaded(timeline: Timeline) -> Attributes:
+    load = timeline.load or Load()
+    loaded: dict[str, AttributeValue | None] = {
+        names.MODEL_SOURCE: timeline.route.source if timeline.route else None,
+        names.WEIGHTS_BYTES: load.weights_bytes,
+        names.LOAD_PROCESS_S: load.process_s,
+        names.LOAD_WEIGHTS_S: load.weights_s,
+        names.LOAD_TOKENIZER_S: load.tokenizer_s,
+    }
+    return known(loaded)
