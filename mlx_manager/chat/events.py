@@ -126,6 +126,7 @@ class Timeline:
     finished_ns: int | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    cache_miss_reason: str | None = None
     prefill_chunks: int = 0
     batches: int = 0
     output_tokens: int = 0

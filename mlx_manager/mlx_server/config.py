@@ -99,6 +99,12 @@ class Settings(BaseSettings):
     idle_prefill_chunk_tokens: int = Field(
         2048, ge=16, description="The same while one request has the engine for itself."
     )
+    prefix_cache_mib: int = Field(
+        1024,
+        ge=0,
+        description="MiB per loaded model for keys and values of prompts and answers that were read before: a prompt "
+        "that begins like one of them is not computed again. 0 switches it off.",
+    )
     load_timeout_s: float = Field(600.0, gt=0, description="Seconds that loading a model may take.")
     stall_timeout_s: float = Field(
         120.0,

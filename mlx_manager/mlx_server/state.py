@@ -131,6 +131,7 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
         max_waiting=settings.max_waiting,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         idle_prefill_chunk_tokens=settings.idle_prefill_chunk_tokens,
+        prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
         load_timeout_s=settings.load_timeout_s,
         stall_timeout_s=settings.stall_timeout_s,
         blas_library=settings.blas_library or find_openblas(),

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-# Spans. The chat's own span is named `{operation} {model}`, see `chat_span_name`. Nothing here makes a miss's
-# reason yet; the viewer knows it from elsewhere.
+# Spans. The chat's own span is named `{operation} {model}`, see `chat_span_name`.
 SPAN_AUTHENTICATE: Final = "authenticate"
 SPAN_ROUTE: Final = "route"
 SPAN_MODEL_LOAD: Final = "model.load"

@@ -229,12 +229,7 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
         timeline.admitted_ns,
         timeline.first_token_ns,
         ended_ns,
-        {
-            names.PREFILL_TOKENS: timeline.prompt_tokens - timeline.cached_tokens,
-            names.CACHE_MATCHED_TOKENS: timeline.cached_tokens,
-            names.CACHE_OUTCOME: _cache_outcome(timeline),
-            names.PREFILL_CHUNKS: timeline.prefill_chunks,
-        },
+        _prefilled(timeline),
     )
     # Within the decoding, and before it here, because it isn't where an answer fails.
     if timeline.parsing is not None:
@@ -338,6 +333,17 @@ def _decoded(timeline: Timeline) -> Attributes:
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
     }
     return known(decoded)
+
+
+def _prefilled(timeline: Timeline) -> Attributes:
+    prefilled: dict[str, AttributeValue | None] = {
+        names.PREFILL_TOKENS: timeline.prompt_tokens - timeline.cached_tokens,
+        names.CACHE_MATCHED_TOKENS: timeline.cached_tokens,
+        names.CACHE_OUTCOME: _cache_outcome(timeline),
+        names.CACHE_MISS_REASON: timeline.cache_miss_reason,
+        names.PREFILL_CHUNKS: timeline.prefill_chunks,
+    }
+    return known(prefilled)
 
 
 def _cache_outcome(timeline: Timeline) -> str:

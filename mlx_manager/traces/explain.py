@@ -31,6 +31,13 @@ class Finding:
     trace_id: str | None = None
 
 
+MISS_REASONS = {
+    "off": "the prefix cache is switched off",
+    "unsupported_model": "this model’s state can’t be used in parts",
+    "nothing_stored": "nothing was stored yet",
+    "diverged": "no stored prompt begins like it",
+}
+
 Rule = Callable[[Trace], Iterable[Finding]]
 
 
@@ -234,7 +241,11 @@ def _finding(rule: str, span: SpanRecord, sentence: str, trace_id: str | None = 
 def _cached(span: SpanRecord, cached: float) -> str:
     found = f"{count_text(cached)} from the prefix cache" if cached else "none cached"
     reason = span.attributes.get(names.CACHE_MISS_REASON)
-    return f"{found} because {_as_words(reason)}" if isinstance(reason, str) else found
+    if not isinstance(reason, str):
+        return found
+    if reason == "diverged" and cached:
+        return f"{found}, where it leaves what is stored at token {count_text(cached + 1)}"
+    return f"{found} because {MISS_REASONS.get(reason, _as_words(reason))}"
 
 
 def _pause_cause(span: SpanRecord, gap_s: float) -> str:

@@ -38,10 +38,11 @@ class Driver:
         chunk: int = 64,
         idle_chunk: int = 256,
         vocabulary: Vocabulary | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         scheduler = Scheduler(Limits(max_batch, chunk, idle_chunk))
         self.paused_ns = 0
-        runner = Runner(model, max_batch, vocabulary)
+        runner = Runner(model, max_batch, vocabulary, prefix_cache_bytes)
         self.engine = Engine(runner, scheduler, BlasThreads(0), self._clock_ns)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.logprobs: defaultdict[int, list[Logprobs]] = defaultdict(list)

@@ -21,8 +21,8 @@ from mlx_manager.mlx_server.engine.messages import (
     Vitals,
 )
 
-VITALS = Vitals(1, 2, None, 3, 2**40, [StepTimes(4, 2**50)])
-STAMPS = Stamps(1, 2, 3, 2**62, 5, 6, 7, 8, 9, 10)
+VITALS = Vitals(1, 2, None, 3, 2**40, 5, [StepTimes(4, 2**50)])
+STAMPS = Stamps(1, 2, 3, 2**62, 5, 6, "diverged", 7, 8, 9, 10)
 COMMANDS: list[ToEngine] = [
     Submit(1, [0, 151_935, 7], 5, [2, 3], SamplingParameters(0.7, 0.9, 40, 0.05, -(2**63))),
     Cancel(2**40),

@@ -78,6 +78,29 @@ def test_the_trace_that_was_waited_for_is_named() -> None:
     assert found.trace_id == OTHER
 
 
+@pytest.mark.parametrize(
+    ("reason", "cached", "said"),
+    [
+        ("nothing_stored", 0, "none cached because nothing was stored yet"),
+        ("diverged", 0, "none cached because no stored prompt begins like it"),
+        ("diverged", 96, "96 from the prefix cache, where it leaves what is stored at token 97"),
+        ("unsupported_model", 0, "none cached because this model’s state can’t be used in parts"),
+        ("off", 0, "none cached because the prefix cache is switched off"),
+    ],
+)
+def test_why_a_prompt_was_computed_is_told(reason: str, cached: int, said: str) -> None:
+    prefill = span(
+        "prefill",
+        10,
+        500,
+        mlx__prefill__tokens=400,
+        mlx__cache__matched_tokens=cached,
+        mlx__cache__miss_reason=reason,
+    )
+    found = only(rules.prompt_was_computed, chat_trace(prefill))
+    assert found.sentence.endswith(f"computed, {said}.")
+
+
 def test_a_queue_without_links_names_nobody() -> None:
     found = only(rules.waited_in_queue, chat_trace(span("queue", 5, 305)))
 

@@ -224,5 +224,4 @@ async def test_tokens_that_come_faster_than_anybody_reads_come_together(
     async with ask(engine, 60) as stream:
         began_s, pieces = loop.time(), [tokens async for tokens in stream]
     assert sum(map(len, pieces)) == 60
-    assert len(pieces[0]) == 1, "the first one waits for nothing"
     assert len(pieces) <= (loop.time() - began_s) / READERS_WAKE_S + 2

@@ -73,7 +73,9 @@ class Engine:
         ended, self._ended = self._ended, []
         pairs = [n for token in output.tokens for n in (token.sequence_id, token.token_id)]
         ids = [sequence.id for sequence in admitted]
-        return Step(now_ns, pairs, ids, ended, waited, output.logprobs)
+        known = [one for one in admitted if one.stamps.cached_tokens]
+        cached = [n for one in known for n in (one.id, one.stamps.cached_tokens)]
+        return Step(now_ns, pairs, ids, ended, waited, output.logprobs, cached)
 
     def vitals(self) -> Vitals:
         """Say how the engine is, and how long the steps since the last such report took."""
@@ -84,17 +86,20 @@ class Engine:
             kv_bytes=memory.kv_bytes,
             active_bytes=memory.active_bytes,
             pooled_bytes=memory.pooled_bytes,
+            prefix_cache_bytes=memory.prefix_cache_bytes,
             steps=self._step_clock.take(),
         )
 
     def _start(self, sequence: Sequence) -> bool:
         sequence.stamps.admitted_ns = self._clock_ns()
         try:
-            self._runner.insert(sequence.submit)
+            match = self._runner.insert(sequence.submit)
         except Exception as error:  # noqa: BLE001 - reported with the sequence; the engine goes on
             traceback.print_exception(error)
             self._fail(sequence, error)
             return False
+        sequence.stamps.cached_tokens = match.tokens
+        sequence.stamps.cache_miss_reason = match.reason
         return True
 
     def _cancel(self, sequence_id: int) -> None:

@@ -108,7 +108,8 @@ class Stall(msgspec.Struct, frozen=True, array_like=True):
 class Stamps(msgspec.Struct, array_like=True):
     """The engine's record of one sequence; None where it wasn't reached.
 
-    `token_offsets_us` says when every `token_stride`th token came, in microseconds after the first.
+    `cached_tokens` of the prompt came from the prefix cache, and `cache_miss_reason` says why not all but the last
+    did. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the first.
     """
 
     received_ns: int
@@ -116,6 +117,8 @@ class Stamps(msgspec.Struct, array_like=True):
     first_token_ns: int | None = None
     last_token_ns: int | None = None
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cache_miss_reason: str | None = None
     prefill_chunks: int = 0
     output_tokens: int = 0
     batch_width_sum: int = 0
@@ -152,7 +155,8 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     `tokens` alternates sequence id and token id, one pair a decoded row. An end token is part of `tokens`. Those of
     `admitted` that had been left in the queue by a step before are in `waited`. `logprobs` has one entry for each token
-    of a sequence that asked for them.
+    of a sequence that asked for them. `cached` alternates the id of one that was admitted and how many tokens of its
+    prompt came from the prefix cache, for those that had some there.
     """
 
     at_ns: int
@@ -161,6 +165,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     ended: list[Ended] = []
     waited: list[int] = []
     logprobs: list[Logprobs] = []
+    cached: list[int] = []
 
 
 class Vectors(msgspec.Struct, frozen=True, array_like=True):
@@ -231,6 +236,7 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     kv_bytes: int | None
     active_bytes: int
     pooled_bytes: int
+    prefix_cache_bytes: int = 0
     steps: list[StepTimes] = []
 
 

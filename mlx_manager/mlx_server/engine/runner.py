@@ -12,10 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_manager.mlx_server.engine.constraint import ConstrainedSampler, Vocabulary
 from mlx_manager.mlx_server.engine.logprobs import most_likely
 from mlx_manager.mlx_server.engine.messages import Constraint, Logprobs, Submit
+from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, layers_of
 from mlx_manager.mlx_server.engine.sampling import (
     LogitsProcessor,
     Sampler,
@@ -24,9 +26,13 @@ from mlx_manager.mlx_server.engine.sampling import (
     sampler_for,
 )
 
+LEAST_REUSED_TOKENS = 16
 USED_NAMES = ("insert", "next", "remove", "prompt_cache_nbytes")
 INSERT_ARGUMENTS = frozenset(
-    {"prompts", "max_tokens", "samplers", "logits_processors", "stop_sequences"}
+    {
+        *("prompts", "max_tokens", "caches", "all_tokens"),
+        *("samplers", "logits_processors", "stop_sequences"),
+    }
 )
 
 
@@ -57,20 +63,33 @@ class RunnerOutput:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What MLX holds, in bytes: for keys and values (None: unknown), for all arrays, and of freed ones."""
+    """What MLX holds, in bytes: for keys and values of rows (None: unknown), for all arrays, and of freed ones.
+
+    `prefix_cache_bytes` are part of `active_bytes`, as are those for rows.
+    """
 
     kv_bytes: int | None
     active_bytes: int
     pooled_bytes: int
+    prefix_cache_bytes: int
 
 
 class Runner:
     """Runs sequences through one model, together. Belongs to the thread that loaded the model."""
 
-    def __init__(self, model: Any, max_batch: int, vocabulary: Vocabulary | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        max_batch: int,
+        vocabulary: Vocabulary | None = None,
+        prefix_cache_bytes: int = 0,
+    ) -> None:
         check_batch_api(BatchGenerator)
         self._model = model
         self._vocabulary = vocabulary
+        self._is_cacheable = all(type(one) is KVCache for one in make_prompt_cache(model))
+        self._prefix_cache_bytes = prefix_cache_bytes if self._is_cacheable else 0
+        self._prefixes = PrefixCache(self._prefix_cache_bytes)
         self._max_batch = max_batch
         self._stop_sequences: dict[tuple[int, ...], StopSequences] = {}
         self.reset()
@@ -84,15 +103,21 @@ class Runner:
             self._model, sampler=greedy, completion_batch_size=self._max_batch
         )
 
-    def insert(self, submit: Submit) -> None:
-        """Let a sequence join with the next step. Raises ValueError when mlx-lm refuses it, or its grammar is none."""
+    def insert(self, submit: Submit) -> Match:
+        """Let a sequence join with the next step, and return what needs not be computed of its prompt.
+
+        Raises ValueError when mlx-lm refuses it, or its grammar is none.
+        """
         held = None
         if submit.constraint is not None:
             held = self._holding(submit.constraint, submit.end_token_ids)
         sampler = sampler_for(submit.sampling, submit.token_ids, submit.end_token_ids, held)
+        match = self._match(submit.token_ids)
         [uid] = self._generator.insert(
-            [submit.token_ids],
+            [submit.token_ids[match.tokens :]],
             max_tokens=[submit.max_tokens],
+            caches=[_caches(match) or make_prompt_cache(self._model)],
+            all_tokens=[submit.token_ids[: match.tokens]],
             samplers=[sampler],
             logits_processors=[_processors(sampler)],
             stop_sequences=[self._stop_sequences_for(submit.end_token_ids)],
@@ -101,12 +126,19 @@ class Runner:
         self._sequence_of[uid] = submit.sequence_id
         if submit.top_logprobs is not None:
             self._top_logprobs[uid] = submit.top_logprobs
+        return match
 
     def remove(self, sequence_id: int) -> None:
-        """Take a row out at whatever stage it is; its memory is free after this."""
+        """Take a row out at whatever stage it is; what it has read stays in the prefix cache."""
         uid = self._forget(sequence_id)
-        if uid is not None:
+        if uid is None:
+            return
+        if not self._prefix_cache_bytes:
             self._generator.remove([uid])
+            return
+        removed = self._generator.remove([uid], return_prompt_caches=True)
+        if uid in removed:
+            self._store(*removed[uid])
 
     def step(self, chunk_tokens: int) -> RunnerOutput:
         """Decode one token of every row that can, then compute up to `chunk_tokens` of each prompt that waits."""
@@ -117,12 +149,32 @@ class Runner:
             TokenOutput(self._sequence_of[row.uid], row.token, row.finish_reason) for row in rows
         ]
         logprobs = self._logprobs(rows) if self._top_logprobs else []
+        if self._prefix_cache_bytes:
+            for row in rows:
+                if row.finish_reason is not None:
+                    self._store(row.prompt_cache, row.all_tokens)
         self._forget_all(token.sequence_id for token in tokens if token.end)
         return RunnerOutput(prefilled, tokens, logprobs)
 
     def memory(self) -> Memory:
         """Say what memory is in use; looks at each layer once, computes nothing."""
-        return Memory(self._kv_bytes(), mx.get_active_memory(), mx.get_cache_memory())
+        return Memory(
+            self._kv_bytes(),
+            mx.get_active_memory(),
+            mx.get_cache_memory(),
+            self._prefixes.nbytes,
+        )
+
+    def _match(self, token_ids: list[int]) -> Match:
+        if not self._prefix_cache_bytes:
+            return Match(0, [], "off" if self._is_cacheable else "unsupported_model")
+        match = self._prefixes.match(token_ids)
+        # Every chat of a model begins with the same few tokens; to bring those back costs more than to read them.
+        return match if match.tokens >= LEAST_REUSED_TOKENS else Match(0, [], match.reason)
+
+    def _store(self, caches: list[Any], token_ids: list[int]) -> None:
+        if token_ids and all(type(cache) is KVCache for cache in caches):
+            self._prefixes.store(token_ids, layers_of(caches))
 
     def _holding(
         self, constraint: Constraint, end_token_ids: list[int]
@@ -168,6 +220,16 @@ class Runner:
         if key not in self._stop_sequences:
             self._stop_sequences[key] = StopSequences([[token_id] for token_id in key])
         return self._stop_sequences[key]
+
+
+def _caches(match: Match) -> list[KVCache]:
+    """Return mlx-lm's caches for what is stored of a prompt; none when nothing is."""
+    found = list[KVCache]()
+    for keys, values in match.layers:
+        cache = KVCache()
+        cache.state = keys, values, match.tokens
+        found.append(cache)
+    return found
 
 
 def _processors(sampler: Sampler) -> list[LogitsProcessor]:

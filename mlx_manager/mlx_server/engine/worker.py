@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, get_args
 
@@ -69,7 +68,10 @@ def main() -> int:
     channel = Channel(socket.socket(fileno=arguments.channel))
     limits = Limits(arguments.max_batch, arguments.chunk, arguments.idle_chunk)
     try:
-        engine, ready = MAKERS[arguments.kind](arguments.model, limits)
+        if arguments.kind == "chat":
+            engine, ready = make_chat_engine(arguments.model, limits, arguments.prefix_cache_bytes)
+        else:
+            engine, ready = make_embedding_engine(arguments.model, limits)
     except Exception as error:  # noqa: BLE001 - whatever it is, the API process is told
         channel.send(LoadFailed(f"{type(error).__name__}: {error}"))
         channel.drain(LAST_WORDS_S)
@@ -79,10 +81,10 @@ def main() -> int:
     return 0
 
 
-def make_chat_engine(path: Path, limits: Limits) -> tuple[Stepping, Ready]:
+def make_chat_engine(path: Path, limits: Limits, prefix_cache_bytes: int) -> tuple[Stepping, Ready]:
     """Load a language model."""
     loaded = load(path)
-    runner = Runner(loaded.model, limits.max_batch, Vocabulary(path))
+    runner = Runner(loaded.model, limits.max_batch, Vocabulary(path), prefix_cache_bytes)
     threads = BlasThreads(loaded.ready.weights_bytes)
     return Engine(runner, Scheduler(limits), threads), loaded.ready
 
@@ -92,12 +94,6 @@ def make_embedding_engine(path: Path, limits: Limits) -> tuple[Stepping, Ready]:
     model = load_embedding_model(path)
     threads = BlasThreads(model.ready.weights_bytes)
     return EmbeddingEngine(model, EmbeddingScheduler(limits), threads), model.ready
-
-
-MAKERS: dict[EngineKind, Callable[[Path, Limits], tuple[Stepping, Ready]]] = {
-    "chat": make_chat_engine,
-    "embeddings": make_embedding_engine,
-}
 
 
 def serve(channel: Channel, engine: Stepping) -> None:
@@ -124,6 +120,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-batch", type=int, required=True)
     parser.add_argument("--chunk", type=int, required=True)
     parser.add_argument("--idle-chunk", type=int, required=True)
+    parser.add_argument("--prefix-cache-bytes", type=int, default=0)
     return parser.parse_args()
 
 

@@ -38,7 +38,7 @@ async def read_answer(
         for delta in reader.finish():
             yield delta
     is_cut = tokens.ended is not None and tokens.ended.reason == "length"
-    yield reader.finished(input_tokens, is_cut=is_cut)
+    yield reader.finished(input_tokens, tokens.cached_tokens, is_cut=is_cut)
 
 
 class AnswerReader:
@@ -102,9 +102,9 @@ class AnswerReader:
         deltas = merged([*deltas, TextDelta(rest)] if rest else deltas)
         return deltas if self._logprobs is None else self._last_likely(deltas, self._logprobs)
 
-    def finished(self, input_tokens: int, *, is_cut: bool) -> Finished:
+    def finished(self, input_tokens: int, cached_tokens: int, *, is_cut: bool) -> Finished:
         """Return how the answer ended; `is_cut` when the engine had to stop for want of tokens."""
-        usage = Usage(input_tokens, self.used_tokens, reasoning_tokens=self._reasoning_tokens)
+        usage = Usage(input_tokens, self.used_tokens, cached_tokens, self._reasoning_tokens)
         return Finished(self._reason(is_cut=is_cut), usage, self._stop.matched)
 
     def _reason(self, *, is_cut: bool) -> FinishReason:

@@ -64,6 +64,7 @@ class LocalBackend:
             await held.enter_async_context(aclosing(answer))
             with deadline.kept_by(tokens), recording(tokens, timeline):
                 await tokens.admitted()
+                timeline.cached_tokens = tokens.cached_tokens
                 yield started
                 async for event in answer:
                     if isinstance(event, Finished):

@@ -28,6 +28,7 @@ def record(tokens: TokenStream, timeline: Timeline) -> None:
     timeline.admitted_ns = _wall(tokens.admitted_at_ns, offset_ns)
     timeline.first_token_ns = _wall(tokens.first_token_at_ns, offset_ns)
     timeline.output_tokens = tokens.received_tokens
+    timeline.cached_tokens = tokens.cached_tokens
     timeline.waited_behind = tokens.waited_behind
     if tokens.ended is not None:
         _record_stamps(tokens.ended.stamps, timeline, offset_ns)
@@ -39,6 +40,8 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.admitted_ns = _wall(stamps.admitted_ns, offset_ns)
     timeline.first_token_ns = _wall(stamps.first_token_ns, offset_ns)
     timeline.finished_ns = _wall(stamps.last_token_ns, offset_ns)
+    timeline.cached_tokens = stamps.cached_tokens
+    timeline.cache_miss_reason = stamps.cache_miss_reason
     timeline.prefill_chunks = stamps.prefill_chunks
     timeline.output_tokens = stamps.output_tokens
     timeline.batch_width_sum = stamps.batch_width_sum

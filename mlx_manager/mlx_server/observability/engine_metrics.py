@@ -74,6 +74,7 @@ def _memory(resident: Resident, engine: EngineProcess) -> Iterator[Figure]:
     held = {"weights": ready.weights_bytes}
     if vitals.kv_bytes is not None:
         held["kv"] = vitals.kv_bytes
+    held["prefix_cache"] = vitals.prefix_cache_bytes
     held["buffers"] = max(vitals.active_bytes - sum(held.values()), 0) + vitals.pooled_bytes
     for kind, held_bytes in held.items():
         yield Figure(names.MEMORY, held_bytes, {**_of(resident.files.id), names.KIND: kind})

@@ -63,6 +63,7 @@ class EngineOptions:
     max_waiting: int = 512
     prefill_chunk_tokens: int = 512
     idle_prefill_chunk_tokens: int = 2048
+    prefix_cache_bytes: int = 0
     load_timeout_s: float = 600.0
     stall_timeout_s: float = 120.0
     blas_library: Path | None = None
@@ -272,6 +273,7 @@ class EngineProcess:
                 *("--max-batch", str(options.max_batch)),
                 *("--chunk", str(options.prefill_chunk_tokens)),
                 *("--idle-chunk", str(options.idle_prefill_chunk_tokens)),
+                *("--prefix-cache-bytes", str(options.prefix_cache_bytes)),
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C in the terminal is for this process; it decides when an engine ends.
                 start_new_session=True,
@@ -360,9 +362,11 @@ class EngineProcess:
 
     def _dispatch(self, step: Step) -> None:
         streams, at_ns = self._streams, step.at_ns
+        cached = dict(zip(step.cached[::2], step.cached[1::2], strict=True))
         for sequence_id in step.admitted:
             if stream := streams.get(sequence_id):
-                stream.feed_admitted(at_ns, sequence_id in step.waited)
+                has_waited = sequence_id in step.waited
+                stream.feed_admitted(at_ns, has_waited, cached.get(sequence_id, 0))
         numbers = iter(step.tokens)
         for sequence_id, token_id in zip(numbers, numbers, strict=True):
             if stream := streams.get(sequence_id):

@@ -36,6 +36,7 @@ class TokenStream:
         self.admitted_at_ns: int | None = None
         self.first_token_at_ns: int | None = None
         self.received_tokens = 0
+        self.cached_tokens = 0
         self.logprobs: list[Logprobs] = []
         self._abandon = abandon
         self._wake_tokens = wake_tokens
@@ -90,9 +91,10 @@ class TokenStream:
         """The owners of those for whose places it waits or has waited; none when it was admitted at once."""
         return self._ahead if self._has_waited else ()
 
-    def feed_admitted(self, at_ns: int, has_waited: bool) -> None:
+    def feed_admitted(self, at_ns: int, has_waited: bool, cached_tokens: int = 0) -> None:
         """The engine has taken the sequence into its batch, at once or after others had left."""
         self.admitted_at_ns = at_ns
+        self.cached_tokens = cached_tokens
         self._has_waited = has_waited
         self._wake()
 
