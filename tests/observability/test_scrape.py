@@ -95,12 +95,15 @@ def test_each_chat_counts_once_and_where_it_belongs(server: Started) -> None:
     assert risen(DURATION) == 3
     assert risen("gen_ai_server_time_to_first_token_seconds_count", **model) == 2
     assert risen("gen_ai_server_time_per_output_token_seconds_count", **model) == 2
-    read = whole.json()["usage"]["prompt_tokens"]
+    usage = whole.json()["usage"]
+    read = usage["prompt_tokens"]
+    # The second one asks the same, and only its last token is computed.
+    cached = usage["prompt_tokens_details"]["cached_tokens"] + read - 1
     assert risen("mlx_tokens_total", kind="input", **model) == 2 * read
     assert risen("mlx_tokens_total", kind="output", **model) == 40
-    assert risen("mlx_tokens_total", kind="cached") == 0
-    assert risen("mlx_prefix_cache_tokens_total", outcome="computed", **model) == 2 * read
-    assert risen("mlx_prefix_cache_tokens_total", outcome="cached") == 0
+    assert risen("mlx_tokens_total", kind="cached") == cached
+    assert risen("mlx_prefix_cache_tokens_total", outcome="computed", **model) == 2 * read - cached
+    assert risen("mlx_prefix_cache_tokens_total", outcome="cached") == cached
 
 
 def test_a_chat_whose_client_leaves_counts_as_cancelled_with_the_tokens_it_took(
@@ -164,7 +167,7 @@ def test_the_engine_s_own_figures_follow_its_work(server: Started, model_dir: Pa
     assert 0.9 * weights < after.total("mlx_memory_bytes", kind="weights") <= weights
     assert after.total("mlx_memory_bytes", kind="kv") == 0
     assert 0 < after.total("mlx_memory_bytes", kind="buffers") < 2**30
-    assert after.matching("mlx_memory_bytes", kind="prefix_cache") == []
+    assert 0 < after.total("mlx_memory_bytes", kind="prefix_cache") <= 1024 * 2**20
     risen = rise(before, after)
     # A step makes a token for each of the two in the batch, or for one alone.
     assert tokens / 2 <= risen("mlx_engine_step_duration_seconds_count") <= tokens + 50

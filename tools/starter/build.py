@@ -18,6 +18,8 @@ from tools.starter.train import Progress, train
 
 SEED = 20261123
 STEPS = 7_500
+REFRESH_STEPS = 800
+REFRESH_RATE = 5e-4
 TOKENIZER_SAMPLES = 20_000
 
 
@@ -37,6 +39,23 @@ def build(
     model = new_model(settings)
     batches = batched(samples(seed), tokenizer)
     progress = train(model, batches, steps=steps, minutes=minutes)
+    save(folder, model, settings, tokenizer)
+    return progress
+
+
+def refresh(folder: Path, trained: Path, *, steps: int, seed: int) -> Progress:
+    """Go on training the model in `trained`, gently, after what is taught has changed, and save it in `folder`."""
+    mx.set_default_device(mx.cpu)
+    mx.random.seed(seed)
+    settings = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+    model = new_model(settings)
+    model.load_weights(str(trained / "model.safetensors"))
+    model.set_dtype(mx.float32)
+    # Here and now: the threads that train can't compute what this one has only promised.
+    mx.eval(model.parameters())
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(trained, local_files_only=True)
+    batches = batched(samples(seed), tokenizer)
+    progress = train(model, batches, steps=steps, peak_rate=REFRESH_RATE)
     save(folder, model, settings, tokenizer)
     return progress
 
