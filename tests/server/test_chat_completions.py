@@ -62,7 +62,9 @@ async def test_an_answer_has_every_field_that_the_api_reference_promises(
     assert answer.usage.completion_tokens == 40
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 40
     assert answer.usage.prompt_tokens_details is not None
-    assert 0 <= answer.usage.prompt_tokens_details.cached_tokens < answer.usage.prompt_tokens
+    cached = answer.usage.prompt_tokens_details.cached_tokens
+    assert cached is not None
+    assert 0 <= cached < answer.usage.prompt_tokens
 
 
 async def test_a_stream_carries_the_same_text_as_the_whole_answer(openai: AsyncOpenAI) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
+from opentelemetry.sdk.trace import ReadableSpan
 
 from tests.server.test_tools import MODEL, ask
 from tests.support.running import RunningServer
@@ -20,6 +21,11 @@ def conversation(*texts: str) -> list[dict[str, Any]]:
     return [SYSTEM, *({"role": role, "content": text} for role, text in turns)]
 
 
+def attributes_of(name: str, phases: list[ReadableSpan]) -> dict[str, Any]:
+    [phase] = [phase for phase in phases if phase.name == name]
+    return dict(phase.attributes or {})
+
+
 def cached(response: Any) -> int:
     return int(response.usage.prompt_tokens_details.cached_tokens)
 
@@ -29,13 +35,11 @@ async def test_a_repeat_is_all_cached_but_for_its_last_token(
 ) -> None:
     asked = conversation("A question that comes twice")
     first = await ask(openai, *asked, max_tokens=5)
-    await spans.wait(f"chat {MODEL}")
-    spans.exporter.clear()
     again = await ask(openai, *asked, max_tokens=5)
     assert cached(again) == again.usage.prompt_tokens - 1
     assert again.choices[0].message.content == first.choices[0].message.content
-    chat = await spans.wait(f"chat {MODEL}")
-    prefill = dict(spans.one("prefill").attributes or {})
+    chat, *phases = await spans.of_answer(again.id)
+    prefill = attributes_of("prefill", phases)
     assert prefill["mlx.cache.outcome"] == "hit"
     assert prefill["mlx.prefill.tokens"] == 1
     assert "mlx.cache.miss_reason" not in prefill
@@ -46,12 +50,9 @@ async def test_a_prompt_is_computed_from_where_it_differs(
     openai: AsyncOpenAI, spans: Spans
 ) -> None:
     await ask(openai, *conversation("One way to go on"), max_tokens=5)
-    await spans.wait(f"chat {MODEL}")
-    spans.exporter.clear()
     response = await ask(openai, *conversation("Quite another way to go on"), max_tokens=5)
     assert 50 < cached(response) < response.usage.prompt_tokens - 1
-    await spans.wait(f"chat {MODEL}")
-    prefill = dict(spans.one("prefill").attributes or {})
+    prefill = attributes_of("prefill", await spans.of_answer(response.id))
     assert prefill["mlx.cache.outcome"] == "partial"
     assert prefill["mlx.cache.miss_reason"] == "diverged"
     assert prefill["mlx.cache.matched_tokens"] == cached(response)

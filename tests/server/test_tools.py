@@ -8,11 +8,11 @@ from typing import Any
 import openai as sdk
 import pytest
 from openai import AsyncOpenAI
+from opentelemetry.sdk.trace import ReadableSpan
 
 from tests.support.spans import Spans
 
 MODEL = "mlx-manager/starter"
-CHAT = f"chat {MODEL}"
 WEATHER = {
     "type": "function",
     "function": {
@@ -154,15 +154,16 @@ async def test_a_stop_string_ends_text_and_not_thoughts(openai: AsyncOpenAI) -> 
     )
 
 
+def named(name: str, phases: list[ReadableSpan]) -> list[ReadableSpan]:
+    return [phase for phase in phases if phase.name == name]
+
+
 async def test_the_trace_has_a_phase_that_says_what_was_found(
     openai: AsyncOpenAI, spans: Spans
 ) -> None:
-    await ask(openai, tools=[WEATHER], reasoning_effort="low")
-    chat = await spans.wait(CHAT)
-    parse, decode = spans.one("parse"), spans.one("decode")
-    assert parse.parent
-    assert chat.context
-    assert parse.parent.span_id == chat.context.span_id
+    response = await ask(openai, tools=[WEATHER], reasoning_effort="low")
+    chat, *phases = await spans.of_answer(response.id)
+    [parse], [decode] = named("parse", phases), named("decode", phases)
     assert [event.name for event in parse.events] == [
         "reasoning.began",
         "reasoning.ended",
@@ -178,9 +179,8 @@ async def test_the_trace_has_a_phase_that_says_what_was_found(
 async def test_an_answer_of_nothing_but_text_has_no_such_phase(
     openai: AsyncOpenAI, spans: Spans
 ) -> None:
-    await ask(openai, tool_choice="auto")
-    await spans.wait(CHAT)
-    assert not spans.named("parse")
+    response = await ask(openai, tool_choice="auto")
+    assert not named("parse", await spans.of_answer(response.id))
 
 
 async def test_a_tool_name_of_the_model_s_own_making_is_not_recorded(
@@ -190,9 +190,8 @@ async def test_a_tool_name_of_the_model_s_own_making_is_not_recorded(
     response = await ask(
         openai, {"role": "user", "content": "Hello"}, tools=[greet], tool_choice="required"
     )
-    await spans.wait(CHAT)
     calls = response.choices[0].message.tool_calls or []
-    (parse,) = spans.named("parse")
+    [parse] = named("parse", await spans.of_answer(response.id))
     names = [
         (event.attributes or {}).get("gen_ai.tool.name")
         for event in parse.events

@@ -46,6 +46,22 @@ class Spans:
         await eventually(lambda: bool(self.named(name)))
         return self.one(name)
 
+    async def of_answer(self, response_id: str) -> list[ReadableSpan]:
+        """The chat that gave this answer and its phases: others may still end beside it."""
+
+        def chats() -> list[ReadableSpan]:
+            return [one for one in self.all if _attribute(one, "gen_ai.response.id") == response_id]
+
+        await eventually(lambda: bool(chats()))
+        [chat] = chats()
+        assert chat.context is not None
+        below = (one for one in self.all if one.parent is not None)
+        return [chat, *(one for one in below if ids(one.parent) == ids(chat.context))]
+
+
+def _attribute(span: ReadableSpan, name: str) -> object:
+    return (span.attributes or {}).get(name)
+
 
 @pytest.fixture
 def spans() -> Iterator[Spans]:
