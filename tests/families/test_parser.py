@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -286,6 +287,66 @@ def test_what_no_json_has_is_not_made_into_some(value: str) -> None:
 def test_deep_nesting_ends_as_text_and_not_as_a_failure() -> None:
     answer = f'<tool_call>{{"arguments": {"[" * 3000}'
     assert read([answer], family("hermes"))[0] == answer
+
+
+HALF_A_PAIR = "\\ud800"
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("hermes", "<tool_call>" + '{"function":' * 2000),
+        ("hermes", f'<tool_call>{{"name": "{HALF_A_PAIR}", "arguments": {{}}}}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
+        ("hermes", f'<tool_call>{{"name": "wait", "arguments": "{"[" * 100_000}"}}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "wait", "arguments": "{\\"n\\": NaN}"}</tool_call>'),
+        ("hermes", '<tool_call>{"arguments": "x", "name": "wait"}</tool_call>'),
+        ("lfm2", "<|tool_call_start|>[wait(n=1e999)]<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[(lambda: 0)(n=1)]<|tool_call_end|>"),
+        ("minimax", "<minimax:tool_call>nothing of that kind</minimax:tool_call>"),
+    ],
+)
+def test_what_no_client_could_read_as_a_call_is_text(name: str, answer: str) -> None:
+    for pieces in ([answer], list(answer)):
+        assert read(pieces, family(name)) == (answer, "", [], ["tool_call_malformed"])
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000, "NaN", "(1e999,)", "'\\ud800'", "1" * 6000], ids=lambda value: value[:8]
+)
+def test_a_value_without_quotes_is_json_that_every_client_can_read(value: str) -> None:
+    answer = f"<tool_call><function=wait><parameter=n>{value}</parameter></function></tool_call>"
+    parser = AnswerParser(family("qwen3-coder"), TOOLS)
+    deltas = parser.feed(answer) + parser.finish()
+    text = "".join(one.arguments for one in deltas if isinstance(one, ToolCallDelta))
+    text.encode()
+    found = json.loads(text, parse_constant=pytest.fail)["n"]
+    assert found == ("\ud800" if "ud800" in value else value)
+
+
+def test_half_a_surrogate_pair_stays_an_escape() -> None:
+    written = r'"{\"city\": \"\\ud800\"}"'
+    answer = f'<tool_call>{{"name": "weather", "arguments": {written}}}</tool_call>'
+    parser = AnswerParser(family("hermes"), TOOLS)
+    deltas = parser.feed(answer) + parser.finish()
+    (arguments,) = [one.arguments for one in deltas if isinstance(one, ToolCallDelta)]
+    assert arguments == '{"city": "\\ud800"}'
+
+
+def test_arguments_that_come_twice_are_one_call() -> None:
+    twice = '{"name": "wait", "arguments": {"n": 1}, "arguments": {"n": 2}}'
+    for pieces in cuts(f"<tool_call>{twice}</tool_call>"):
+        assert read(pieces, family("hermes"))[2] == [("wait", {"n": 1})]
+
+
+def test_white_space_without_end_takes_no_more_time_the_more_there_is() -> None:
+    parser = AnswerParser(family("hermes"), TOOLS)
+    began_s = time.process_time()
+    assert sum(len(parser.feed(" ")) for _ in range(300_000)) == 0
+    (delta,) = parser.feed("x")
+    # Joined anew for each piece it took 15 s.
+    assert time.process_time() - began_s < 5
+    assert delta == TextDelta(" " * 300_000 + "x")
 
 
 def test_thoughts_are_told_from_the_answer_without_the_space_around_them() -> None:

@@ -16,6 +16,8 @@ from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Unreadable
 from mlx_manager.mlx_server.families.json_text import Json
 
 NAME = re.compile(r"[\w.:/-]{1,256}")
+# An escape in JSON or Python can make half a pair, which has no encoding in UTF-8.
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 # Where a model may put a call's name and arguments.
 NAME_KEYS = ("name", "tool_name")
 ARGUMENT_KEYS = ("arguments", "parameters")
@@ -101,8 +103,8 @@ class _JsonCall:
         self._held: str | None = None
         self._is_written = False
 
-    def members(self) -> Reading[None]:
-        """Read an object's members."""
+    def members(self, *, is_nested: bool = False) -> Reading[None]:
+        """Read an object's members; those of a `function` in it count as its own."""
         cursor = self._cursor
         cursor.take(1)
         yield from cursor.space()
@@ -113,7 +115,7 @@ class _JsonCall:
                 raise Unreadable("a colon")
             cursor.take(1)
             yield from cursor.space()
-            yield from self._member(key)
+            yield from self._member(key, is_nested)
             yield from cursor.space()
             if (yield from cursor.ahead(1)) == ",":
                 cursor.take(1)
@@ -125,19 +127,21 @@ class _JsonCall:
         if self._name is None:
             raise Unreadable("a call with a name")
         if not self._is_written:
+            arguments = _as_object(self._held)
             self._writer.start(self._name)
-            self._writer.arguments(_as_object(self._held))
+            self._writer.arguments(arguments)
         for _ in range(self._json.repairs):
             self._writer.repaired()
 
-    def _member(self, key: str) -> Reading[None]:
+    def _member(self, key: str, is_nested: bool) -> Reading[None]:
         opening = yield from self._cursor.ahead(1)
         if key in NAME_KEYS and self._name is None:
-            self._name = yield from self._string()
-        elif key == "function" and opening == "{":
-            yield from self.members()
-        elif key in ARGUMENT_KEYS and self._name is not None and opening == "{":
+            self._name = _checked((yield from self._string()))
+        elif key == "function" and opening == "{" and not is_nested:
+            yield from self.members(is_nested=True)
+        elif key in ARGUMENT_KEYS and self._can_write and opening == "{":
             self._is_written = True
+            assert self._name is not None
             self._writer.start(self._name)
             yield from self._json.value(self._writer.arguments)
         elif key in ARGUMENT_KEYS:
@@ -145,6 +149,10 @@ class _JsonCall:
         else:
             # An id or a type of the model's own making; the call has one of ours.
             yield from self._json.text()
+
+    @property
+    def _can_write(self) -> bool:
+        return self._name is not None and not self._is_written
 
     def _string(self) -> Reading[str]:
         parts = list[str]()
@@ -157,16 +165,34 @@ def _as_object(text: str | None) -> str:
     """Return arguments as the text of an object; a model may write them as a string, or leave them out."""
     if text is None or text in ("null", '""'):
         return "{}"
-    found = json.loads(text)
-    if isinstance(found, str):
-        try:
-            found = json.loads(found)
-        except ValueError:
-            found = None
-        text = json.dumps(found, ensure_ascii=False)
+    try:
+        found = _loaded(text)
+        if isinstance(found, str):
+            found = _loaded(found)
+            text = _dumped(found)
+    except ValueError:
+        found = None
     if not isinstance(found, dict):
         raise Unreadable("an object of arguments")
     return text
+
+
+def _loaded(text: str) -> Any:
+    """Return a value of JSON, strictly. Raises ValueError also for one that is too deep to be read."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("too many levels") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _dumped(value: Any) -> str:
+    """Return a value's JSON text. Raises ValueError for numbers that JSON has none for, TypeError for other values."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return json.dumps(value) if HALF_A_PAIR.search(text) else text
 
 
 def _functions(cursor: Cursor, writer: CallWriter) -> Reading[None]:
@@ -206,6 +232,8 @@ def invocations(end: str) -> Grammar:
 
     def read(cursor: Cursor, writer: CallWriter) -> Reading[None]:
         yield from cursor.space()
+        if not (yield from cursor.starts_with("<invoke name=")):
+            raise Unreadable("a call")
         while (yield from cursor.starts_with("<invoke name=")):
             cursor.take(len("<invoke name="))
             values = _Values(writer, _checked((yield from cursor.text_until(">")).strip("\"' ")))
@@ -283,19 +311,17 @@ def _typed(text: str, schema: Any) -> str:
     if isinstance(schema, Mapping) and "string" in (schema.get("type") or ()):
         return json.dumps(text, ensure_ascii=False)
     try:
-        json.loads(text)
+        _loaded(text)
     except ValueError:
-        return json.dumps(_literal(text), ensure_ascii=False)
+        return _literal(text)
     return text
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> str:
     try:
-        value = ast.literal_eval(text)
-        json.dumps(value)
+        return _dumped(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-    return value
+        return json.dumps(text, ensure_ascii=False)
 
 
 def named(separator: str, end: str | None, *, skips: str | None = None) -> Grammar:
@@ -360,21 +386,21 @@ def pythonic(end: str | None) -> Grammar:
             raise Unreadable(end)
         for name, arguments in _python_calls("".join(parts).strip()):
             writer.start(name)
-            writer.arguments(json.dumps(arguments, ensure_ascii=False))
+            writer.arguments(arguments)
 
     return read
 
 
-def _python_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
+def _python_calls(text: str) -> list[tuple[str, str]]:
+    """Return the names of calls, with the JSON text of their arguments."""
     try:
         body = ast.parse(text, mode="eval").body
         calls = body.elts if isinstance(body, (ast.List, ast.Tuple)) else [body]
         found = [
-            (ast.unparse(call.func), _keywords(call))
+            (_checked(ast.unparse(call.func)), _dumped(_keywords(call)))
             for call in calls
             if isinstance(call, ast.Call) and not call.args
         ]
-        json.dumps(found)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise Unreadable("calls as Python writes them") from None
     if not found or len(found) != len(calls):

@@ -48,7 +48,7 @@ class AnswerParser:
         self._note = note
         self._cursor = Cursor()
         self._writer = _Writer(family, tools, self._emit, note)
-        self._space = ""
+        self._space = list[str]()
         self._has_tools = bool(tools)
         self._deltas = list[Delta]()
         self._reading: Reading[None] = self._answer()
@@ -77,7 +77,7 @@ class AnswerParser:
         while not self.is_done:
             mark = yield from self._cursor.until(marks, self._text)
             if mark is None:
-                self._emit_text(self._space)
+                self._emit_text(self._taken_space())
                 return
             if self._family.reasoning and mark == self._family.reasoning[0]:
                 yield from self._reason()
@@ -91,11 +91,13 @@ class AnswerParser:
     def _reason(self) -> Reading[None]:
         """Read thoughts up to their end, without the white space around them."""
         assert self._family.reasoning is not None
-        self.is_reasoning, self._space = True, ""
+        self.is_reasoning = True
+        self._space.clear()
         self._note("reasoning_began", None)
         yield from self._cursor.space()
         mark = yield from self._cursor.until((self._family.reasoning[1],), self._thought)
-        self.is_reasoning, self._space = False, ""
+        self.is_reasoning = False
+        self._space.clear()
         if mark is not None:
             self._note("reasoning_ended", None)
             yield from self._cursor.space()
@@ -111,7 +113,7 @@ class AnswerParser:
             yield from self._calls("", grammar, None, is_bare=True)
 
     def _call(self, mark: str, syntax: CallSyntax) -> Reading[None]:
-        space, self._space = self._space, ""
+        space = self._taken_space()
         self._cursor.mark()
         yield from self._calls(space + mark, syntax.grammar, syntax.end)
 
@@ -145,17 +147,27 @@ class AnswerParser:
 
     def _text(self, piece: str) -> None:
         """Emit text, and hold back the white space at its end while a call may follow, to which it would belong."""
-        text = self._space + piece
-        plain = text.rstrip() if self._has_tools else text
-        self._space = text[len(plain) :]
+        plain = self._without_space(piece) if self._has_tools else piece
         self._emit_text(plain)
 
     def _thought(self, piece: str) -> None:
-        text = self._space + piece
-        plain = text.rstrip()
-        self._space = text[len(plain) :]
+        plain = self._without_space(piece)
         if plain:
             self._deltas.append(ReasoningDelta(plain))
+
+    def _without_space(self, piece: str) -> str:
+        """Return what is held back and `piece`, without the white space at the end, which is held back now."""
+        plain = piece.rstrip()
+        if plain:
+            plain = self._taken_space() + plain
+        # In a list: a model may write nothing else for long, and joining each time would take the square of it.
+        self._space.append(piece[len(piece.rstrip()) :])
+        return plain
+
+    def _taken_space(self) -> str:
+        space = "".join(self._space)
+        self._space.clear()
+        return space
 
 
 class _Writer:
