@@ -163,9 +163,13 @@ def _arguments(tool: Tool) -> str:
 
 
 def _mark(text: ModelText, mark: str) -> str:
-    """Return a mark as a grammar names it: special tokens are no text and go by their number."""
+    """Return a mark as a grammar names it: one that is a token goes by its number.
+
+    As text it can't be drawn: llguidance takes such a token for a special one, whatever the tokenizer says, which is no
+    text of any grammar; and yet it is the only one that it allows there.
+    """
     ids = _ids(text, mark)
-    return f"<[{ids[0]}]>" if len(ids) == 1 and ids[0] in text.shown_ids else json.dumps(mark)
+    return f"<[{ids[0]}]>" if len(ids) == 1 else json.dumps(mark)
 
 
 def _ids(text: ModelText, mark: str) -> list[int]:
