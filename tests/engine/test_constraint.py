@@ -204,6 +204,34 @@ def test_what_is_no_grammar_fails_its_own_sequence_only(starter: tuple[Any, Any]
     assert asked.text(good) in ("true", "false")
 
 
+def test_an_answer_whose_grammar_becomes_too_much_fails_and_nothing_of_it_is_printed(
+    starter: tuple[Any, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = Asked(starter)
+    # The limits of llguidance are met behind the first token.
+    too_much = asked.ask(Constraint(lark("start: /geheim(x{1000000})/")))
+    good = asked.ask(of_schema({"type": "boolean"}))
+    asked.driver.finish()
+    ended = asked.driver.ended[too_much]
+    assert (ended.reason, ended.detail) == ("failed", "GrammarTooComplex")
+    assert asked.text(good) in ("true", "false")
+    said = capfd.readouterr()
+    assert "grammar given up" in said.err
+    assert "geheim" not in said.out + said.err
+
+
+def test_what_is_no_grammar_is_not_printed(
+    starter: tuple[Any, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = Asked(starter)
+    bad = asked.ask(Constraint(lark("start: <|geheim|>")))
+    asked.driver.finish()
+    assert asked.driver.ended[bad].reason == "failed"
+    said = capfd.readouterr()
+    assert "ValueError" in said.err
+    assert "geheim" not in said.out + said.err
+
+
 def test_an_answer_that_is_cut_short_is_the_beginning_of_a_text(starter: tuple[Any, Any]) -> None:
     asked = Asked(starter)
     schema = {"type": "array", "items": {"const": 7}, "minItems": 50}

@@ -12,12 +12,15 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from tokenizers import Tokenizer
 
 from mlx_manager.mlx_server.engine.messages import Constraint
 
 BITS_PER_WORD = 32
+# llguidance would write the grammar, which is the client's, and the answer so far on standard error, which is logged.
+SILENT = 0
+LIMITS = LLParserLimits(verbose_errors=False)
 Sampler = Callable[[mx.array], mx.array]
 
 
@@ -29,10 +32,11 @@ class Vocabulary:
         self._tokenizers: dict[tuple[int, ...], LLTokenizer] = {}
 
     def matcher(self, grammar: str, end_token_ids: list[int]) -> LLMatcher:
-        """Return what follows an answer through `grammar`. Raises ValueError when it is none."""
-        matcher = LLMatcher(self._tokenizer(tuple(end_token_ids)), grammar)
+        """Return what follows an answer through `grammar`. Raises ValueError, without its words, when it is none."""
+        tokenizer = self._tokenizer(tuple(end_token_ids))
+        matcher = LLMatcher(tokenizer, grammar, log_level=SILENT, limits=LIMITS)
         if matcher.is_error():
-            raise ValueError(matcher.get_error())
+            raise ValueError("a grammar that the model's tokens can't be held to")
         return matcher
 
     def _tokenizer(self, end_token_ids: tuple[int, ...]) -> LLTokenizer:
@@ -84,8 +88,10 @@ class ConstrainedSampler:
         """Return which tokens may come, `[vocabulary]`."""
         words = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
         if self._matcher.is_error():
-            # A limit was hit within the grammar. Nothing may be drawn that could break it, so the answer ends.
-            sys.stderr.write(f"grammar given up: {self._matcher.get_error()}\n")
+            # A limit was hit within the grammar. Nothing may be drawn that could break it, so the answer ends; that it
+            # is not complete is told by the runner.
+            # The reason is a word of llguidance's; its message would quote.
+            sys.stderr.write(f"grammar given up: {self._matcher.stop_reason()}\n")
             return _only(self._end_token_ids, vocabulary)
         bits = (mx.array(words)[:, None] >> mx.arange(BITS_PER_WORD, dtype=mx.uint32)) & 1
         allowed = bits.reshape(-1)[:vocabulary].astype(mx.bool_)

@@ -19,10 +19,12 @@ from mlx_manager.mlx_server.engine.messages import (
     ToEngine,
     Vitals,
 )
-from mlx_manager.mlx_server.engine.runner import Runner, RunnerOutput, TokenOutput
+from mlx_manager.mlx_server.engine.runner import GIVEN_UP, Runner, RunnerOutput, TokenOutput
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.engine.sequence import Sequence
 from mlx_manager.mlx_server.engine.step_clock import StepClock
+
+GRAMMAR_TOO_COMPLEX = "GrammarTooComplex"
 
 
 class Engine:
@@ -133,7 +135,10 @@ class Engine:
         sequence.add_token(now_ns, len(output.tokens), bool(output.prefilled))
         if token.end is not None:
             self._scheduler.remove(sequence.id)
-            self._end(sequence, "stop" if token.end == "stop" else "length")
+            if token.end == GIVEN_UP:
+                self._end(sequence, "failed", GRAMMAR_TOO_COMPLEX)
+            else:
+                self._end(sequence, "stop" if token.end == "stop" else "length")
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         self._scheduler.remove(sequence.id)

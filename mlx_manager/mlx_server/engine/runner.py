@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
+from llguidance import LLMatcher
 from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
@@ -28,6 +29,8 @@ from mlx_manager.mlx_server.engine.sampling import (
 
 LEAST_REUSED_TOKENS = 16
 USED_NAMES = ("insert", "next", "remove", "prompt_cache_nbytes")
+# The end of an answer whose grammar was too complex to go on with.
+GIVEN_UP = "given_up"
 INSERT_ARGUMENTS = frozenset(
     {
         *("prompts", "max_tokens", "caches", "all_tokens"),
@@ -42,7 +45,7 @@ class BatchApiDrifted(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """One token of one sequence; `end` says that it was the last one, and why."""
+    """One token of one sequence; `end` says that it was the last one, and why: `stop`, `length`, or GIVEN_UP."""
 
     sequence_id: int
     token_id: int
@@ -99,6 +102,7 @@ class Runner:
         self._uid_of: dict[int, int] = {}
         self._sequence_of: dict[int, int] = {}
         self._top_logprobs: dict[int, int] = {}
+        self._matchers: dict[int, LLMatcher] = {}
         self._generator = BatchGenerator(
             self._model, sampler=greedy, completion_batch_size=self._max_batch
         )
@@ -108,9 +112,10 @@ class Runner:
 
         Raises ValueError when mlx-lm refuses it, or its grammar is none.
         """
-        held = None
+        held = matcher = None
         if submit.constraint is not None:
-            held = self._holding(submit.constraint, submit.end_token_ids)
+            matcher = self._matcher(submit.constraint, submit.end_token_ids)
+            held = _holding(submit.constraint, matcher, submit.end_token_ids)
         sampler = sampler_for(submit.sampling, submit.token_ids, submit.end_token_ids, held)
         match = self._match(submit.token_ids)
         [uid] = self._generator.insert(
@@ -126,6 +131,8 @@ class Runner:
         self._sequence_of[uid] = submit.sequence_id
         if submit.top_logprobs is not None:
             self._top_logprobs[uid] = submit.top_logprobs
+        if matcher is not None:
+            self._matchers[uid] = matcher
         return match
 
     def remove(self, sequence_id: int) -> None:
@@ -146,7 +153,7 @@ class Runner:
         prompts, rows = self._generator.next()
         prefilled = [self._sequence_of[row.uid] for row in prompts if not row.end_of_prompt]
         tokens = [
-            TokenOutput(self._sequence_of[row.uid], row.token, row.finish_reason) for row in rows
+            TokenOutput(self._sequence_of[row.uid], row.token, self._end_of(row)) for row in rows
         ]
         logprobs = self._logprobs(rows) if self._top_logprobs else []
         if self._prefix_cache_bytes:
@@ -176,13 +183,16 @@ class Runner:
         if token_ids and all(type(cache) is KVCache for cache in caches):
             self._prefixes.store(token_ids, layers_of(caches))
 
-    def _holding(
-        self, constraint: Constraint, end_token_ids: list[int]
-    ) -> Callable[[Sampler], Sampler]:
+    def _matcher(self, constraint: Constraint, end_token_ids: list[int]) -> LLMatcher:
         if self._vocabulary is None:
             raise ValueError("a grammar needs a vocabulary")
-        matcher = self._vocabulary.matcher(constraint.grammar, end_token_ids)
-        return lambda draw: ConstrainedSampler(constraint, matcher, end_token_ids, draw)
+        return self._vocabulary.matcher(constraint.grammar, end_token_ids)
+
+    def _end_of(self, row: Any) -> str | None:
+        reason: str | None = row.finish_reason
+        if reason == "stop" and (matcher := self._matchers.get(row.uid)) and matcher.is_error():
+            return GIVEN_UP
+        return reason
 
     def _logprobs(self, rows: list[Any]) -> list[Logprobs]:
         """Return those that were asked for. mlx-lm has computed each row's distribution anyway, before its sampler."""
@@ -213,6 +223,7 @@ class Runner:
         if uid is not None:
             del self._sequence_of[uid]
             self._top_logprobs.pop(uid, None)
+            self._matchers.pop(uid, None)
         return uid
 
     def _stop_sequences_for(self, end_token_ids: list[int]) -> StopSequences:
@@ -230,6 +241,12 @@ def _caches(match: Match) -> list[KVCache]:
         cache.state = keys, values, match.tokens
         found.append(cache)
     return found
+
+
+def _holding(
+    constraint: Constraint, matcher: LLMatcher, end_token_ids: list[int]
+) -> Callable[[Sampler], Sampler]:
+    return lambda draw: ConstrainedSampler(constraint, matcher, end_token_ids, draw)
 
 
 def _processors(sampler: Sampler) -> list[LogitsProcessor]:
