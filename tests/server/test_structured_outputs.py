@@ -85,6 +85,15 @@ async def test_other_forms_are_kept_to_as_well(
     assert re.fullmatch(expected, await text_of(openai, extra_body={"structured_outputs": asked}))
 
 
+@pytest.mark.parametrize("step", [25, 1000, 0.5])
+async def test_a_number_is_a_multiple_of_what_its_schema_says(
+    openai: AsyncOpenAI, step: float
+) -> None:
+    schema = {"type": "number", "multipleOf": step, "minimum": 0, "maximum": step * 40}
+    number = json.loads(await text_of(openai, response_format=schema_format(schema)))
+    assert number % step == 0
+
+
 async def test_completions_can_be_held_to_something_too(openai: AsyncOpenAI) -> None:
     response = await openai.completions.create(
         model=MODEL, prompt="One, two, ", extra_body={"structured_outputs": {"choice": ["three", "four"]}}
@@ -155,6 +164,16 @@ async def test_a_call_that_must_be_made_is_one_of_the_tools_and_well_formed(
          "response_format.json_schema.schema", "uniqueItems"),
         ({"response_format": schema_format({"type": "nonsense"})},
          "response_format.json_schema.schema", "Invalid type: nonsense"),
+        ({"response_format": schema_format({"type": "integer", "multipleOf": 9999991})},
+         "response_format.json_schema.schema", "'multipleOf' are too large"),
+        ({"response_format": schema_format({"allOf": [{"multipleOf": 997}, {"multipleOf": 9.91}]})},
+         "response_format.json_schema.schema", "'multipleOf' are too large"),
+        ({"response_format": schema_format({"prefixItems": [{"multipleOf": 25000}] * 4 + [{"multipleOf": 99999}]})},
+         "response_format.json_schema.schema", "'multipleOf' are too large"),
+        ({"response_format": schema_format({"type": "integer", "multipleOf": 1e300})},
+         "response_format.json_schema.schema", "'multipleOf' are too large"),
+        ({"structured_outputs": {"grammar": 'start: %json {"\\u006dultipleOf" : 9999991}'}},
+         "structured_outputs.grammar", "'multipleOf' are too large"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "can't be kept to"),
         ({"structured_outputs": {"grammar": "x: y"}}, "structured_outputs.grammar", "can't be kept to"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice", "one format"),
