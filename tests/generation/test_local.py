@@ -10,12 +10,14 @@ import pytest
 
 from mlx_manager.chat.events import Finished, Started, TextDelta, Timeline, collect
 from mlx_manager.chat.request import (
+    AnswerFormat,
     ChatRequest,
     Conversation,
     Message,
     Origin,
     RawPrompt,
     Sampling,
+    Tool,
 )
 from mlx_manager.errors import (
     EngineFailed,
@@ -24,7 +26,7 @@ from mlx_manager.errors import (
     PromptTooLong,
     RequestTimeout,
 )
-from mlx_manager.mlx_server.generation.local import LocalBackend
+from mlx_manager.mlx_server.generation.local import LocalBackend, is_quick
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from tests.support.running import eventually
 
@@ -37,8 +39,12 @@ ORIGIN = Origin("request-1", "/v1/completions")
 def request(
     prompt: str | tuple[int, ...] = "def main", model: str = TINY, **changes: object
 ) -> ChatRequest:
-    values: dict[str, object] = {"sampling": Sampling(temperature=1.0, seed=4), "max_tokens": 40}
-    return ChatRequest(model, RawPrompt(prompt), ORIGIN, **(values | changes))  # type: ignore[arg-type]
+    values: dict[str, object] = {
+        "input": RawPrompt(prompt),
+        "sampling": Sampling(temperature=1.0, seed=4),
+        "max_tokens": 40,
+    }
+    return ChatRequest(model, origin=ORIGIN, **(values | changes))  # type: ignore[arg-type]
 
 
 async def watch(backend: LocalBackend, asked: ChatRequest) -> tuple[Timeline, str, Finished]:
@@ -53,6 +59,22 @@ async def watch(backend: LocalBackend, asked: ChatRequest) -> tuple[Timeline, st
 def active(pool: ModelPool) -> int:
     engines = [resident.engine for resident in pool.residents]
     return sum(engine.active_sequences for engine in engines if engine)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (request(), True),
+        (request("x" * 5000), False),
+        (request(format=AnswerFormat("regex", "a", "structured_outputs.regex")), False),
+        (request(input=Conversation((Message("user", "Hi"),))), True),
+        (request(input=Conversation((Message("user", "Hi"),), tools=(Tool("wait"),))), False),
+    ],
+)
+async def test_what_a_client_can_make_long_is_never_prepared_on_the_event_loop(
+    asked: ChatRequest, expected: bool
+) -> None:
+    assert is_quick(asked) is expected
 
 
 async def test_the_timeline_of_an_answer_is_complete_and_in_order(backend: LocalBackend) -> None:

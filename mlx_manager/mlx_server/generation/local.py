@@ -110,7 +110,7 @@ class LocalBackend:
     async def _prepare(self, request: ChatRequest, text: ModelText) -> Prompt:
         timeline = request.timeline
         timeline.tokenize = Interval.begin()
-        if request.input.size < INLINE_SIZE:
+        if is_quick(request):
             prompt = prepare(request, text)
         else:
             prompt = await asyncio.to_thread(prepare, request, text)
@@ -118,6 +118,12 @@ class LocalBackend:
         timeline.tokenize.end()
         timeline.queued_ns = timeline.tokenize.end_ns
         return prompt
+
+
+def is_quick(request: ChatRequest) -> bool:
+    """Whether a prompt is encoded at once. Schemas and grammars take as long as their clients make them."""
+    tools = request.input.tools if isinstance(request.input, Conversation) else ()
+    return request.input.size < INLINE_SIZE and request.format is None and not tools
 
 
 def prepare(request: ChatRequest, text: ModelText) -> Prompt:
