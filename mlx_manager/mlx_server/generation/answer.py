@@ -166,6 +166,9 @@ class AnswerReader:
             if self._stop.is_matched:
                 break
             if not isinstance(delta, TextDelta):
+                # What was held back stands before this, and no stop string goes on behind it.
+                if held_back := self._stop.finish():
+                    kept.append(TextDelta(held_back))
                 kept.append(delta)
             elif text := self._stop.feed(delta.text):
                 kept.append(TextDelta(text))

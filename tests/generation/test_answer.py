@@ -1,0 +1,58 @@
+"""Stop strings hold in the text of an answer, and its pieces keep their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlx_manager.chat.events import Delta, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallStarted
+from mlx_manager.chat.request import Sampling, Tool
+from mlx_manager.mlx_server.families.family import family_of
+from mlx_manager.mlx_server.families.parser import AnswerParser
+from mlx_manager.mlx_server.generation.answer import AnswerReader
+from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
+from mlx_manager.mlx_server.pool.catalog import ModelFiles
+
+CALL = '<tool_call>{"name": "wait", "arguments": {}}</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def text(model_dir: Path) -> ModelText:
+    return load_model_text(ModelFiles("test/tiny", model_dir / "test" / "tiny", "folder", 0))
+
+
+def deltas_of(text: ModelText, answer: str, *stop: str) -> tuple[list[Delta], AnswerReader]:
+    parser = AnswerParser(family_of("<tool_call><think></think>"), (Tool("wait"),))
+    reader = AnswerReader(text, stop, Sampling(), parser)
+    found = list[Delta]()
+    for token_id in text.tokenizer.encode(answer, add_special_tokens=False):
+        found += reader.feed([token_id])
+    return found + ([] if reader.is_stopped else reader.finish()), reader
+
+
+def test_what_could_have_begun_a_stop_string_comes_before_the_call_behind_it(
+    text: ModelText,
+) -> None:
+    deltas, reader = deltas_of(text, f"I wait EN{CALL} now.", "END")
+    kinds = [type(delta) for delta in deltas]
+    first = kinds.index(ToolCallStarted)
+    before = "".join(one.text for one in deltas[:first] if isinstance(one, TextDelta))
+    behind = "".join(one.text for one in deltas[first:] if isinstance(one, TextDelta))
+    assert (before, behind) == ("I wait EN", " now.")
+    assert ToolCallDelta in kinds
+    assert not reader.is_stopped
+
+
+@pytest.mark.parametrize("between", [CALL, "<think>Hm.</think>"])
+def test_a_stop_string_does_not_reach_over_what_is_no_text(text: ModelText, between: str) -> None:
+    deltas, reader = deltas_of(text, f"EN{between}D.", "END")
+    assert "".join(one.text for one in deltas if isinstance(one, TextDelta)) == "END."
+    assert not reader.is_stopped
+    assert any(isinstance(one, (ToolCallStarted, ReasoningDelta)) for one in deltas)
+
+
+def test_a_stop_string_behind_a_call_ends_the_answer_there(text: ModelText) -> None:
+    deltas, reader = deltas_of(text, f"I wait.{CALL} Then END of it", "END")
+    assert "".join(one.text for one in deltas if isinstance(one, TextDelta)) == "I wait. Then "
+    assert reader.is_stopped
