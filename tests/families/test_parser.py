@@ -312,7 +312,9 @@ def test_what_no_client_could_read_as_a_call_is_text(name: str, answer: str) -> 
 
 
 @pytest.mark.parametrize(
-    "value", ["[" * 100_000, "NaN", "(1e999,)", "'\\ud800'", "1" * 6000], ids=lambda value: value[:8]
+    "value",
+    ["[" * 100_000, "NaN", "(1e999,)", "'\\ud800'", "1" * 6000],
+    ids=lambda value: value[:8],
 )
 def test_a_value_without_quotes_is_json_that_every_client_can_read(value: str) -> None:
     answer = f"<tool_call><function=wait><parameter=n>{value}</parameter></function></tool_call>"

@@ -10,6 +10,7 @@ import pytest
 from anthropic.types import Message as SdkMessage
 from anthropic.types import ModelInfo, RawMessageStreamEvent
 from pydantic import TypeAdapter, ValidationError
+from starlette.responses import JSONResponse
 
 from mlx_manager.chat.events import (
     Answer,
@@ -447,6 +448,17 @@ async def test_every_event_and_the_whole_message_are_what_the_sdk_s_types_say() 
 async def whole(*events: ChatEvent, shows_thinking: bool = True, **fields: Any) -> dict[str, Any]:
     answer = await collect(replayed(*events))
     return to_message(answer, request_for(**fields), SIGNER, shows_thinking)
+
+
+@pytest.mark.parametrize("written", ['{"a": xx}}', '{"a": "\\ud800"}', '{"n": 1e999}', '["x"]'])
+async def test_arguments_that_are_no_object_reach_the_client_as_they_were_written(
+    written: str,
+) -> None:
+    call = (ToolCallStarted(0, "c0", "look"), ToolCallDelta(0, written))
+    message = await whole(Started("m", Timeline()), *call, Finished("tool_calls", Usage(3, 1)))
+    (block,) = SdkMessage.model_validate_json(bytes(JSONResponse(message).body)).content
+    assert block.type == "tool_use"
+    assert block.input == {"INVALID_JSON": written}
 
 
 async def test_the_same_events_make_the_whole_message() -> None:

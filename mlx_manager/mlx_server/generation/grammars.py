@@ -25,8 +25,8 @@ from mlx_manager.mlx_server.generation.model_text import ModelText, callable_too
 JSON_SPACE = r"(\n? {0,24})?"
 # What a model puts between its thoughts and its answer.
 LEAD = r"/\s{0,4}/"
-# The engine builds a state for each remainder there is, and no limit of llguidance's counts them: for 999983 it took 8 s
-# and 400 MB, in which no row got a token. 100,000 take less than a second.
+# The engine builds a state for each remainder there is, and no limit of llguidance's counts them: for 999983 it took
+# 8 s and 400 MB, in which no row got a token. 100,000 take less than a second.
 MOST_REMAINDERS = 100_000
 MULTIPLE_OF = re.compile(r'"multipleOf"\s*:\s*-?(\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3})?)')
 UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")

@@ -5,6 +5,7 @@ The frame of a block's deltas is cut when the block begins; per delta only its t
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -34,6 +35,8 @@ from mlx_manager.wire.anthropic.signature import Signer
 
 PING = sse.event(b"ping", b'{"type":"ping"}')
 MESSAGE_STOP = sse.event(b"message_stop", b'{"type":"message_stop"}')
+# The key that Anthropic proposes for arguments that are no JSON.
+INVALID = "INVALID_JSON"
 _TAIL = b"}}\n\n"
 
 BlockKind = Literal["text", "thinking", "tool_use"]
@@ -261,9 +264,20 @@ def _thinking_block(thinking: str, signature: str) -> dict[str, Any]:
 
 
 def _tool_use(call: CalledTool) -> dict[str, Any]:
-    # An answer that was cut short has complete arguments up to there, as the SDK reads them from a stream.
-    arguments = from_json(call.arguments, allow_partial=True) if call.arguments else {}
+    arguments = _arguments(call.arguments) if call.arguments else {}
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
+
+
+def _arguments(written: str) -> dict[str, Any]:
+    """Return arguments as an object; what can't be read as one stands in it as it was written."""
+    try:
+        # An answer that was cut short has complete arguments up to there, as the SDK reads them from a stream.
+        found = from_json(written, allow_partial=True)
+        # 1e999 can be read, and not be written.
+        json.dumps(found, allow_nan=False)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {INVALID: written}
 
 
 def _event(kind: str, **fields: Any) -> bytes:
