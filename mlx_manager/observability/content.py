@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import secrets
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
@@ -137,10 +138,12 @@ class _Words:
         text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
         if text or not calls:
             yield self.text(text)
+        arguments = defaultdict[int, list[str]](list)
+        for delta in deltas:
+            if isinstance(delta, ToolCallDelta):
+                arguments[delta.index].append(delta.arguments)
         for call in calls:
-            more = (delta for delta in deltas if isinstance(delta, ToolCallDelta))
-            arguments = "".join(delta.arguments for delta in more if delta.index == call.index)
-            yield self._call(call.id, call.name, arguments)
+            yield self._call(call.id, call.name, "".join(arguments[call.index]))
 
     def text(self, text: str) -> Part:
         return self._words("text", text)
