@@ -19,7 +19,7 @@ from tools.starter.train import Progress, train
 SEED = 20261123
 STEPS = 7_500
 REFRESH_STEPS = 800
-REFRESH_RATE = 5e-4
+REFRESH_RATE = 2.5e-4
 TOKENIZER_SAMPLES = 20_000
 
 
