@@ -12,7 +12,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 Operation = Literal["chat", "text_completion", "embeddings"]
 
 # What ids of answers begin with, in the API of an endpoint; elsewhere they are OpenAI's.
-ID_PREFIXES: Mapping[str, str] = {"/v1/messages": "msg_"}
+ID_PREFIXES: Mapping[str, str] = {"/v1/messages": "msg_", "/v1/responses": "resp_"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,21 @@ STRUCTURED_OUTPUTS = "structured_outputs"
 
 def answer_format(body: GenerationBody) -> AnswerFormat | None:
     """Return what an answer must be; None for any text. Raises InvalidRequest when it is said twice."""
-    found = [*_response_formats(body), *_structured_outputs(body.structured_outputs)]
+    return the_only(_response_formats(body), body.structured_outputs, RESPONSE_FORMAT)
+
+
+def the_only(
+    formats: list[AnswerFormat], structured_outputs: StructuredOutputs | None, param: str
+) -> AnswerFormat | None:
+    """Return the one format among those that `param` asked for and those of `structured_outputs`; None without any.
+
+    Raises InvalidRequest when there are several.
+    """
+    found = [*formats, *_structured_outputs(structured_outputs)]
     if len(found) > 1:
         raise InvalidRequest(
-            f"An answer can be held to one format. Send one of {RESPONSE_FORMAT!r} and {STRUCTURED_OUTPUTS!r}, with "
-            "one way to say it.",
+            f"An answer can be held to one format. Send one of {param!r} and {STRUCTURED_OUTPUTS!r}, with one way to "
+            "say it.",
             param=found[-1].param,
         )
     return found[0] if found else None

@@ -69,11 +69,15 @@ RESERVED_TEMPLATE_ARGUMENTS = frozenset(
 )
 
 
-def check_unsupported(extra: Mapping[str, Any]) -> None:
+def check_unsupported(
+    extra: Mapping[str, Any],
+    harmless: frozenset[str] = HARMLESS,
+    neutral: Mapping[str, tuple[Any, ...]] = NEUTRAL_VALUES,
+) -> None:
     """Raise UnsupportedParameter for the first field that would change the answer and isn't honoured."""
     for name, value in extra.items():
-        if name not in HARMLESS:
-            _check_neutral(name, value, NEUTRAL_VALUES.get(name), name)
+        if name not in harmless:
+            _check_neutral(name, value, neutral.get(name), name)
 
 
 def check_unsupported_in_message(extra: Mapping[str, Any], index: int) -> None:

@@ -42,14 +42,14 @@ def chat_request(body: ChatCompletionBody, origin: Origin) -> ChatRequest:
     """Return what a chat completion asks for. Raises InvalidRequest and UnsupportedParameter."""
     _check(body)
     max_tokens = body.max_completion_tokens or body.max_tokens
-    _check_min_tokens(body, max_tokens)
+    check_min_tokens(body, max_tokens)
     return ChatRequest(
         model=body.model,
         input=_conversation(body),
         origin=origin,
-        sampling=_sampling(body, _top_logprobs(body)),
+        sampling=sampling(body, _top_logprobs(body)),
         max_tokens=max_tokens,
-        stop=_stop(body),
+        stop=stop_strings(body),
         format=answer_format(body),
         stream=bool(body.stream),
     )
@@ -59,14 +59,14 @@ def completion_request(body: CompletionBody, origin: Origin) -> ChatRequest:
     """Return what a text completion asks for. Raises InvalidRequest and UnsupportedParameter."""
     _check(body)
     max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
-    _check_min_tokens(body, max_tokens)
+    check_min_tokens(body, max_tokens)
     return ChatRequest(
         model=body.model,
         input=replace(_raw_prompt(body.prompt), is_echoed=_is_echoed(body)),
         origin=origin,
-        sampling=_sampling(body, body.logprobs),
+        sampling=sampling(body, body.logprobs),
         max_tokens=max_tokens,
-        stop=_stop(body),
+        stop=stop_strings(body),
         format=answer_format(body),
         stream=bool(body.stream),
     )
@@ -119,7 +119,8 @@ def _check(body: GenerationBody) -> None:
         )
 
 
-def _check_min_tokens(body: GenerationBody, max_tokens: int | None) -> None:
+def check_min_tokens(body: GenerationBody, max_tokens: int | None) -> None:
+    """Raise InvalidRequest when an answer of `max_tokens` can't have the least that is asked for."""
     if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
         raise InvalidRequest(
             f"'min_tokens' is {body.min_tokens}, and the answer ends after {max_tokens} tokens. Lower it.",
@@ -165,7 +166,8 @@ def _raw_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> RawPro
     )
 
 
-def _sampling(body: GenerationBody, top_logprobs: int | None) -> Sampling:
+def sampling(body: GenerationBody, top_logprobs: int | None) -> Sampling:
+    """Return how the tokens of an answer are chosen."""
     return Sampling(
         temperature=body.temperature,
         top_p=body.top_p,
@@ -184,7 +186,8 @@ def _sampling(body: GenerationBody, top_logprobs: int | None) -> Sampling:
     )
 
 
-def _stop(body: GenerationBody) -> tuple[str, ...]:
+def stop_strings(body: GenerationBody) -> tuple[str, ...]:
+    """Return what ends an answer."""
     if body.stop is None:
         return ()
     return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)

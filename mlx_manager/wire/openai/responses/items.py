@@ -1,0 +1,212 @@
+"""Items of a response's input: checked, in the form in which they are stored, and as messages for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic_core import from_json
+
+from mlx_manager.chat.request import Message, Role, ToolCall
+from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.openai.responses.schema import Item, Part
+
+# An item as JSON has it: what a client sends and is sent, and what is stored.
+ItemObject = dict[str, Any]
+
+TEXT_PARTS = ("input_text", "output_text", "text")
+# The key of arguments that a model wrote as no JSON, when an earlier answer is gone on from.
+INVALID = "INVALID_JSON"
+KNOWN = ("message", "function_call", "function_call_output", "reasoning")
+
+
+def input_items(items: Sequence[Item], request_id: str) -> list[ItemObject]:
+    """Return the items of a body as objects that have all of their fields; ids that are missing are made up.
+
+    Raises InvalidRequest and UnsupportedParameter, with the place of what is wrong.
+    """
+    return [_object(item, index, request_id) for index, item in enumerate(items)]
+
+
+def messages_of(items: Iterable[ItemObject]) -> tuple[Message, ...]:
+    """Return the turns that items make up: an assistant's reasoning, text and calls that follow each other are one."""
+    messages, turn = list[Message](), _Turn()
+    for item in items:
+        if turn.takes(item):
+            turn.add(item)
+            continue
+        messages.extend(turn.message())
+        turn = _Turn()
+        if turn.takes(item):
+            turn.add(item)
+        else:
+            messages.append(_other(item))
+    return (*messages, *turn.message())
+
+
+class _Turn:
+    """Gathers one turn of the assistant: reasoning, then text, then calls, any of which may be missing."""
+
+    def __init__(self) -> None:
+        self._reasoning: str | None = None
+        self._content: str | None = None
+        self._calls: list[ToolCall] = []
+
+    def takes(self, item: ItemObject) -> bool:
+        """Whether an item belongs to this turn; an empty one takes whatever an assistant says."""
+        kind = item["type"]
+        if kind == "function_call":
+            return True
+        if kind == "reasoning":
+            return self._reasoning is None and self._content is None and not self._calls
+        is_said = kind == "message" and item["role"] == "assistant"
+        return is_said and self._content is None and not self._calls
+
+    def add(self, item: ItemObject) -> None:
+        """Add an item that the turn takes."""
+        match item["type"]:
+            case "function_call":
+                self._calls.append(_tool_call(item))
+            case "reasoning":
+                self._reasoning = _joined(item.get("content") or item["summary"])
+            case _:
+                self._content = _joined(item["content"])
+
+    def message(self) -> Iterable[Message]:
+        """The turn as a message; none when nothing was said."""
+        if self._reasoning is None and self._content is None and not self._calls:
+            return
+        said = Message("assistant", self._content or "", tool_calls=tuple(self._calls))
+        yield replace(said, reasoning=self._reasoning or None)
+
+
+def _other(item: ItemObject) -> Message:
+    if item["type"] == "function_call_output":
+        name, call_id = item.get("name"), item["call_id"]
+        return Message("tool", _text_of(item["output"]), name=name, tool_call_id=call_id)
+    # Templates know `system`; `developer` is OpenAI's newer word for the same thing.
+    role: Role = "user" if item["role"] == "user" else "system"
+    return Message(role, _joined(item["content"]))
+
+
+def _tool_call(item: ItemObject) -> ToolCall:
+    return ToolCall(item["call_id"], item["name"], _arguments(item["arguments"] or "{}"))
+
+
+def _arguments(written: str) -> dict[str, Any]:
+    """Return arguments as an object: those of a call that was cut short up to there, unreadable ones as written."""
+    try:
+        found = from_json(written, allow_partial=True)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {INVALID: written}
+
+
+def _joined(parts: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(part["text"] for part in parts)
+
+
+def _text_of(output: str | list[dict[str, Any]]) -> str:
+    return output if isinstance(output, str) else _joined(output)
+
+
+def _object(item: Item, index: int, request_id: str) -> ItemObject:
+    kind, place = item.type or "message", f"input[{index}]"
+    if kind not in KNOWN:
+        raise UnsupportedParameter(
+            f"{place} is of type {kind!r}. This version understands {', '.join(KNOWN)}.",
+            param=f"{place}.type",
+        )
+    status = item.status or "completed"
+    match kind:
+        case "message":
+            return _message(item, place, item.id or f"msg_{request_id}_in{index}", status)
+        case "reasoning":
+            return _reasoning(item, place, item.id or f"rs_{request_id}_in{index}", status)
+        case "function_call":
+            return _call(item, place, item.id or f"fc_{request_id}_in{index}", status)
+        case _:
+            return _output(item, place, item.id or f"fco_{request_id}_in{index}", status)
+
+
+def _message(item: Item, place: str, item_id: str, status: str) -> ItemObject:
+    role = _needed(item.role, f"{place}.role")
+    content = item.content
+    if content is None:
+        raise InvalidRequest(f"{place} has no content.", param=f"{place}.content")
+    kind = "output_text" if role == "assistant" else "input_text"
+    texts = _texts(content, f"{place}.content", TEXT_PARTS)
+    beside: dict[str, Any] = {"annotations": []} if role == "assistant" else {}
+    parts = [{"type": kind, "text": text, **beside} for text in texts]
+    return {"id": item_id, "type": "message", "status": status, "role": role, "content": parts}
+
+
+def _reasoning(item: Item, place: str, item_id: str, status: str) -> ItemObject:
+    thoughts = _texts(item.content or [], f"{place}.content", ("reasoning_text",))
+    summary = _texts(item.summary or [], f"{place}.summary", ("summary_text",))
+    return {
+        "id": item_id,
+        "type": "reasoning",
+        "status": status,
+        "summary": [{"type": "summary_text", "text": text} for text in summary],
+        "content": [{"type": "reasoning_text", "text": text} for text in thoughts],
+    }
+
+
+def _call(item: Item, place: str, item_id: str, status: str) -> ItemObject:
+    arguments = item.arguments or "{}"
+    if not _is_object(arguments, allow_partial=status == "incomplete"):
+        raise InvalidRequest(f"{place}.arguments is not a JSON object.", param=f"{place}.arguments")
+    return {
+        "id": item_id,
+        "type": "function_call",
+        "status": status,
+        "call_id": _needed(item.call_id, f"{place}.call_id"),
+        "name": _needed(item.name, f"{place}.name"),
+        "arguments": arguments,
+    }
+
+
+def _output(item: Item, place: str, item_id: str, status: str) -> ItemObject:
+    output = item.output
+    if output is None:
+        raise InvalidRequest(f"{place} has no output.", param=f"{place}.output")
+    texts = _texts(output, f"{place}.output", TEXT_PARTS)
+    parts = [{"type": "input_text", "text": text} for text in texts]
+    named = {} if item.name is None else {"name": item.name}
+    return {
+        "id": item_id,
+        "type": "function_call_output",
+        "status": status,
+        "call_id": _needed(item.call_id, f"{place}.call_id"),
+        "output": output if isinstance(output, str) else parts,
+        **named,
+    }
+
+
+def _needed(value: str | None, param: str) -> str:
+    if not value:
+        raise InvalidRequest(f"{param} is missing.", param=param)
+    return value
+
+
+def _texts(content: str | list[Part], place: str, kinds: tuple[str, ...]) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    for position, part in enumerate(content):
+        if part.type not in kinds or part.text is None:
+            raise UnsupportedParameter(
+                f"{place}[{position}] is of type {part.type!r}. This version understands text only, as "
+                f"{' or '.join(map(repr, kinds))}.",
+                param=f"{place}[{position}]",
+            )
+    return [part.text or "" for part in content]
+
+
+def _is_object(arguments: str, *, allow_partial: bool) -> bool:
+    try:
+        found = from_json(arguments, allow_partial=allow_partial)
+    except ValueError:
+        return False
+    return isinstance(found, dict)

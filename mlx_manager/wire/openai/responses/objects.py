@@ -1,0 +1,109 @@
+"""What the Responses API gives: `response` objects, items of output and lists of items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from mlx_manager.chat.events import Usage
+from mlx_manager.errors import InvalidRequest, MlxManagerError
+from mlx_manager.wire.openai.errors import error_type
+from mlx_manager.wire.openai.responses.items import ItemObject
+from mlx_manager.wire.openai.responses.schema import ResponsesBody, ToolChoiceObject
+
+Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+ResponseObject = dict[str, Any]
+UNFINISHED: tuple[Status, ...] = ("queued", "in_progress")
+# Echoed as they were sent, where they were.
+LABELS = ("user", "safety_identifier", "prompt_cache_key", "max_tool_calls")
+
+
+def new_response(
+    body: ResponsesBody, response_id: str, created_s: int, status: Status
+) -> ResponseObject:
+    """Return a response whose answer is still to come."""
+    extra = body.model_extra or {}
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": created_s,
+        "status": status,
+        "background": bool(body.background),
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "model": body.model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        "service_tier": "default",
+        "store": body.is_stored,
+        "temperature": body.temperature,
+        "text": {"format": _format(body)},
+        "tool_choice": _tool_choice(body),
+        "tools": [tool.model_dump() for tool in body.tools or ()],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        **{name: extra.get(name) for name in LABELS},
+    }
+
+
+def _format(body: ResponsesBody) -> dict[str, Any]:
+    asked = body.text.format if body.text else None
+    if asked is None:
+        return {"type": "text"}
+    return asked.model_dump(by_alias=True, exclude_unset=True)
+
+
+def _tool_choice(body: ResponsesBody) -> str | dict[str, Any]:
+    choice = body.tool_choice or "auto"
+    return choice.model_dump() if isinstance(choice, ToolChoiceObject) else choice
+
+
+def failure(error: MlxManagerError) -> dict[str, Any]:
+    """Return the error of a response that failed. Its `code` is one that OpenAI's clients know; `type` says more."""
+    code = "server_error" if error.status >= 500 else "invalid_prompt"
+    kind = error_type(error.status)
+    return {"code": code, "message": error.message, "param": error.param, "type": kind}
+
+
+def usage(counts: Usage) -> dict[str, Any]:
+    """Return token counts in the Responses API's form."""
+    return {
+        "input_tokens": counts.input_tokens,
+        "input_tokens_details": {"cached_tokens": counts.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": counts.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
+        "total_tokens": counts.input_tokens + counts.output_tokens,
+    }
+
+
+def deleted(response_id: str) -> dict[str, Any]:
+    """Return what a client is told of a response that is no more."""
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+def items_page(
+    items: Sequence[ItemObject], limit: int, after: str | None, is_ascending: bool
+) -> dict[str, Any]:
+    """Return the page of `items` behind the one that `after` names. Raises InvalidRequest when there is none such."""
+    ordered = list(items) if is_ascending else list(reversed(items))
+    if after is not None:
+        ids = [item["id"] for item in ordered]
+        if after not in ids:
+            raise InvalidRequest(f"after: there is no item {after!r} here.", param="after")
+        ordered = ordered[ids.index(after) + 1 :]
+    page = ordered[:limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(ordered) > limit,
+    }

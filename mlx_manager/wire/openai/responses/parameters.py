@@ -1,0 +1,73 @@
+"""Which parameters of the Responses API can't change a local answer, and which are refused.
+
+`docs/api.md` shows these tables; a test compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_manager.errors import UnsupportedParameter
+from mlx_manager.wire.openai.parameters import check_unsupported
+from mlx_manager.wire.openai.responses.schema import ResponsesBody
+
+# Accepted whatever they say: they label, route, bill or cache a request, or are about tools that run at OpenAI.
+HARMLESS = frozenset(
+    {
+        "user",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        "moderation",
+        "max_tool_calls",
+    }
+)
+
+# Accepted only with the value that means "not used": real clients send them so.
+NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "truncation": ("disabled",),
+    "conversation": (),
+    "prompt": (),
+    "context_management": ([],),
+    "background_options": ({},),
+    "access_programs": (),
+    "image": (),
+    "text.verbosity": ("medium",),
+    "reasoning.summary": ("auto",),
+    "reasoning.generate_summary": ("auto",),
+    "reasoning.context": ("auto",),
+    "reasoning.mode": ("standard",),
+    "tools[].async": (False,),
+    "tools[].defer_loading": (False,),
+    "tools[].allowed_callers": (["direct"],),
+    "tools[].output_schema": (),
+}
+
+LOGPROBS = "message.output_text.logprobs"
+# Reasoning has its text in `content`, which may be sent back: there is nothing to encrypt.
+INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")
+
+
+def check_supported(body: ResponsesBody) -> None:
+    """Raise UnsupportedParameter for the first field that would change the answer and isn't honoured."""
+    check_unsupported(body.model_extra or {}, HARMLESS, NEUTRAL_VALUES)
+    for name, part in (("text", body.text), ("reasoning", body.reasoning)):
+        extra = (part.model_extra if part else None) or {}
+        named = {f"{name}.{field}": value for field, value in extra.items()}
+        check_unsupported(named, HARMLESS, NEUTRAL_VALUES)
+    for name in body.include or ():
+        if name not in INCLUDABLE:
+            raise UnsupportedParameter(
+                f"This version can't include {name!r}. It knows {', '.join(map(repr, INCLUDABLE))}.",
+                param="include",
+            )
+
+
+def check_tool(extra: Mapping[str, Any], index: int) -> None:
+    """Do the same for the fields of `tools[index]`."""
+    neutral = {name.replace("[]", f"[{index}]"): values for name, values in NEUTRAL_VALUES.items()}
+    named = {f"tools[{index}].{name}": value for name, value in extra.items()}
+    check_unsupported(named, frozenset(), neutral)

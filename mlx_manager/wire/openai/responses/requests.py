@@ -1,0 +1,147 @@
+"""From the Responses API's body to a chat request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_manager.chat.request import (
+    AnswerFormat,
+    ChatRequest,
+    Conversation,
+    Message,
+    Origin,
+    Tool,
+    ToolChoice,
+)
+from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.openai.formats import the_only
+from mlx_manager.wire.openai.requests import check_min_tokens, sampling, stop_strings
+from mlx_manager.wire.openai.responses.items import ItemObject, messages_of
+from mlx_manager.wire.openai.responses.parameters import LOGPROBS, check_supported, check_tool
+from mlx_manager.wire.openai.responses.schema import (
+    FunctionTool,
+    ResponsesBody,
+    TextFormat,
+    ToolChoiceObject,
+)
+
+FORMAT = "text.format"
+
+
+def check_body(body: ResponsesBody) -> None:
+    """Raise InvalidRequest or UnsupportedParameter for what can't be honoured, before anything is looked up."""
+    check_supported(body)
+    if not body.input and body.previous_response_id is None:
+        raise InvalidRequest("'input' is empty. Send a text or items.", param="input")
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest(
+            "'stream_options' is only for streams. Set 'stream' to true or leave it out.",
+            param="stream_options",
+        )
+    if body.background and not body.is_stored:
+        raise InvalidRequest(
+            "A response in the background has to be stored, to be asked for later. Leave out 'store'.",
+            param="store",
+        )
+    if body.background and body.stream:
+        raise UnsupportedParameter(
+            "This version does not stream responses that run in the background. Leave out 'stream' or 'background'.",
+            param="stream",
+        )
+    check_min_tokens(body, body.max_output_tokens)
+
+
+def response_request(
+    body: ResponsesBody, origin: Origin, items: Sequence[ItemObject]
+) -> ChatRequest:
+    """Return what a response asks for; `items` are those of earlier responses and its own input, in order.
+
+    Raises InvalidRequest and UnsupportedParameter.
+    """
+    return ChatRequest(
+        model=body.model,
+        input=_conversation(body, items),
+        origin=origin,
+        sampling=sampling(body, _top_logprobs(body)),
+        max_tokens=body.max_output_tokens,
+        stop=stop_strings(body),
+        format=the_only(_formats(body), body.structured_outputs, FORMAT),
+        stream=bool(body.stream),
+    )
+
+
+def _conversation(body: ResponsesBody, items: Sequence[ItemObject]) -> Conversation:
+    instructions = () if body.instructions is None else (Message("system", body.instructions),)
+    effort = body.reasoning.effort if body.reasoning else None
+    return Conversation(
+        messages=(*instructions, *messages_of(items)),
+        # Few templates know levels; most have a switch, which `thinking` is.
+        template_arguments={} if effort is None else {"reasoning_effort": effort},
+        tools=tuple(_tool(tool, index) for index, tool in enumerate(body.tools or ())),
+        tool_choice=_tool_choice(body),
+        thinking=None if effort is None else effort != "none",
+    )
+
+
+def _tool(tool: FunctionTool, index: int) -> Tool:
+    if tool.type != "function":
+        raise UnsupportedParameter(
+            f"tools[{index}] is of type {tool.type!r}. This version knows tools of type 'function', which you run "
+            "yourself.",
+            param=f"tools[{index}].type",
+        )
+    check_tool(tool.model_extra or {}, index)
+    if tool.name is None:
+        raise InvalidRequest(f"tools[{index}].name is missing.", param=f"tools[{index}].name")
+    return Tool(tool.name, tool.description, tool.parameters or {}, bool(tool.strict))
+
+
+def _tool_choice(body: ResponsesBody) -> ToolChoice:
+    choice, is_parallel = body.tool_choice or "auto", body.parallel_tool_calls is not False
+    if not isinstance(choice, ToolChoiceObject):
+        if choice == "required" and not body.tools:
+            raise InvalidRequest(
+                "'tool_choice' is \"required\", and there are no 'tools'.", param="tool_choice"
+            )
+        return ToolChoice(choice, is_parallel=is_parallel)
+    if choice.type != "function":
+        raise UnsupportedParameter(
+            f"'tool_choice' is of type {choice.type!r}. This version knows 'function'.",
+            param="tool_choice.type",
+        )
+    if all(tool.name != choice.name for tool in body.tools or ()):
+        raise InvalidRequest(
+            f"'tool_choice' names {choice.name!r}, which is not one of 'tools'.",
+            param="tool_choice",
+        )
+    return ToolChoice("required", choice.name, is_parallel=is_parallel)
+
+
+def _top_logprobs(body: ResponsesBody) -> int | None:
+    """Return how many are asked for beside the token's own; None when none are asked for at all."""
+    if LOGPROBS in (body.include or ()):
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest(
+            f"'top_logprobs' is only for answers with log-probabilities. Add {LOGPROBS!r} to 'include', or leave it "
+            "out.",
+            param="top_logprobs",
+        )
+    return None
+
+
+def _formats(body: ResponsesBody) -> list[AnswerFormat]:
+    asked = body.text.format if body.text else None
+    if asked is None or asked.type == "text":
+        return []
+    if asked.type == "json_object":
+        return [AnswerFormat("json_schema", {"type": "object"}, FORMAT)]
+    return [AnswerFormat("json_schema", _schema(asked), f"{FORMAT}.schema")]
+
+
+def _schema(asked: TextFormat) -> dict[str, Any]:
+    for name, value in (("name", asked.name), ("schema", asked.json_schema)):
+        if value is None:
+            raise InvalidRequest(f"{FORMAT}.{name} is missing.", param=f"{FORMAT}.{name}")
+    return asked.json_schema or {}

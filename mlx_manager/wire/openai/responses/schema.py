@@ -1,0 +1,132 @@
+"""The body of OpenAI's Responses API, as the `openai` SDK 3.54 sends it.
+
+A body, its tools, its `text` and its `reasoning` keep every field that was sent. Which of those that change an answer
+are honoured is decided in `parameters`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from mlx_manager.wire.openai.schema import (
+    MAX_TOOLS,
+    GenerationBody,
+    LogprobCount,
+    TokenCount,
+)
+
+MAX_RESPONSE_ID = 160
+MAX_METADATA = 16
+MetadataName = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class Part(BaseModel):
+    """A piece of an item's content. This version understands text."""
+
+    type: str
+    text: str | None = None
+
+
+class Item(BaseModel):
+    """One item of `input`: a message, a call and its output, or reasoning. A message may leave out its type."""
+
+    type: str | None = None
+    id: Annotated[str, Field(max_length=MAX_RESPONSE_ID)] | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | list[Part] | None = None
+    summary: list[Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[Part] | None = None
+
+
+def _as_items(value: object) -> object:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+Items = Annotated[
+    list[Item],
+    Field(fail_fast=True),
+    BeforeValidator(_as_items, json_schema_input_type=str | list[Item]),
+]
+
+
+class FunctionTool(BaseModel):
+    """A tool. This version knows those of type `function`; `parameters` is a JSON schema of an object."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")] | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolChoiceObject(BaseModel):
+    """The one tool that must be called."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    name: str | None = None
+
+
+class TextFormat(BaseModel):
+    """What the text of an answer must be; `name`, `schema` and what belongs to it are those of `json_schema`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class TextConfig(BaseModel):
+    """How text is written."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: TextFormat | None = None
+
+
+class Reasoning(BaseModel):
+    """How the model thinks."""
+
+    model_config = ConfigDict(extra="allow")
+
+    effort: Effort | None = None
+
+
+class ResponsesBody(GenerationBody):
+    """Body of `POST /v1/responses`: OpenAI's fields, and the controls of the other endpoints beside them."""
+
+    input: Items = Field(default_factory=list)
+    instructions: str | None = None
+    previous_response_id: Annotated[str, Field(max_length=MAX_RESPONSE_ID)] | None = None
+    store: bool | None = True
+    background: bool | None = False
+    max_output_tokens: TokenCount | None = None
+    include: list[str] | None = None
+    top_logprobs: LogprobCount | None = None
+    text: TextConfig | None = None
+    reasoning: Reasoning | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoiceObject | None = None
+    parallel_tool_calls: bool | None = None
+    metadata: (
+        Annotated[dict[MetadataName, MetadataValue], Field(max_length=MAX_METADATA)] | None
+    ) = None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the response can be asked for again; it is unless the client says no."""
+        return self.store is not False

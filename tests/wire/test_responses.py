@@ -1,0 +1,364 @@
+"""The Responses API's JSON to chat requests and back: pure, no server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from mlx_manager.chat.events import (
+    ChatEvent,
+    Finished,
+    FinishReason,
+    LikelyToken,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    Timeline,
+    TokenLogprobs,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from mlx_manager.chat.request import (
+    AnswerFormat,
+    ChatRequest,
+    Conversation,
+    Message,
+    Origin,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from mlx_manager.errors import EngineFailed, InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.openai.responses.items import input_items, messages_of
+from mlx_manager.wire.openai.responses.objects import items_page, new_response
+from mlx_manager.wire.openai.responses.parameters import HARMLESS, NEUTRAL_VALUES
+from mlx_manager.wire.openai.responses.requests import check_body, response_request
+from mlx_manager.wire.openai.responses.schema import ResponsesBody
+from mlx_manager.wire.openai.responses.streams import ResponseWriter
+
+ORIGIN = Origin("request-1", "/v1/responses")
+LOOK = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}
+CALL = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": '{"at": 3}'}
+LOGPROBS = "message.output_text.logprobs"
+ANSWER: list[ChatEvent] = [
+    ReasoningDelta("Let me "),
+    ReasoningDelta("look."),
+    TextDelta("I "),
+    TextDelta("look…"),
+    ToolCallStarted(0, "c1", "look"),
+    ToolCallDelta(0, '{"at":'),
+    ToolCallDelta(0, " 3}"),
+]
+
+
+def body_for(**fields: Any) -> ResponsesBody:
+    return ResponsesBody.model_validate({"model": "m", "input": "Hi"} | fields)
+
+
+def request_for(**fields: Any) -> ChatRequest:
+    body = body_for(**fields)
+    check_body(body)
+    return response_request(body, ORIGIN, input_items(body.input, ORIGIN.request_id))
+
+
+def conversation_of(**fields: Any) -> Conversation:
+    found = request_for(**fields).input
+    assert isinstance(found, Conversation)
+    return found
+
+
+def written(
+    events: list[ChatEvent], reason: FinishReason | None = "stop", **fields: Any
+) -> tuple[ResponseWriter, list[dict[str, Any]]]:
+    """The writer after an answer, and the payloads of its stream; without a reason it isn't finished."""
+    body = body_for(**fields)
+    request = request_for(**fields)
+    writer = ResponseWriter(
+        request, new_response(body, request.response_id, 1_700_000_000, "in_progress")
+    )
+    frames = writer.see(Started("m-1", Timeline()))
+    for event in events:
+        frames += writer.see(event)
+    if reason is not None:
+        frames += writer.see(Finished(reason, Usage(9, 7, 4, 3)))
+    return writer, payloads(frames)
+
+
+def payloads(frames: bytes) -> list[dict[str, Any]]:
+    found = []
+    for frame in frames.decode().removesuffix("\n\n").split("\n\n"):
+        name, data = frame.split("\n")
+        payload = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {payload['type']}"
+        found.append(payload)
+    return found
+
+
+def test_a_text_is_what_the_user_says_and_instructions_stand_before_it() -> None:
+    assert conversation_of(instructions="Be brief.").messages == (
+        Message("system", "Be brief."),
+        Message("user", "Hi"),
+    )
+
+
+def test_items_become_turns_and_what_an_assistant_did_in_one_is_one_message() -> None:
+    items = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "input_text", "text": "Look"}]},
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm."}],
+        },
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "I look.", "annotations": []}],
+        },
+        CALL,
+        {"type": "function_call_output", "call_id": "c1", "output": "a cat"},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "assistant", "content": "Really."},
+    ]
+    call = ToolCall("c1", "look", {"at": 3})
+    assert conversation_of(input=items).messages == (
+        Message("system", "Be brief."),
+        Message("user", "Look"),
+        Message("assistant", "I look.", tool_calls=(call,), reasoning="Hm."),
+        Message("tool", "a cat", tool_call_id="c1"),
+        Message("assistant", "A cat."),
+        Message("assistant", "Really."),
+    )
+
+
+def test_a_call_that_was_cut_short_says_what_it_said() -> None:
+    cut = CALL | {"arguments": '{"at": 3, "wh', "status": "incomplete"}
+    [message] = conversation_of(input=[cut]).messages
+    assert message.tool_calls[0].arguments == {"at": 3}
+
+
+def test_a_call_that_the_model_wrote_as_no_json_can_be_gone_on_from() -> None:
+    events: list[ChatEvent] = [ToolCallStarted(0, "c1", "look"), ToolCallDelta(0, "at: 3")]
+    writer, _ = written(events, "tool_calls", tools=[LOOK])
+    [message] = messages_of(writer.response["output"])
+    assert message.tool_calls == (ToolCall("c1", "look", {"INVALID_JSON": "at: 3"}),)
+
+
+def test_tools_controls_and_formats_are_what_they_are_in_a_chat() -> None:
+    schema = {"type": "object"}
+    request = request_for(
+        tools=[LOOK],
+        tool_choice={"type": "function", "name": "look"},
+        parallel_tool_calls=False,
+        reasoning={"effort": "low", "summary": "auto"},
+        text={"format": {"type": "json_schema", "name": "n", "schema": schema}},
+        max_output_tokens=5,
+        temperature=0.5,
+        top_p=0.9,
+        seed=3,
+        top_logprobs=2,
+        include=[LOGPROBS, "reasoning.encrypted_content"],
+    )
+    conversation = request.input
+    assert isinstance(conversation, Conversation)
+    assert conversation.tools == (Tool("look", None, {"type": "object"}, is_strict=True),)
+    assert conversation.tool_choice == ToolChoice("required", "look", is_parallel=False)
+    assert conversation.thinking is True
+    assert conversation.template_arguments == {"reasoning_effort": "low"}
+    assert request.format == AnswerFormat("json_schema", schema, "text.format.schema")
+    assert (request.max_tokens, request.sampling.temperature, request.sampling.top_p) == (
+        5,
+        0.5,
+        0.9,
+    )
+    assert (request.sampling.seed, request.sampling.top_logprobs) == (3, 2)
+    assert request.response_id == "resp_request-1"
+
+
+def item(**fields: Any) -> dict[str, Any]:
+    return {"input": [fields]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": []}, "input"),
+        (item(type="item_reference", id="a"), "input[0].type"),
+        (item(type="web_search_call"), "input[0].type"),
+        (item(role="user"), "input[0].content"),
+        (item(content="a"), "input[0].role"),
+        (item(role="user", content=[{"type": "input_image"}]), "input[0].content[0]"),
+        (item(role="user", content=[{"type": "input_file"}]), "input[0].content[0]"),
+        (item(**CALL | {"arguments": "[1]"}), "input[0].arguments"),
+        (item(**CALL | {"arguments": '{"a'}), "input[0].arguments"),
+        (item(**CALL | {"call_id": ""}), "input[0].call_id"),
+        (item(type="function_call_output", call_id="c"), "input[0].output"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [LOOK | {"defer_loading": True}]}, "tools[0].defer_loading"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "no"}}, "tool_choice"),
+        ({"tool_choice": {"type": "file_search"}}, "tool_choice.type"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
+        ({"include": ["file_search_call.results"]}, "include"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
+        ({"background": True, "store": False}, "store"),
+        ({"background": True, "stream": True}, "stream"),
+        ({"min_tokens": 5, "max_output_tokens": 4}, "min_tokens"),
+        ({"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},
+         "structured_outputs.regex"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        request_for(**fields)
+    assert refused.value.param == param
+
+
+def test_what_real_clients_send_to_say_not_used_is_accepted() -> None:
+    for name, values in NEUTRAL_VALUES.items():
+        for value in (None, *values):
+            outer, _, inner = name.partition(".")
+            if outer == "tools[]":
+                request_for(tools=[LOOK | {inner: value}])
+            else:
+                request_for(**({outer: {inner: value}} if inner else {outer: value}))
+    request_for(**dict.fromkeys(HARMLESS, "anything"))
+
+
+def test_a_refusal_names_what_would_be_accepted() -> None:
+    with pytest.raises(UnsupportedParameter, match="send 'disabled'"):
+        request_for(truncation="auto")
+
+
+def test_a_streams_events_are_those_of_the_sdk_and_are_numbered() -> None:
+    _, found = written(ANSWER, "tool_calls", tools=[LOOK])
+    adapter: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+    for payload in found:
+        adapter.validate_python(payload)
+    assert [payload["sequence_number"] for payload in found] == list(range(len(found)))
+    reasoning = ["response.reasoning_text.delta"] * 2 + ["response.reasoning_text.done"]
+    text = ["response.output_text.delta"] * 2 + ["response.output_text.done"]
+    arguments = ["response.function_call_arguments.delta"] * 2
+    opened = ["response.output_item.added", "response.content_part.added"]
+    closed = ["response.content_part.done", "response.output_item.done"]
+    assert [payload["type"] for payload in found] == [
+        "response.created",
+        "response.in_progress",
+        *opened, *reasoning, *closed,
+        *opened, *text, *closed,
+        "response.output_item.added", *arguments, "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ]  # fmt: skip
+    indexes = [payload["output_index"] for payload in found if "output_index" in payload]
+    assert indexes == sorted(indexes)
+    assert set(indexes) == {0, 1, 2}
+
+
+def test_deltas_add_up_to_what_is_done_and_to_the_response() -> None:
+    writer, found = written(ANSWER, "tool_calls", tools=[LOOK])
+    for kind, whole in (
+        ("reasoning_text", "text"),
+        ("output_text", "text"),
+        ("function_call_arguments", "arguments"),
+    ):
+        deltas = [one["delta"] for one in found if one["type"] == f"response.{kind}.delta"]
+        [done] = [one[whole] for one in found if one["type"] == f"response.{kind}.done"]
+        assert "".join(deltas) == done
+    response = Response.model_validate(writer.response)
+    assert found[-1]["response"] == writer.response
+    assert response.output_text == "I look…"
+    assert [one.type for one in response.output] == ["reasoning", "message", "function_call"]
+    assert all(one["status"] == "completed" for one in writer.response["output"])
+    assert response.usage is not None
+    assert response.usage.model_dump(exclude_none=True) == {
+        "input_tokens": 9,
+        "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
+        "output_tokens": 7,
+        "output_tokens_details": {"reasoning_tokens": 3},
+        "total_tokens": 16,
+    }
+
+
+def test_an_answer_goes_back_into_the_next_request_as_it_was() -> None:
+    writer, _ = written(ANSWER, "tool_calls", tools=[LOOK])
+    [message] = conversation_of(input=writer.response["output"]).messages
+    call = ToolCall("c1", "look", {"at": 3})
+    assert message == Message("assistant", "I look…", tool_calls=(call,), reasoning="Let me look.")
+
+
+def test_an_answer_that_was_cut_short_says_so_and_so_does_its_last_item() -> None:
+    writer, found = written([ReasoningDelta("Hm."), TextDelta("On")], "length")
+    assert found[-1]["type"] == "response.incomplete"
+    assert writer.response["status"] == "incomplete"
+    assert writer.response["incomplete_details"] == {"reason": "max_output_tokens"}
+    statuses = [one["status"] for one in writer.response["output"]]
+    assert statuses == ["completed", "incomplete"]
+
+
+def test_an_answer_of_nothing_is_an_empty_message() -> None:
+    writer, found = written([])
+    assert Response.model_validate(writer.response).output_text == ""
+    assert [one["type"] for one in writer.response["output"]] == ["message"]
+    assert found[-1]["type"] == "response.completed"
+
+
+def test_an_error_in_mid_stream_is_a_failed_response_with_what_there_was() -> None:
+    writer, _ = written([TextDelta("Half")], None)
+    found = payloads(writer.fail(EngineFailed("The engine died.")))
+    assert found[-1]["type"] == "response.failed"
+    response = Response.model_validate(found[-1]["response"])
+    assert (response.status, response.output_text) == ("failed", "Half")
+    assert response.error is not None
+    assert (response.error.code, response.error.message) == ("server_error", "The engine died.")
+    assert writer.is_over
+
+
+def test_a_cancelled_response_keeps_what_there_was() -> None:
+    writer, _ = written([TextDelta("Half")], None)
+    writer.cancel()
+    response = Response.model_validate(writer.response)
+    assert (response.status, response.output_text) == ("cancelled", "Half")
+
+
+def test_logprobs_come_with_deltas_and_with_the_whole_text() -> None:
+    token = LikelyToken(b"I", -0.5)
+    events: list[ChatEvent] = [TextDelta("I", (TokenLogprobs(token, (token,), 0),))]
+    writer, found = written(events, include=[LOGPROBS], top_logprobs=1)
+    entry = {"token": "I", "logprob": -0.5, "bytes": [73]}
+    expected = [entry | {"top_logprobs": [entry]}]
+    told = [one["logprobs"] for one in found if one["type"].startswith("response.output_text.")]
+    assert told == [expected, expected]
+    assert writer.response["output"][0]["content"][0]["logprobs"] == expected
+
+
+def test_pages_of_items_follow_each_other_in_both_orders() -> None:
+    items = [{"id": f"i{number}"} for number in range(5)]
+
+    def walked(is_ascending: bool) -> list[str]:
+        ids, after = list[str](), None
+        while True:
+            page = items_page(items, 2, after, is_ascending)
+            ids += [one["id"] for one in page["data"]]
+            assert (page["first_id"], page["last_id"]) == (page["data"][0]["id"], ids[-1])
+            after = page["last_id"]
+            if not page["has_more"]:
+                return ids
+
+    assert walked(True) == ["i0", "i1", "i2", "i3", "i4"]
+    assert walked(False) == ["i4", "i3", "i2", "i1", "i0"]
+    with pytest.raises(InvalidRequest, match="no item 'i9'"):
+        items_page(items, 2, "i9", True)
