@@ -71,6 +71,14 @@ class RequestNotFound(MlxManagerError):
     title = "Request not found"
 
 
+class ResponseNotFound(MlxManagerError):
+    """No response with this id is stored, or not for the key that asks."""
+
+    code = "response_not_found"
+    status = 404
+    title = "Response not found"
+
+
 class ModelLoadFailed(MlxManagerError):
     """The model's files are there, but the engine couldn't load them."""
 

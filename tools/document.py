@@ -25,6 +25,8 @@ from mlx_manager.wire.anthropic import parameters as anthropic
 from mlx_manager.wire.anthropic.schema import CountTokensBody, MessagesBody
 from mlx_manager.wire.openai.embeddings import EmbeddingsBody
 from mlx_manager.wire.openai.parameters import HARMLESS, MESSAGE_NEUTRAL_VALUES, NEUTRAL_VALUES
+from mlx_manager.wire.openai.responses import parameters as responses
+from mlx_manager.wire.openai.responses.schema import ResponsesBody
 from mlx_manager.wire.openai.schema import ChatCompletionBody, CompletionBody
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -116,6 +118,11 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "api.md embeddings": embeddings_table,
     "api.md accepted": lambda: accepted_table(HARMLESS),
     "api.md neutral": lambda: neutral_table(_openai_neutral()),
+    "api.md responses-honoured": lambda: honoured_table(responses=ResponsesBody),
+    "api.md responses-accepted": lambda: accepted_table(responses.HARMLESS),
+    "api.md responses-neutral": lambda: neutral_table(
+        dict(sorted(responses.NEUTRAL_VALUES.items()))
+    ),
     "api.md anthropic-honoured": lambda: honoured_table(
         messages=MessagesBody, count_tokens=CountTokensBody
     ),

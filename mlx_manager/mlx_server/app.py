@@ -8,7 +8,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from fastapi import FastAPI
 
 from mlx_manager import __version__
-from mlx_manager.mlx_server.api import completions, embeddings, health, messages, metrics, models
+from mlx_manager.mlx_server.api import (
+    completions,
+    embeddings,
+    health,
+    messages,
+    metrics,
+    models,
+    responses,
+)
 from mlx_manager.mlx_server.api.errors import (
     describe_errors,
     error_response,
@@ -66,7 +74,7 @@ def server_app(title: str, settings: Settings, beside: Beside = _nothing_more) -
         docs_url=None,
         redoc_url=None,
     )
-    for module in (health, metrics, completions, embeddings, messages, models, otlp_api):
+    for module in (health, metrics, completions, responses, embeddings, messages, models, otlp_api):
         app.include_router(module.router)
     describe_errors(app)
     install_error_handlers(app)

@@ -61,7 +61,8 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         f"sqlite+aiosqlite:///{HOME / 'mlx-manager.db'}",
-        description="SQLAlchemy URL of the database that holds the audit log and changed settings.",
+        description="SQLAlchemy URL of the database that holds the audit log, stored responses and changed "
+        "settings.",
     )
     model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
@@ -139,6 +140,18 @@ class Settings(BaseSettings):
     )
     audit_retention_days: float = Field(
         30.0, gt=0, description="Days that a row of the audit log is kept."
+    )
+    responses_retention_days: float = Field(
+        30.0,
+        gt=0,
+        le=36_500,
+        description="Days that a response of `/v1/responses` is kept, with its input, unless it was sent with "
+        "`store` false.",
+    )
+    responses_max_bytes: int = Field(
+        2**30,
+        ge=2**20,
+        description="Bytes that stored responses may take in the database; the oldest make room.",
     )
     api_keys: Annotated[
         dict[KeyId, Annotated[SecretStr, Field(min_length=SHORTEST_KEY)]], NoDecode

@@ -24,6 +24,8 @@ from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlal
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.draining import draining
 from mlx_manager.mlx_server.pool.pool import ModelPool
+from mlx_manager.mlx_server.responses.archive import ResponseArchive
+from mlx_manager.mlx_server.responses.background import BackgroundResponses
 from mlx_manager.mlx_server.time_limits.limits import TimeLimits
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
@@ -59,6 +61,8 @@ class ServerState:
     traces: TraceStore | None
     token_counter: TokenCounter
     signer: Signer
+    responses: ResponseArchive
+    background: BackgroundResponses
 
 
 @asynccontextmanager
@@ -94,6 +98,14 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         embedding_backend = InstrumentedEmbeddings(
             AuditedEmbeddings(embeddings, audit.entry_of, name="mlx"), later=afterwards.later
         )
+        responses = ResponseArchive(
+            database,
+            retention_days=settings.responses_retention_days,
+            max_bytes=settings.responses_max_bytes,
+        )
+        await stack.enter_async_context(responses)
+        background = BackgroundResponses(responses)
+        stack.push_async_callback(background.close, settings.shutdown_timeout_s)
         signer = Signer(secrets.token_bytes(SIGNATURE_KEY_BYTES))
         yield ServerState(
             settings,
@@ -107,6 +119,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
             traces,
             local,
             signer,
+            responses,
+            background,
         )
 
 

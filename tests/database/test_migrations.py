@@ -16,6 +16,7 @@ from sqlalchemy import Connection, inspect, text
 
 import mlx_manager
 import mlx_manager.mlx_server.audit.tables  # declares its table
+import mlx_manager.mlx_server.responses.tables  # and so does this
 import mlx_manager.mlx_server.time_limits.tables  # and so does this
 from mlx_manager.database import Base, Database, DatabaseUnavailable, open_database, upgrade
 
@@ -136,6 +137,7 @@ async def test_what_the_audit_log_held_before_it_took_every_request_is_still_the
 ) -> None:
     database = await open_database(url(tmp_path / "a.db"))
     await upgrade(database)
+    await run(database, "DROP TABLE responses")
     await run(database, "DROP TABLE settings")
     await run(database, "DROP TABLE audit_log")
     await run(database, FIRST_AUDIT_LOG)

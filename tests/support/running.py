@@ -77,6 +77,10 @@ class RunningServer:
             outcomes[request_id].append(outcome)
         return outcomes
 
+    def stored_responses(self) -> set[str]:
+        """The ids of the responses that are stored."""
+        return {found for (found,) in self._query("SELECT id FROM responses WHERE id != ?", "")}
+
     def _query(self, statement: str, parameter: str) -> list[Any]:
         file = self.state.database.engine.url.database
         assert file is not None

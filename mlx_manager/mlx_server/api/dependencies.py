@@ -22,5 +22,12 @@ async def _entry(request: Request) -> Entry:
     return entry
 
 
+async def _key_id(request: Request) -> str | None:
+    key_id: str | None = request.scope["state"].get("key_id")
+    return key_id
+
+
 CurrentState = Annotated[ServerState, Depends(_state)]
 CurrentEntry = Annotated[Entry, Depends(_entry)]
+# The id of the key that a request came with, None where the server needs none.
+CurrentKeyId = Annotated[str | None, Depends(_key_id)]

@@ -87,8 +87,8 @@ class Ping:
 class EventStream(Response):
     """A stream of server-sent events whose first one has been made, so that its headers tell the truth.
 
-    `end` is what the last piece of a complete stream ends with. A client that hasn't taken all of it after `limit_s` is
-    cut off.
+    `end` is what the last piece of a complete stream ends with, () when that is nothing fixed. A client that hasn't
+    taken all of it after `limit_s` is cut off.
     """
 
     media_type = "text/event-stream"
@@ -97,7 +97,7 @@ class EventStream(Response):
         self,
         first: bytes,
         rest: AsyncGenerator[bytes, None],
-        end: bytes,
+        end: bytes | tuple[bytes, ...],
         to_event: Callable[[MlxManagerError], bytes],
         limit_s: float,
         ping: Ping | None = None,
@@ -150,6 +150,7 @@ class EventStream(Response):
                     await _send_body(send, chunk, is_last=True)
                     return
                 await _send_body(send, chunk)
+            await _send_body(send, b"", is_last=True)
         except MlxManagerError as error:
             # The headers are out, so the error comes in the stream's own words.
             await _send_body(send, self._to_event(error), is_last=True)

@@ -16,6 +16,7 @@ from mlx_manager.wire.openai.errors import error_type
 OPERATIONS: dict[str, Operation] = {
     "/v1/chat/completions": "chat",
     "/v1/messages": "chat",
+    "/v1/responses": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
 }
@@ -37,6 +38,7 @@ class Entry:
         "_started",
         "_usage",
         "backend",
+        "is_held",
         "model",
         "origin",
         "row_id",
@@ -54,6 +56,8 @@ class Entry:
         self.model: str | None = None
         self.stream: bool | None = None
         self.backend: str | None = None
+        # Whoever works on after the request's last byte closes the entry itself.
+        self.is_held = False
         self.status: int | None = None
         self._started: Started | None = None
         self._usage: Usage | None = None

@@ -62,6 +62,7 @@ class ApiKeyMiddleware:
         key_id = self._keys.id_of(Headers(scope=scope))
         note_authentication(key_id, start_ns, time.time_ns())
         if key_id is not None:
+            scope["state"]["key_id"] = key_id
             await self._app(scope, receive, send)
             return
         response = self._to_response(Request(scope), _refusal(scope))

@@ -15,9 +15,13 @@ from mlx_manager.mlx_server.state import ServerState
 from mlx_manager.observability.paths import route_path
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 
+STORED_RESPONSES = "/v1/responses/"
+
 
 class AuditMiddleware:
     """Every POST below `/v1` is a request to a model, whether or not it gets that far; reading lists is none.
+
+    Nor is cancelling a response, whose id is in the path.
 
     `trace_id` is asked inside the request's server span. Stands inside of what gives requests their ids, and outside
     of what answers failures.
@@ -48,7 +52,8 @@ class AuditMiddleware:
         try:
             await self._app(scope, receive, send_and_see)
         finally:
-            state.audit.close(entry)
+            if not entry.is_held:
+                state.audit.close(entry)
 
     def _origin(self, scope: Scope) -> Origin:
         client, headers = scope["client"], Headers(scope=scope)
@@ -70,4 +75,5 @@ def entry_of(scope: Scope) -> Entry | None:
 def _is_for_a_model(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
-    return route_path(scope).startswith(MODEL_API)
+    path = route_path(scope)
+    return path.startswith(MODEL_API) and not path.startswith(STORED_RESPONSES)

@@ -1,0 +1,182 @@
+"""OpenAI's Responses API, `/v1/responses`: decode, call the backend, encode; and what is stored of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.responses import JSONResponse
+
+from mlx_manager.chat.events import ChatEvent
+from mlx_manager.chat.request import ChatRequest
+from mlx_manager.errors import MlxManagerError, UnsupportedParameter
+from mlx_manager.mlx_server.api.dependencies import CurrentEntry, CurrentKeyId, CurrentState
+from mlx_manager.mlx_server.api.streaming import (
+    LAST_WORDS_S,
+    ClientLeft,
+    EventStream,
+    first_of,
+    until_disconnect,
+)
+from mlx_manager.mlx_server.audit.entry import Entry
+from mlx_manager.mlx_server.responses.background import Job
+from mlx_manager.mlx_server.state import ServerState
+from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
+from mlx_manager.wire.openai.responses.items import ItemObject, input_items
+from mlx_manager.wire.openai.responses.objects import (
+    ResponseObject,
+    deleted,
+    items_page,
+    new_response,
+)
+from mlx_manager.wire.openai.responses.requests import check_body, response_request
+from mlx_manager.wire.openai.responses.schema import ResponsesBody
+from mlx_manager.wire.openai.responses.streams import ResponseWriter
+
+router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
+
+
+@router.post("", response_model=None)
+async def create_response(
+    body: ResponsesBody, state: CurrentState, entry: CurrentEntry, http: Request
+) -> Response:
+    """Answer in OpenAI's Responses API: streamed, in the background or neither, and stored unless `store` is false."""
+    entry.asked(body.model, bool(body.stream))
+    check_body(body)
+    asked = await _asked(body, state, entry)
+    if body.background:
+        return await _in_background(asked)
+    # Read here, as the backend does: what changes meanwhile is for the next request.
+    limit_s = state.time_limits[asked.request.operation] + LAST_WORDS_S
+    events = state.backend.stream(asked.request)
+    try:
+        if not body.stream:
+            return JSONResponse(await until_disconnect(http.receive, _whole(asked, events)))
+        frames = _streamed(asked, events)
+        first = await until_disconnect(http.receive, first_of(frames))
+    except ClientLeft:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return EventStream(first, frames, (), asked.writer.error, limit_s)
+
+
+@router.get("/{response_id}", response_model=None)
+async def get_response(
+    response_id: str, state: CurrentState, key_id: CurrentKeyId, stream: bool = False
+) -> Response:
+    """Return a stored response as it is now."""
+    if stream:
+        raise UnsupportedParameter(
+            "This version does not stream stored responses. Leave out 'stream' and ask until its status is final.",
+            param="stream",
+        )
+    return JSONResponse(await state.background.find(response_id, key_id))
+
+
+@router.delete("/{response_id}", response_model=None)
+async def delete_response(response_id: str, state: CurrentState, key_id: CurrentKeyId) -> Response:
+    """Forget a stored response; one in the background is cancelled first."""
+    await state.background.delete(response_id, key_id)
+    return JSONResponse(deleted(response_id))
+
+
+@router.post("/{response_id}/cancel", response_model=None)
+async def cancel_response(response_id: str, state: CurrentState, key_id: CurrentKeyId) -> Response:
+    """Cancel a response that runs in the background, and return it."""
+    return JSONResponse(await state.background.cancel(response_id, key_id))
+
+
+@router.get("/{response_id}/input_items", response_model=None)
+async def list_input_items(
+    response_id: str,
+    state: CurrentState,
+    key_id: CurrentKeyId,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> Response:
+    """List the items that a response's own request brought, in pages."""
+    kept = await state.responses.find(response_id, key_id)
+    return JSONResponse(items_page(kept.input, limit, after, order == "asc"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request, its response to be, and the items that it brought."""
+
+    state: ServerState
+    entry: Entry
+    request: ChatRequest
+    writer: ResponseWriter
+    items: list[ItemObject]
+
+    async def keep(self) -> None:
+        """Store the response as it ended, unless it isn't to be."""
+        response, key_id = self.writer.response, self.entry.origin.key_id
+        if response["store"]:
+            await self.state.responses.add(response, self.items, key_id)
+
+
+async def _asked(body: ResponsesBody, state: ServerState, entry: Entry) -> _Asked:
+    origin = entry.origin
+    items = input_items(body.input, origin.request_id)
+    earlier = await state.responses.history(body.previous_response_id, origin.key_id)
+    request = response_request(body, origin, [*earlier, *items])
+    if body.is_stored:
+        await state.responses.check_new(request.response_id)
+    status: Literal["queued", "in_progress"] = "queued" if body.background else "in_progress"
+    response = new_response(body, request.response_id, int(time.time()), status)
+    return _Asked(state, entry, request, ResponseWriter(request, response), items)
+
+
+async def _whole(asked: _Asked, events: AsyncGenerator[ChatEvent, None]) -> ResponseObject:
+    async with aclosing(events):
+        async for event in events:
+            asked.writer.see(event)
+    await asked.keep()
+    return asked.writer.response
+
+
+async def _streamed(
+    asked: _Asked, events: AsyncGenerator[ChatEvent, None]
+) -> AsyncGenerator[bytes, None]:
+    """Yield the stream's events, the last of them once the response is stored."""
+    writer = asked.writer
+    try:
+        async with aclosing(events):
+            async for event in events:
+                frames = writer.see(event)
+                if writer.is_over:
+                    await asked.keep()
+                yield frames
+    except MlxManagerError as error:
+        asked.entry.fail(error.code, error.status)
+        if writer.is_over or not writer.has_begun:
+            raise
+        frames = writer.fail(error)
+        await asked.keep()
+        yield frames
+
+
+async def _in_background(asked: _Asked) -> Response:
+    """Answer at once with the queued response. The audit log's entry stays open until the work ends."""
+    state, entry = asked.state, asked.entry
+    answer = JSONResponse(asked.writer.response)
+    events = state.backend.stream(asked.request)
+
+    def close_books() -> None:
+        state.audit.close(entry)
+
+    # The work may be over before this answer is sent.
+    entry.is_held, entry.status = True, 200
+    try:
+        await state.background.start(
+            Job(asked.writer, events, entry.origin.key_id, close_books), asked.items
+        )
+    except BaseException:
+        entry.is_held, entry.status = False, None
+        raise
+    return answer
