@@ -94,16 +94,22 @@ class Application:
         """Every byte that any sink was given."""
         exported = b"".join(body for _, body in self.collector.bodies)
         # Whatever it wrote: it has no other home than this folder.
-        files = (file for file in self.home.rglob("*") if file.is_file())
+        files = [file for file in self.home.rglob("*") if file.is_file()]
         return {
             "log and console": self.output.read_bytes(),
             "OTLP and Logfire": exported,
+            "database": b"".join(file.read_bytes() for file in files if self._is_database(file)),
             "files": b"".join(
                 file.read_bytes()
                 for file in files
-                if file.suffix not in (".py", ".pyc") and file != self.output
+                if file.suffix not in (".py", ".pyc")
+                and file != self.output
+                and not self._is_database(file)
             ),
         }
+
+    def _is_database(self, file: Path) -> bool:
+        return file.name.startswith(self.database.name)
 
 
 @pytest.fixture(params=["mlx_manager.main", "mlx_manager.mlx_server.main"])
@@ -226,6 +232,37 @@ def message(secrets: Secrets, **changes: Any) -> dict[str, Any]:
     }
 
 
+def response(secrets: Secrets, **changes: Any) -> dict[str, Any]:
+    """A body of the Responses API, with a secret in every kind of item. It is not to be stored."""
+    thought = {"type": "reasoning_text", "text": secrets.new("reasoning")}
+    call = {"at": secrets.new("response-call")}
+    return {
+        "model": TINY,
+        "max_output_tokens": 24,
+        "store": False,
+        "instructions": secrets.new("instructions"),
+        "input": [
+            {"role": "user", "content": secrets.new("input-text")},
+            {"type": "reasoning", "summary": [], "content": [thought]},
+            {
+                "type": "function_call",
+                "call_id": "c1",
+                "name": "look",
+                "arguments": json.dumps(call),
+            },
+            {"type": "function_call_output", "call_id": "c1", "output": secrets.new("output")},
+            {
+                "role": "user",
+                "content": [{"type": "input_text", "text": secrets.new("input-part")}],
+            },
+        ],
+        "metadata": {"key": secrets.new("response-metadata")},
+        "user": secrets.new("response-user"),
+        "prompt_cache_key": secrets.new("cache-key"),
+        **changes,
+    }
+
+
 def bodies(secrets: Secrets) -> Iterator[bytes]:
     """What an endpoint takes, and every way to get it wrong."""
     tool = {"type": "function", "function": {"name": secrets.new("tool")}}
@@ -245,6 +282,13 @@ def bodies(secrets: Secrets) -> Iterator[bytes]:
         message(secrets, stream=True),
         message(secrets, tool_choice={"type": "tool", "name": secrets.new("chosen")}),
         message(secrets, messages=[{"role": "user", "content": [{"type": secrets.new("kind")}]}]),
+        response(secrets),
+        response(secrets, stream=True),
+        response(secrets, text={"verbosity": secrets.new("verbosity")}),
+        response(secrets, input=[{"type": secrets.new("item")}]),
+        response(secrets, previous_response_id=secrets.new("previous")),
+        # Stored, were it not for a model that isn't there.
+        response(secrets, store=True, model=f"sk-{secrets.new('model-of-a-response')}"),
         plain | {"prompt": secrets.new("prompt")},
         plain | {"prompt": secrets.new("prompt") * 200},
         embed | {"input": [secrets.new("input")]},
@@ -334,6 +378,43 @@ def test_no_secret_no_prompt_and_no_answer_reaches_any_sink(
     with contextlib.closing(sqlite3.connect(application.database)) as database:
         (rows,) = database.execute("SELECT count(*) FROM audit_log").fetchone()
     assert rows > 5
+
+
+def tables_with(secrets: Secrets, database: Path) -> set[str]:
+    """The tables that hold any of the secrets."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = [name for (name,) in names]
+        rows = {
+            name: repr(connection.execute(f"SELECT * FROM {name}").fetchall()) for name in tables
+        }
+    return {name for name, found in rows.items() if secrets.found_in(found.encode())}
+
+
+def test_a_stored_response_is_in_its_own_table_and_in_no_other_sink(
+    application: Application,
+) -> None:
+    secrets = Secrets()
+    body = response(secrets, store=True)
+    url = f"{application.url}/v1/responses"
+    answer = httpx.post(url, json=body, timeout=60).json()
+    background = httpx.post(url, json=body | {"background": True}, timeout=60).json()
+    place = f"{url}/{background['id']}"
+    wait_until(lambda: httpx.get(place).json()["status"] == "incomplete")
+    assert httpx.get(f"{url}/{answer['id']}/input_items").status_code == 200
+    application.process.send_signal(signal.SIGTERM)
+    application.process.wait(60)
+
+    sinks = application.sinks()
+    assert tables_with(secrets, application.database) == {"responses"}
+    assert set(secrets.found_in(sinks.pop("database"))) == set(secrets.made)
+    assert {name: secrets.found_in(found) for name, found in sinks.items()} == {
+        name: [] for name in sinks
+    }
+    [message] = answer["output"]
+    text = message["content"][0]["text"]
+    assert len(text) > 10
+    assert not any(text.encode() in found for found in sinks.values())
 
 
 def test_the_search_would_find_a_secret() -> None:
