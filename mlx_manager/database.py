@@ -176,6 +176,8 @@ def _set_up_sqlite(engine: AsyncEngine, busy_timeout_ms: int) -> None:
         "journal_mode = WAL",
         "synchronous = NORMAL",
         "foreign_keys = ON",
+        # What was deleted is overwritten: responses hold what was said.
+        "secure_delete = ON",
         # KiB of pages that each connection keeps. The system caches the file anyway, and SQLite's own 2 MiB times a
         # pool of connections would fill with rows that are written once.
         "cache_size = -256",
