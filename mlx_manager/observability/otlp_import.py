@@ -150,7 +150,8 @@ def _parse_json(body: bytes) -> ExportTraceServiceRequest:
         for span in _json_spans(document):
             _encode_ids(span)
         ParseDict(document, request, ignore_unknown_fields=True)
-    except (ParseError, ValueError, TypeError, AttributeError, RecursionError):
+    except (ParseError, ValueError, TypeError, AttributeError, RecursionError, SystemError):
+        # SystemError is how Protobuf's C code takes a field's name with half a surrogate pair.
         raise _unreadable("JSON") from None
     return request
 

@@ -154,6 +154,18 @@ def test_an_answer_matches_a_regular_expression(starter: tuple[Any, Any], regex:
     assert re.fullmatch(regex, asked.text(sequence_id))
 
 
+def test_a_grammar_that_is_given_up_is_not_quoted_in_the_log(
+    starter: tuple[Any, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = Asked(starter)
+    round_about = {"title": "secret", "$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
+    asked.ask(of_schema(round_about))
+    asked.driver.finish()
+    said = capsys.readouterr().err
+    assert said.startswith("grammar given up: ")
+    assert "secret" not in said
+
+
 def test_a_trigger_leaves_what_comes_before_it_free(starter: tuple[Any, Any]) -> None:
     asked = Asked(starter)
     [end_of_thought] = asked.tokenizer.encode("</think>")

@@ -206,6 +206,16 @@ async def test_a_refusal_names_the_place_in_the_shape_that_the_sdk_reads(
     assert place in message_of(refusal.value)
 
 
+async def test_a_name_that_is_half_a_surrogate_pair_is_refused(http: httpx.AsyncClient) -> None:
+    body = (
+        b'{"model": "test/tiny", "max_tokens": 1, "messages": [{"role": "user", "content": '
+        b'[{"type": "text", "text": "x", "\\ud800": 1}]}]}'
+    )
+    response = await http.post(MESSAGES, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert "messages[0].content[0]" in response.json()["error"]["message"]
+
+
 def message_of(error: sdk.APIStatusError) -> str:
     """What a person reads; the rest of the body must be as Anthropic's is."""
     body: Any = error.body

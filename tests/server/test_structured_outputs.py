@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any, Literal
 
+import httpx
 import openai as sdk
 import pytest
 from jsonschema import Draft202012Validator
@@ -190,3 +191,16 @@ async def test_what_can_not_be_kept_to_is_refused_before_any_token(
     with pytest.raises(sdk.BadRequestError, match=re.escape(says)) as refusal:
         await openai.chat.completions.create(model=MODEL, messages=[QUESTION], extra_body=fields)  # type: ignore[list-item]
     assert refusal.value.param == param
+
+
+async def test_an_expression_with_half_a_surrogate_pair_is_refused(http: httpx.AsyncClient) -> None:
+    # The SDK can't send it; JSON can.
+    body = (
+        b'{"model": "mlx-manager/starter", "messages": [{"role": "user", "content": "x"}],'
+        b' "structured_outputs": {"regex": "\\ud800"}}'
+    )
+    response = await http.post(
+        "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "structured_outputs.regex"

@@ -222,6 +222,10 @@ def _kept(lark: str) -> tuple[str, str]:
 
 
 def _compiled(lark: str) -> tuple[str, str]:
-    grammar = LLMatcher.grammar_from_lark(lark)
+    try:
+        grammar = LLMatcher.grammar_from_lark(lark)
+    except UnicodeEncodeError:
+        # Half a surrogate pair can be in JSON, and so in an expression.
+        return "", "it is not valid Unicode"
     error = LLMatcher.validate_grammar(grammar).split("\n")[0]
     return grammar, POSITION.sub("", error)

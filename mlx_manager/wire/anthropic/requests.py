@@ -263,5 +263,6 @@ def _validated(kind: type[Validated], given: Mapping[str, Any], place: str) -> V
         return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = ".".join(filter(None, (place, str(first["loc"][0]))))
+        # A name that is no Unicode is nowhere: then the place is the whole of it.
+        param = ".".join(filter(None, (place, *map(str, first["loc"][:1]))))
         raise InvalidRequest(f"{param}: {first['msg']}", param=param) from None
