@@ -16,10 +16,10 @@ STAMPS := .venv/.stamps
 _ := $(shell [ -x $(BIN)/python ] && [ "$$(cat $(STAMPS)/venv 2>/dev/null)" = "$$(pwd -P)" ] || rm -rf $(STAMPS))
 PACKAGES := tools/setup/system-packages.sh
 
-# Passed on to the command behind `serve`, `unit`, `bench` and `starter`.
+# Passed on to the command behind `serve`, `unit`, `conformance`, `fuzz`, `bench` and `starter`.
 ARGS ?=
 
-.PHONY: help setup setup-dev serve test lint format types contracts unit bench starter lock clean
+.PHONY: help setup setup-dev serve test lint format types contracts unit conformance fuzz bench starter lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -57,6 +57,12 @@ contracts: setup-dev ## import-linter: which layer may import which
 unit: setup-dev ## pytest (ARGS="-k words" is passed on)
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(ARGS)
+
+conformance: setup ## check the APIs of a server with the starter model (ARGS="--json" is passed on)
+	@$(BIN)/python -m tools.conformance $(ARGS)
+
+fuzz: setup-dev ## send 10,000 almost valid bodies to a server (FUZZ_BODIES and FUZZ_SEED change which)
+	@FUZZ_BODIES=$${FUZZ_BODIES:-10000} $(BIN)/python -m pytest tests/server/test_fuzz.py $(ARGS)
 
 bench: setup-dev ## compare throughput and latency with the bare engine loop and with mlx_lm.server
 	@sh tools/setup/with-openblas.sh $(BIN)/python -m benchmarks $(ARGS)

@@ -1,4 +1,4 @@
-"""The command line: `mlx-manager serve`, `server`, `traces`, `trace` and `--version`."""
+"""The command line: `mlx-manager serve`, `server`, `traces`, `trace`, `doctor conformance` and `--version`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import typer
 import uvicorn
@@ -21,6 +23,9 @@ from rich.console import Console
 
 from mlx_manager import __version__
 from mlx_manager.config import Settings as ManagerSettings
+from mlx_manager.conformance import report
+from mlx_manager.conformance.card import card_of, keep_card, path_beside
+from mlx_manager.conformance.check import Finding
 from mlx_manager.database import open_database
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.log import configure_logging
@@ -33,8 +38,11 @@ from mlx_manager.traces.summary import TraceFilter, TraceStatus
 
 # What answers need to be written out once their requests have been ended.
 CLOSING_S = 5
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+doctor = typer.Typer(no_args_is_help=True, help="Look into a running server.")
+app.add_typer(doctor, name="doctor")
 screen = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -122,6 +130,65 @@ def trace(
     """Draw one trace: what it spent its time on."""
     with _trace_reader(config) as reader:
         screen.print(terminal.waterfall(terminal.find_trace(reader, trace_id)))
+
+
+@doctor.callback()
+def doctors() -> None:
+    """Look into a running server."""
+
+
+@doctor.command()
+def conformance(
+    url: Annotated[
+        str | None, typer.Option(help="Where the server is.", show_default="http://127.0.0.1:10242")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Id of the model to ask.", show_default="the first listed")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key, where the server wants one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    config: Config = None,
+) -> None:
+    """Check a running server against the protocols of its APIs, and find out what a model can do.
+
+    Ends with status 1 when the server fails a check, with 2 when it can't be asked.
+    """
+    _export(config, {}, None, None)
+    address = (url or f"http://127.0.0.1:{_read(ManagerSettings).port}").rstrip("/")
+    table = None if as_json else screen
+    try:
+        name, found = asyncio.run(
+            report.check_server(address.removesuffix("/v1"), model, key, table)
+        )
+    except report.Unreachable as reason:
+        _fail(str(reason))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(report.as_json(name, found))
+    else:
+        screen.print(report.summary(found), markup=False, soft_wrap=True)
+    if urlsplit(address).hostname in LOCAL_HOSTS:
+        _keep_card(name, found)
+    if any(one.result == "fail" for one in found):
+        raise typer.Exit(1)
+
+
+def _keep_card(model: str, found: list[Finding]) -> None:
+    """Keep what the model can do where the manager on this machine shows it, if its files are here."""
+    from mlx_manager.mlx_server.state import make_catalog
+
+    settings = _read(ServerSettings)
+    path = path_beside(settings.traces_path)
+    try:
+        edition = make_catalog(settings).find(model).edition
+        keep_card(path, card_of(model, edition, __version__, datetime.now(UTC), found))
+    except (MlxManagerError, OSError) as error:
+        errors.print(f"The model's card is not kept: {error}", markup=False, soft_wrap=True)
+    else:
+        errors.print(f"The model's card is in {path}.", markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -37,6 +37,11 @@ class ModelFiles:
         """The commit of a model from the Hugging Face cache; None elsewhere."""
         return self.path.name if self.source == "hub-cache" else None
 
+    @property
+    def edition(self) -> str:
+        """What tells these files from earlier ones of the same id: their revision, or else their time."""
+        return self.revision or f"files of {self.created_s}"
+
     def read_json(self, name: str) -> dict[str, Any]:
         """Return one of the model's JSON files; empty when there is none."""
         file = self.path / name
