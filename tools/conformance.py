@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-COMMAND = Path(sys.executable).parent / "mlx-manager"
+COMMAND = str(Path(sys.executable).parent / "mlx-manager")
 MODEL = "mlx-manager/starter"
 
 

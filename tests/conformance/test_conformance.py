@@ -13,7 +13,7 @@ import pytest
 
 from mlx_manager import __version__
 from mlx_manager.app import create_app
-from mlx_manager.conformance.card import Card, card_of, keep_card, path_beside, read_cards
+from mlx_manager.conformance.card import card_of, keep_card, path_beside, read_cards
 from mlx_manager.conformance.check import Capability, Check, Finding, run
 from mlx_manager.conformance.clients import CLIENT_CHECKS
 from mlx_manager.conformance.openai_checks import TEXT_CHECKS
@@ -176,7 +176,7 @@ async def test_the_doctor_prints_keeps_the_card_and_the_first_page_shows_it(
     told = json.loads(done.stdout)
     assert told["model"] == STARTER_ID
     assert {one["result"] for one in told["findings"]} <= {"pass", "yes", "no", "n/a"}
-    (card,) = [card for card in read_cards(path_beside(traces)).values() if isinstance(card, Card)]
+    (card,) = read_cards(path_beside(traces)).values()
     assert (card.model, card.version, card.failed) == (STARTER_ID, __version__, 0)
     async with httpx.AsyncClient(base_url=server.url) as client:
         page = (await client.get("/")).text

@@ -26,7 +26,7 @@ SCHEMAS: list[Any] = [
     {"type": "boolean"},
     {"type": "null"},
     {"type": "integer", "minimum": -3, "maximum": 40},
-    {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    {"type": "number", "minimum": 0, "maximum": 2, "multipleOf": 0.25},
     {"type": "string", "maxLength": 12},
     {"type": "string", "pattern": "^[A-Z]{2}-\\d{3}$"},
     {"type": "string", "format": "date"},
