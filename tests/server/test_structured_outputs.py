@@ -119,6 +119,7 @@ async def test_arguments_of_a_strict_tool_are_of_its_schema(openai: AsyncOpenAI)
             "days": {"type": "integer", "minimum": 3, "maximum": 3},
         },
         "required": ["city", "days"],
+        "additionalProperties": False,
     }
     # Left to itself the model says Bern, and no number of days.
     offered: dict[str, Any] = WEATHER["function"]  # type: ignore[assignment]
