@@ -271,11 +271,7 @@ async def test_a_response_in_the_background_is_queued_and_completes(
     assert (row.outcome, row.status, row.operation) == ("completed", 200, "chat")
     assert row.output_tokens == response.usage.output_tokens
     await server.close_books()
-    [chat] = [
-        span
-        for span in spans.named(f"chat {MODEL}")
-        if span.attributes and span.attributes.get("gen_ai.response.id") == queued.id
-    ]
+    chat, *_ = await spans.of_answer(queued.id)
     assert chat.parent is not None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import httpx
@@ -47,16 +48,20 @@ class Spans:
         return self.one(name)
 
     async def of_answer(self, response_id: str) -> list[ReadableSpan]:
-        """The chat that gave this answer and its phases: others may still end beside it."""
+        """The chat that gave this answer and its phases, when the last one is there; others may still end beside it."""
 
-        def chats() -> list[ReadableSpan]:
-            return [one for one in self.all if _attribute(one, "gen_ai.response.id") == response_id]
+        def found() -> list[ReadableSpan]:
+            each = {ids(one.context): one for one in self.all}.values()
+            chats = [one for one in each if _attribute(one, "gen_ai.response.id") == response_id]
+            above = {ids(chat.context) for chat in chats}
+            return [*chats, *(one for one in each if ids(one.parent) in above)]
 
-        await eventually(lambda: bool(chats()))
-        [chat] = chats()
-        assert chat.context is not None
-        below = (one for one in self.all if one.parent is not None)
-        return [chat, *(one for one in below if ids(one.parent) == ids(chat.context))]
+        with suppress(AssertionError):
+            await eventually(lambda: any(one.name == "decode" for one in found()))
+        assert any(one.name == "decode" for one in found()), [
+            (one.name, ids(one.context), ids(one.parent)) for one in self.all
+        ]
+        return found()
 
 
 def _attribute(span: ReadableSpan, name: str) -> object:
