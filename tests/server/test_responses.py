@@ -271,8 +271,8 @@ async def test_a_response_in_the_background_is_queued_and_completes(
     assert (row.outcome, row.status, row.operation) == ("completed", 200, "chat")
     assert row.output_tokens == response.usage.output_tokens
     await server.close_books()
-    chat, *_ = await spans.of_answer(queued.id)
-    assert chat.parent is not None
+    found = await spans.of_answer(queued.id)
+    assert any(one.parent is not None for one in found if one.name == f"chat {MODEL}")
 
 
 async def test_a_response_in_the_background_outlives_its_client(
