@@ -75,9 +75,10 @@ def _compare(
 
 def _measure_telemetry(options: argparse.Namespace, folder: Path, report: Report, say: Say) -> None:
     rounds = options.rounds * TELEMETRY_ROUNDS_FACTOR
-    cost = measure_telemetry(rounds, folder, say, is_quick=options.quick)
-    report.telemetry = telemetry_figures(cost)
-    report.failures += cost.failures
+    for model in MODEL_NAMES:
+        cost = measure_telemetry(model, rounds, folder / model, say, is_quick=options.quick)
+        report.telemetry.append(telemetry_figures(cost))
+        report.failures += cost.failures
 
 
 def _measure_memory(options: argparse.Namespace, folder: Path, report: Report, say: Say) -> None:

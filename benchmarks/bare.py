@@ -14,7 +14,7 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.utils import load_model
 
 from benchmarks.child import serve
-from benchmarks.work import Answers, BareTask
+from benchmarks.work import Answers, BareRequest, BareTask
 
 MAX_BATCH = 32
 
@@ -24,6 +24,7 @@ class Row:
     """One sequence that runs: whose it is and when its last token came."""
 
     client: int
+    output_tokens: int
     inserted_s: float
     last_token_s: float | None = None
     tokens: int = 0
@@ -53,22 +54,22 @@ class BareLoop:
         )
 
     def run(self, task: BareTask) -> Answers:
-        """Run all prompts: of each client one at a time, of all clients together."""
-        waiting = [iter(prompts) for prompts in task.prompts]
+        """Run all requests: of each client one at a time, of all clients together."""
+        waiting = [iter(requests) for requests in task.clients]
         rows: dict[int, Row] = {}
         record = Record()
         started_s, cpu_s = time.perf_counter(), time.process_time()
-        self._insert_next(range(len(waiting)), waiting, rows, task.output_tokens)
+        self._insert_next(range(len(waiting)), waiting, rows)
         while rows:
             _, responses = self._generator.next()
             now_s = time.perf_counter()
             ended = [
                 rows.pop(response.uid).client
                 for response in responses
-                if _settle(response, rows[response.uid], now_s, task.output_tokens, record)
+                if _settle(response, rows[response.uid], now_s, record)
             ]
             if ended:
-                self._insert_next(ended, waiting, rows, task.output_tokens)
+                self._insert_next(ended, waiting, rows)
         return Answers(
             wall_s=time.perf_counter() - started_s,
             cpu_s=time.process_time() - cpu_s,
@@ -82,22 +83,24 @@ class BareLoop:
     def _insert_next(
         self,
         clients: range | list[int],
-        waiting: list[Iterator[list[int]]],
+        waiting: list[Iterator[BareRequest]],
         rows: dict[int, Row],
-        output_tokens: int,
     ) -> None:
-        """Let the next prompt of each of these clients join the batch."""
-        due = [(client, prompt) for client in clients if (prompt := next(waiting[client], None))]
+        """Let the next request of each of these clients join the batch."""
+        due = [(client, one) for client in clients if (one := next(waiting[client], None))]
         if not due:
             return
         uids = self._generator.insert(
-            [prompt for _, prompt in due], max_tokens=[output_tokens] * len(due)
+            [one.prompt for _, one in due], max_tokens=[one.output_tokens for _, one in due]
         )
         now_s = time.perf_counter()
-        rows.update((uid, Row(client, now_s)) for uid, (client, _) in zip(uids, due, strict=True))
+        rows.update(
+            (uid, Row(client, one.output_tokens, now_s))
+            for uid, (client, one) in zip(uids, due, strict=True)
+        )
 
 
-def _settle(response: Any, row: Row, now_s: float, output_tokens: int, record: Record) -> bool:
+def _settle(response: Any, row: Row, now_s: float, record: Record) -> bool:
     """Note one token; return whether it was the row's last."""
     if row.last_token_s is None:
         record.first_token_s.append(now_s - row.inserted_s)
@@ -109,8 +112,8 @@ def _settle(response: Any, row: Row, now_s: float, output_tokens: int, record: R
     if response.finish_reason is None:
         return False
     record.requests += 1
-    if row.tokens != output_tokens:
-        record.failures.append(f"{row.tokens} tokens instead of {output_tokens}")
+    if row.tokens != row.output_tokens:
+        record.failures.append(f"{row.tokens} tokens instead of {row.output_tokens}")
     return True
 
 

@@ -16,6 +16,7 @@ from benchmarks.servers import Server, fast_blas, mlx_lm_server, mlx_manager_ser
 from benchmarks.work import ModelName, load_for
 
 BARE = "bare loop"
+BARE_SPREAD = "bare loop, spread"
 OURS = "MLX Manager"
 OURS_STREAMED = "MLX Manager, streamed"
 MLX_LM = "mlx_lm.server"
@@ -64,6 +65,7 @@ def _contenders(model: Path, folder: Path, *, has_mlx_lm: bool) -> Iterator[list
 
         contenders: list[Contender] = [
             BareContender(BARE, bare, prompts),
+            BareContender(BARE_SPREAD, bare, prompts, spread=True),
             behind_http(OURS, ours, stream=False),
             behind_http(OURS_STREAMED, ours, stream=True),
         ]

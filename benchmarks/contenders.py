@@ -11,7 +11,7 @@ import msgspec
 from benchmarks.child import Child
 from benchmarks.prompts import Prompt, PromptMaker
 from benchmarks.servers import HOST, Cpu, Server
-from benchmarks.work import Answers, BareTask, ClientTask, Load
+from benchmarks.work import Answers, BareRequest, BareTask, ClientTask, Load
 
 # What a server still does for a request after its answer (an audit row, a cache) is part of its cost.
 SETTLE_S = 0.4
@@ -48,18 +48,39 @@ class Contender(Protocol):
 
 
 class BareContender:
-    """The bare loop, in a process of its own."""
+    """The bare loop, in a process of its own.
 
-    def __init__(self, name: str, child: Child, prompts: PromptMaker) -> None:
+    Its rows all end in the same step, and all prompts of the next requests are read together: what no clients ever do.
+    With `spread` each row ends in a step of its own, as behind HTTP; the work is the same.
+    """
+
+    def __init__(
+        self, name: str, child: Child, prompts: PromptMaker, *, spread: bool = False
+    ) -> None:
         self.name = name
         self._child = child
         self._prompts = prompts
+        self._spread = spread
 
     def run(self, load: Load, seed: int) -> Measured:
         """See `Contender`."""
-        prompts = [[prompt.token_ids for prompt in own] for own in dealt(load, seed, self._prompts)]
-        answers = self._child.ask(BareTask(prompts, load.output_tokens))
+        lengths = [self._lengths(load, client) for client in range(load.clients)]
+        prompts = iter(self._prompts.make(sum(map(len, lengths)), load.prompt_tokens, seed))
+        answers = self._child.ask(
+            BareTask(
+                [
+                    [BareRequest(next(prompts).token_ids, length) for length in own]
+                    for own in lengths
+                ]
+            )
+        )
         return Measured(answers, Cpu(0.0, answers.cpu_s), None)
+
+    def _lengths(self, load: Load, client: int) -> list[int]:
+        """Return the tokens of each answer of one client: the first one is cut in two to spread the clients."""
+        whole = [load.output_tokens] * load.requests_each
+        first = load.output_tokens * client // load.clients
+        return [first, *whole[1:], load.output_tokens - first] if self._spread and first else whole
 
 
 class ServerContender:

@@ -72,6 +72,7 @@ class TelemetryFigures:
 class TelemetryPart:
     """All comparisons of servers that differ in their telemetry, and how much was asked of them together."""
 
+    model: ModelName
     requests: int
     failures: int
     rows: list[TelemetryFigures]
@@ -102,6 +103,7 @@ def comparison_figures(comparison: Comparison) -> list[Figures]:
 def telemetry_figures(cost: TelemetryCost) -> TelemetryPart:
     """Return what each kind of telemetry costs."""
     return TelemetryPart(
+        model=cost.model,
         requests=sum(map(_requests, cost.series.values())),
         failures=len(cost.failures),
         rows=[

@@ -62,7 +62,12 @@ def telemetry_goals(part: TelemetryPart) -> Iterator[Goal]:
     for row in part.rows:
         if name := TELEMETRY_GOALS.get((row.telemetry, row.against)):
             cost = 1 - row.throughput_ratio.median
-            yield Goal(name, f"< {TELEMETRY_SHARE:.0%}", f"{cost:.1%}", cost < TELEMETRY_SHARE)
+            yield Goal(
+                f"{part.model}, {name}",
+                f"< {TELEMETRY_SHARE:.0%}",
+                f"{cost:.1%}",
+                cost < TELEMETRY_SHARE,
+            )
 
 
 def memory_goal(figures: MemoryFigures) -> Goal:

@@ -60,21 +60,21 @@ class Report:
     rounds: int
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     comparisons: list[Figures] = field(default_factory=list)
-    telemetry: TelemetryPart | None = None
+    telemetry: list[TelemetryPart] = field(default_factory=list)
     memory: MemoryFigures | None = None
     failures: list[str] = field(default_factory=list)
 
     @property
     def requests(self) -> int:
         """Requests that were sent and checked."""
-        parts = (*self.comparisons, self.telemetry, self.memory)
+        parts = (*self.comparisons, *self.telemetry, self.memory)
         return sum(part.requests for part in parts if part is not None)
 
     def goals(self) -> list[Goal]:
         """Return every goal that has been measured."""
         goals = [*comparison_goals(self.comparisons)]
-        if self.telemetry is not None:
-            goals += telemetry_goals(self.telemetry)
+        for part in self.telemetry:
+            goals += telemetry_goals(part)
         if self.memory is not None:
             goals.append(memory_goal(self.memory))
         return [*goals, failures_goal(len(self.failures), self.requests)]
@@ -86,7 +86,7 @@ class Report:
             "rounds": self.rounds,
             "machine": machine(),
             "comparisons": [asdict(row) for row in self.comparisons],
-            "telemetry": asdict(self.telemetry) if self.telemetry else None,
+            "telemetry": [asdict(part) for part in self.telemetry],
             "memory": asdict(self.memory) if self.memory else None,
             "goals": [asdict(goal) for goal in self.goals()],
             "failures": self.failures,
@@ -114,8 +114,8 @@ def print_report(report: Report, screen: Console) -> None:
         report.comparisons, key=lambda row: (row.model, row.clients)
     ):
         screen.print(_comparison_table(f"{model}, {clients} clients", rows))
-    if report.telemetry is not None:
-        screen.print(_telemetry_table(report.telemetry.rows))
+    for part in report.telemetry:
+        screen.print(_telemetry_table(part))
     if report.memory is not None:
         screen.print(_memory_lines(report.memory), highlight=False)
     screen.print(_goals_table(report.goals()))
@@ -157,11 +157,11 @@ def _cells(row: Figures) -> Sequence[str]:
     )
 
 
-def _telemetry_table(rows: Iterable[TelemetryFigures]) -> Table:
+def _telemetry_table(part: TelemetryPart) -> Table:
     return _filled(
-        _table("what telemetry costs: tiny, streamed"),
+        _table(f"what telemetry costs: {part.model}, streamed"),
         TELEMETRY_COLUMNS,
-        map(_telemetry_cells, rows),
+        map(_telemetry_cells, part.rows),
     )
 
 

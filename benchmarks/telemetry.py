@@ -13,7 +13,7 @@ from benchmarks.prompts import PromptMaker
 from benchmarks.receiver import Receiver, otlp_receiver
 from benchmarks.rounds import Say, Series, measure
 from benchmarks.servers import mlx_manager_server
-from benchmarks.work import Load, load_for
+from benchmarks.work import ModelName, load_for
 
 OFF = "off"
 SPANS = "spans, no store"
@@ -36,27 +36,34 @@ class NothingReceived(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class TelemetryCost:
-    """A series of each server, streamed, on the tiny model: a request is short there and telemetry's share large."""
+    """A series of each server, streamed, on one model. On the tiny one telemetry's share is largest."""
 
+    model: ModelName
     series: dict[str, Series]
 
     @property
     def failures(self) -> list[str]:
         """Every answer of any server that was not right."""
         return [
-            f"telemetry, {one.name}: {text}"
+            f"telemetry, {self.model}, {one.name}: {text}"
             for one in self.series.values()
             for text in one.failures
         ]
 
 
 def measure_telemetry(
-    rounds: int, folder: Path, say: Say, *, clients: int = CLIENTS, is_quick: bool = False
+    model: ModelName,
+    rounds: int,
+    folder: Path,
+    say: Say,
+    *,
+    clients: int = CLIENTS,
+    is_quick: bool = False,
 ) -> TelemetryCost:
     """Measure the servers in turns; `folder` takes the model and what they write. Raises NothingReceived."""
-    path = make_model(folder / "models", "tiny")
+    path = make_model(folder / "models", model)
     prompts = PromptMaker(path)
-    say("starting four servers with different telemetry, and a receiver")
+    say(f"starting four servers with different telemetry on {model}, and a receiver")
     with ExitStack() as stack:
         child = stack.enter_context(Child("benchmarks.client"))
         receiver = stack.enter_context(otlp_receiver())
@@ -66,10 +73,11 @@ def measure_telemetry(
             contenders.append(
                 ServerContender(name, stack.enter_context(server), child, prompts, stream=True)
             )
-        series = measure(contenders, _load(clients, is_quick=is_quick), rounds, say)
+        load = load_for(model, clients, is_quick=is_quick)
+        series = measure(contenders, load, rounds, say)
         if not receiver.exports_of_spans():
             raise NothingReceived(f"{STORE_AND_OTLP} has sent no spans to {receiver.url}.")
-    return TelemetryCost(series)
+    return TelemetryCost(model, series)
 
 
 def _environments(receiver: Receiver) -> dict[str, dict[str, str]]:
@@ -82,7 +90,3 @@ def _environments(receiver: Receiver) -> dict[str, dict[str, str]]:
         STORE: {},
         STORE_AND_OTLP: {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url},
     }
-
-
-def _load(clients: int, *, is_quick: bool) -> Load:
-    return load_for("tiny", clients, is_quick=is_quick)

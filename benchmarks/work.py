@@ -35,11 +35,17 @@ class Load(msgspec.Struct, frozen=True):
         return self.clients * self.requests_each
 
 
-class BareTask(msgspec.Struct, frozen=True):
-    """The load as token ids: for each client a list of prompts."""
+class BareRequest(msgspec.Struct, frozen=True):
+    """A prompt as token ids, and how many tokens its answer has."""
 
-    prompts: list[list[list[int]]]
+    prompt: list[int]
     output_tokens: int
+
+
+class BareTask(msgspec.Struct, frozen=True):
+    """The load without HTTP: for each client its requests, one after the other."""
+
+    clients: list[list[BareRequest]]
 
 
 class ClientTask(msgspec.Struct, frozen=True):

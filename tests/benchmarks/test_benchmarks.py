@@ -51,7 +51,7 @@ def test_a_run_reports_every_contender_and_checks_every_answer(tmp_path: Path) -
     assert [(row["clients"], row["contender"]) for row in rows] == [
         (clients, name)
         for clients in (1, 2)
-        for name in ("bare loop", "MLX Manager", "MLX Manager, streamed")
+        for name in ("bare loop", "bare loop, spread", "MLX Manager", "MLX Manager, streamed")
     ]
     assert all(row["requests"] > 0 and row["tokens_per_s"]["median"] > 0 for row in rows)
     assert all(row["engine_cpu_us_per_token"] > 0 for row in rows)
@@ -133,7 +133,7 @@ def test_telemetry_is_measured_from_off_to_an_export_and_nothing_else_reaches_th
 ) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
 
-    cost = measure_telemetry(1, tmp_path, lambda _: None, clients=1, is_quick=True)
+    cost = measure_telemetry("tiny", 1, tmp_path, lambda _: None, clients=1, is_quick=True)
 
     assert cost.failures == []
     stored = {name: _has_traces(tmp_path / name / "traces.db") for name in cost.series}
@@ -150,7 +150,8 @@ def test_a_receiver_takes_what_an_exporter_sends() -> None:
 def test_each_kind_of_telemetry_is_compared_with_none_and_the_store_with_spans_alone() -> None:
     walls_s = {OFF: 1.0, SPANS: 1.25, STORE: 1.26, STORE_AND_OTLP: 2.0}
     contenders = [_Steady(name, wall_s) for name, wall_s in walls_s.items()]
-    part = telemetry_figures(TelemetryCost(measure(contenders, Load(2, 1, 10), 3, lambda _: None)))
+    series = measure(contenders, Load(2, 1, 10), 3, lambda _: None)
+    part = telemetry_figures(TelemetryCost("tiny", series))
 
     ratios = {(row.telemetry, row.against): row.throughput_ratio.median for row in part.rows}
     goals = {goal.name.partition(":")[0]: goal.is_met for goal in telemetry_goals(part)}
@@ -165,7 +166,7 @@ def test_each_kind_of_telemetry_is_compared_with_none_and_the_store_with_spans_a
             (STORE_AND_OTLP, OFF): 0.5,
         }
     )
-    assert goals == {"telemetry into the store": False, "writing to the store": True}
+    assert goals == {"tiny, telemetry into the store": False, "tiny, writing to the store": True}
 
 
 def test_growth_is_the_slope_after_the_warm_up() -> None:
