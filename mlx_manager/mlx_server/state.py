@@ -152,6 +152,7 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
     )
 
     async def start_engine(files: ModelFiles) -> EngineProcess:
+        assert files.kind != "scores", "no request finds a model that nothing computes"
         return await EngineProcess.start(files.id, files.path, options, watch, files.kind)
 
     return ModelPool(make_catalog(settings), start_engine, settings.max_loaded_models, watch)

@@ -28,7 +28,7 @@ def vectors(model: EmbeddingModel, batch: list[list[int]], size: int | None = No
     return np.array([np.frombuffer(row, "<f4") for row in rows], np.float64)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "modernbert"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken", "max"])
 @pytest.mark.parametrize("is_normalised", [True, False])
 def test_vectors_are_those_of_a_plain_computation(
@@ -44,7 +44,7 @@ def test_vectors_are_those_of_a_plain_computation(
     assert np.abs(made[0] - made[1]).max() > 0.01, "different inputs have different vectors"
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
 def test_a_batch_of_mixed_lengths_equals_one_by_one(tmp_path: Path, family: Family) -> None:
     model = load_embedding_model(make_encoder(tmp_path / "model", Kind(family)))
 
@@ -54,7 +54,9 @@ def test_a_batch_of_mixed_lengths_equals_one_by_one(tmp_path: Path, family: Fami
     assert np.abs(together - alone).max() < 1e-5
 
 
-@pytest.mark.parametrize(("family", "prefix"), [("bert", "bert."), ("roberta", "roberta.")])
+@pytest.mark.parametrize(
+    ("family", "prefix"), [("bert", "bert."), ("roberta", "roberta."), ("modernbert", "model.")]
+)
 def test_weights_published_below_a_head_are_the_same(
     tmp_path: Path, family: Family, prefix: str
 ) -> None:
@@ -149,6 +151,42 @@ def test_an_encoder_that_is_computed_otherwise_is_refused(
     tmp_path: Path, change: dict[str, str]
 ) -> None:
     folder = make_encoder(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+
+    with pytest.raises(ValueError, match="not supported"):
+        load_embedding_model(folder)
+
+
+def test_newer_files_of_modernbert_say_the_same_in_other_words(tmp_path: Path) -> None:
+    folder = make_encoder(tmp_path / "model", Kind("modernbert"))
+    older = vectors(load_embedding_model(folder), BATCH)
+    config = json.loads((folder / "config.json").read_text())
+    thetas = {
+        "full_attention": config.pop("global_rope_theta"),
+        "sliding_attention": config.pop("local_rope_theta"),
+    }
+    config["rope_parameters"] = {
+        kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()
+    }
+    del config["global_attn_every_n_layers"]
+    config["layer_types"] = list(thetas) * 2
+    (folder / "config.json").write_text(json.dumps(config))
+
+    assert (vectors(load_embedding_model(folder), BATCH) == older).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_activation": "silu"},
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e4}}},
+    ],
+)
+def test_a_modernbert_that_is_computed_otherwise_is_refused(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    folder = make_encoder(tmp_path / "model", Kind("modernbert"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
 

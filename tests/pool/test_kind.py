@@ -31,8 +31,13 @@ def kind(folder: Path, config: object, *files: str) -> str:
         ("Qwen3ForCausalLM", ("modules.json",), "embeddings"),
         ("Qwen3ForCausalLM", (), "chat"),
         ("LlamaForCausalLM", ("modules.json",), "chat"),
+        ("ModernBertModel", (), "embeddings"),
+        ("ModernBertForMaskedLM", (), "embeddings"),
         # A reranker's: what is left of it without its head says nothing about a text.
-        ("XLMRobertaForSequenceClassification", (), "chat"),
+        ("XLMRobertaForSequenceClassification", (), "scores"),
+        ("ModernBertForSequenceClassification", (), "scores"),
+        ("Qwen3ForSequenceClassification", ("modules.json",), "scores"),
+        ("BertForTokenClassification", (), "scores"),
     ],
 )
 def test_the_architecture_says_what_a_model_makes(

@@ -15,8 +15,15 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 Floats = NDArray[np.float64]
-Family = Literal["bert", "roberta", "xlm-roberta"]
-ARCHITECTURES = {"bert": "BertModel", "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel"}
+Family = Literal["bert", "roberta", "xlm-roberta", "modernbert"]
+ARCHITECTURES = {
+    "bert": "BertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+    "modernbert": "ModernBertModel",
+}
+# Of ModernBERT, how far a token sees in a layer that is local. The first and third of its layers are not.
+REACH, MODERN_LAYERS = 4, 4
 HIDDEN, INTERMEDIATE, HEADS, LAYERS, POSITIONS = 32, 48, 4, 2, 66
 SENTENCES = [
     "the cat sat on the mat",
@@ -83,7 +90,8 @@ def expected(folder: Path, ids: Iterable[int], kind: Kind) -> Floats:
         for name, tensor in load_file(folder / "model.safetensors").items()
     }
     config = json.loads((folder / "config.json").read_text())
-    states = _states(tensors, config, list(ids))
+    compute = _modern_states if config["model_type"] == "modernbert" else _states
+    states = compute(tensors, config, list(ids))
     pooled = {
         "mean": states.mean(axis=0),
         "cls": states[0],
@@ -114,29 +122,72 @@ def _states(tensors: Mapping[str, Floats], config: Mapping[str, Any], ids: list[
     return states
 
 
+def _modern_states(
+    tensors: Mapping[str, Floats], config: Mapping[str, Any], ids: list[int]
+) -> Floats:
+    eps, heads = config["norm_eps"], config["num_attention_heads"]
+    states = tensors["embeddings.tok_embeddings.weight"][ids]
+    states = _norm(states, tensors, "embeddings.norm", eps)
+    for layer in range(config["num_hidden_layers"]):
+        at = f"layers.{layer}"
+        is_global = layer % config["global_attn_every_n_layers"] == 0
+        normed = states if layer == 0 else _norm(states, tensors, f"{at}.attn_norm", eps)
+        query, key, value = np.split(_linear(normed, tensors, f"{at}.attn.Wqkv"), 3, axis=1)
+        theta = config["global_rope_theta" if is_global else "local_rope_theta"]
+        query, key = (_rotated(part, heads, theta) for part in (query, key))
+        reach = len(ids) if is_global else config["local_attention"] // 2
+        seen = _seen(query, key, value, heads, reach)
+        states = states + _linear(seen, tensors, f"{at}.attn.Wo")
+        normed = _norm(states, tensors, f"{at}.mlp_norm", eps)
+        wide, gate = np.split(_linear(normed, tensors, f"{at}.mlp.Wi"), 2, axis=1)
+        states = states + _linear(_gelu(wide) * gate, tensors, f"{at}.mlp.Wo")
+    return _norm(states, tensors, "final_norm", eps)
+
+
+def _rotated(states: Floats, heads: int, theta: float) -> Floats:
+    """Each head's pairs of numbers, `i` and `i + half`, turned by position times `theta ** (-i / half)`."""
+    rotated, half = states.copy(), states.shape[1] // heads // 2
+    for position in range(len(states)):
+        for head in range(heads):
+            for i in range(half):
+                first = head * 2 * half + i
+                second, angle = first + half, position * theta ** (-i / half)
+                x, y = states[position, first], states[position, second]
+                rotated[position, first] = x * math.cos(angle) - y * math.sin(angle)
+                rotated[position, second] = y * math.cos(angle) + x * math.sin(angle)
+    return rotated
+
+
 def _attention(states: Floats, tensors: Mapping[str, Floats], at: str, heads: int) -> Floats:
     query, key, value = (
         _linear(states, tensors, f"{at}.{name}") for name in ("query", "key", "value")
     )
-    size = states.shape[1] // heads
+    return _seen(query, key, value, heads, len(states))
+
+
+def _seen(query: Floats, key: Floats, value: Floats, heads: int, reach: int) -> Floats:
+    """What each token sees of those at most `reach` away."""
+    places, size = np.arange(len(query)), query.shape[1] // heads
+    is_far = np.abs(places[:, None] - places[None]) > reach
     parts = []
     for head in range(heads):
         cut = slice(head * size, (head + 1) * size)
         scores = query[:, cut] @ key[:, cut].T / math.sqrt(size)
+        scores[is_far] = -np.inf
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         parts.append(weights / weights.sum(axis=1, keepdims=True) @ value[:, cut])
     return np.concatenate(parts, axis=1)
 
 
 def _linear(states: Floats, tensors: Mapping[str, Floats], name: str) -> Floats:
-    result: Floats = states @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
+    result: Floats = states @ tensors[f"{name}.weight"].T + tensors.get(f"{name}.bias", 0.0)
     return result
 
 
 def _norm(states: Floats, tensors: Mapping[str, Floats], name: str, eps: float) -> Floats:
     centred = states - states.mean(axis=1, keepdims=True)
     scaled = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps)
-    result: Floats = scaled * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+    result: Floats = scaled * tensors[f"{name}.weight"] + tensors.get(f"{name}.bias", 0.0)
     return result
 
 
@@ -147,6 +198,8 @@ def _gelu(states: Floats) -> Floats:
 
 
 def _config(family: Family, vocabulary: int) -> dict[str, Any]:
+    if family == "modernbert":
+        return _modern_config(vocabulary)
     is_bert = family == "bert"
     return {
         "model_type": family,
@@ -164,14 +217,38 @@ def _config(family: Family, vocabulary: int) -> dict[str, Any]:
     }
 
 
+def _modern_config(vocabulary: int) -> dict[str, Any]:
+    return {
+        "model_type": "modernbert",
+        "architectures": [ARCHITECTURES["modernbert"]],
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": MODERN_LAYERS,
+        "intermediate_size": INTERMEDIATE,
+        "num_attention_heads": HEADS,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": POSITIONS,
+        "norm_eps": 1e-5,
+        "hidden_activation": "gelu",
+        "global_attn_every_n_layers": 2,
+        "local_attention": 2 * REACH,
+        "global_rope_theta": 160_000.0,
+        "local_rope_theta": 100.0,
+        "pad_token_id": 0,
+    }
+
+
 def _tensors(config: Mapping[str, Any], kind: Kind) -> dict[str, NDArray[np.float32]]:
     """Weights large enough that attention prefers some tokens to others, and norms that do something."""
     random = np.random.default_rng(kind.seed)
-    shapes = _shapes(config)
+    is_modern = config["model_type"] == "modernbert"
+    shapes = _modern_shapes(config) if is_modern else _shapes(config)
     made = {
         f"{kind.prefix}{name}": (random.normal(size=shape) * 0.4).astype(np.float32)
         for name, shape in shapes.items()
     }
+    if is_modern:
+        # The head that its training had.
+        return {**made, "head.dense.weight": np.zeros((HIDDEN, HIDDEN), np.float32)}
     # What published files have besides: a buffer, and the pooler of the training.
     ids = np.arange(POSITIONS, dtype=np.float32)[None]
     return {
@@ -200,6 +277,27 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _modern_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Without biases, as published; the first layer has no norm before its attention."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.tok_embeddings.weight": (config["vocab_size"], HIDDEN),
+        "embeddings.norm.weight": (HIDDEN,),
+        "final_norm.weight": (HIDDEN,),
+    }
+    for layer in range(MODERN_LAYERS):
+        at = f"layers.{layer}"
+        if layer > 0:
+            shapes[f"{at}.attn_norm.weight"] = (HIDDEN,)
+        shapes |= {
+            f"{at}.attn.Wqkv.weight": (3 * HIDDEN, HIDDEN),
+            f"{at}.attn.Wo.weight": (HIDDEN, HIDDEN),
+            f"{at}.mlp_norm.weight": (HIDDEN,),
+            f"{at}.mlp.Wi.weight": (2 * INTERMEDIATE, HIDDEN),
+            f"{at}.mlp.Wo.weight": (HIDDEN, INTERMEDIATE),
+        }
+    return shapes
+
+
 def _named(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
@@ -207,7 +305,7 @@ def _named(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 def _tokenizer(family: Family) -> Tokenizer:
     """WordPiece with `[CLS]` and `[SEP]`, or byte-level BPE with `<s>` and `</s>`, learned from the sentences above."""
     trainer: Any
-    if family == "bert":
+    if family in ("bert", "modernbert"):
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -16,11 +16,15 @@ from mlx_lm.utils import load_model
 from mlx_manager.mlx_server.engine.encoder import Encoder, EncoderShape
 from mlx_manager.mlx_server.engine.loading import for_this_device, ready
 from mlx_manager.mlx_server.engine.messages import Ready
+from mlx_manager.mlx_server.engine.modernbert import ModernBert, ModernShape
 from mlx_manager.mlx_server.engine.pooling import Pooling, read_pooling
 
 ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "camembert"})
+MODERN = "modernbert"
 # What the classes with a head of their own put before the encoder's names.
-PREFIXES = ("bert.", "roberta.")
+PREFIXES = ("bert.", "roberta.", "model.")
+# What the encoder's own names begin with; others are of heads.
+PARTS = ("embeddings.", "encoder.", "layers.", "final_norm.")
 
 States = Callable[[mx.array, mx.array], mx.array]
 
@@ -58,14 +62,20 @@ def load_embedding_model(path: Path) -> EmbeddingModel:
     config = json.loads((path / "config.json").read_text())
     pooling = read_pooling(path)
     model, states = (
-        _load_encoder(path, config) if config["model_type"] in ENCODERS else _load_qwen3(path)
+        _load_encoder(path, config)
+        if config["model_type"] in (*ENCODERS, MODERN)
+        else _load_qwen3(path)
     )
     for_this_device(model)
     return EmbeddingModel(states, pooling, ready(model, began_s))
 
 
 def _load_encoder(path: Path, config: Mapping[str, Any]) -> tuple[nn.Module, States]:
-    encoder = Encoder(EncoderShape.of(config))
+    encoder = (
+        ModernBert(ModernShape.of(config))
+        if config["model_type"] == MODERN
+        else Encoder(EncoderShape.of(config))
+    )
     weights = _encoder_weights(path)
     if quantization := config.get("quantization"):
         nn.quantize(
@@ -88,7 +98,7 @@ def _encoder_weights(path: Path) -> dict[str, mx.array]:
     return {
         name: array
         for name, array in plain.items()
-        if name.startswith(("embeddings.", "encoder.")) and not name.endswith("_ids")
+        if name.startswith(PARTS) and not name.endswith("_ids")
     }
 
 

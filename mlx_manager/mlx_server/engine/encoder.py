@@ -63,14 +63,14 @@ class EncoderShape:
         )
 
 
-class _Module(nn.Module):
+class Module(nn.Module):
     """MLX's own, with a signature."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
 
-class Encoder(_Module):
+class Encoder(Module):
     """BERT, RoBERTa and XLM-R, which differ in how they count positions."""
 
     def __init__(self, shape: EncoderShape) -> None:
@@ -89,7 +89,7 @@ class Encoder(_Module):
         return self.encoder(states, hidden)
 
 
-class _Embeddings(_Module):
+class _Embeddings(Module):
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(shape.vocabulary, shape.hidden)
@@ -108,7 +108,7 @@ class _Embeddings(_Module):
         return states
 
 
-class _Layers(_Module):
+class _Layers(Module):
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.layer = [_Layer(shape) for _ in range(shape.layers)]
@@ -119,7 +119,7 @@ class _Layers(_Module):
         return states
 
 
-class _Layer(_Module):
+class _Layer(Module):
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.attention = _Attention(shape)
@@ -131,7 +131,7 @@ class _Layer(_Module):
         return self.output(self.intermediate(states), states)
 
 
-class _Attention(_Module):
+class _Attention(Module):
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.self = _SelfAttention(shape)
@@ -141,7 +141,7 @@ class _Attention(_Module):
         return self.output(self.self(states, hidden), states)
 
 
-class _SelfAttention(_Module):
+class _SelfAttention(Module):
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.query = nn.Linear(shape.hidden, shape.hidden)
@@ -166,7 +166,7 @@ class _SelfAttention(_Module):
         return seen.transpose(0, 2, 1, 3).reshape(rows, tokens, size)
 
 
-class _Intermediate(_Module):
+class _Intermediate(Module):
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
         self.dense = nn.Linear(shape.hidden, shape.intermediate)
@@ -176,7 +176,7 @@ class _Intermediate(_Module):
         return self._activation(self.dense(states))
 
 
-class _Output(_Module):
+class _Output(Module):
     """Adds what was computed to what it was computed from, and normalises the sum."""
 
     def __init__(self, size: int, shape: EncoderShape) -> None:
