@@ -28,6 +28,7 @@ from mlx_manager.wire.openai.parameters import HARMLESS, MESSAGE_NEUTRAL_VALUES,
 from mlx_manager.wire.openai.responses import parameters as responses
 from mlx_manager.wire.openai.responses.schema import ResponsesBody
 from mlx_manager.wire.openai.schema import ChatCompletionBody, CompletionBody
+from mlx_manager.wire.openai.tokens import DetokenizeBody, TokenizeBody
 
 DOCS = Path(__file__).parent.parent / "docs"
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -78,9 +79,9 @@ def honoured_table(**bodies: type[BaseModel]) -> str:
     return table(("Parameter", *bodies), rows)
 
 
-def embeddings_table() -> str:
-    """Return the parameters of embeddings, each with what it means."""
-    fields = EmbeddingsBody.model_fields.items()
+def described_table(body: type[BaseModel]) -> str:
+    """Return the parameters of an endpoint, each with what it means."""
+    fields = body.model_fields.items()
     return table(
         ("Parameter", "Meaning"), [(f"`{name}`", one.description or "") for name, one in fields]
     )
@@ -115,7 +116,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "api.md manager": lambda: endpoints_table(create_manager(ServerSettings())),
     "api.md server": lambda: endpoints_table(create_server(ServerSettings())),
     "api.md honoured": lambda: honoured_table(chat=ChatCompletionBody, text=CompletionBody),
-    "api.md embeddings": embeddings_table,
+    "api.md embeddings": lambda: described_table(EmbeddingsBody),
+    "api.md tokenize": lambda: described_table(TokenizeBody),
+    "api.md detokenize": lambda: described_table(DetokenizeBody),
     "api.md accepted": lambda: accepted_table(HARMLESS),
     "api.md neutral": lambda: neutral_table(_openai_neutral()),
     "api.md responses-honoured": lambda: honoured_table(responses=ResponsesBody),

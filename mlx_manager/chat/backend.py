@@ -8,6 +8,7 @@ from typing import Protocol
 from mlx_manager.chat.embeddings import EmbeddingRequest, Embeddings
 from mlx_manager.chat.events import ChatEvent
 from mlx_manager.chat.request import ChatRequest
+from mlx_manager.chat.tokens import DetokenizeRequest, TokenizeRequest, Tokens
 
 
 class ChatBackend(Protocol):
@@ -30,6 +31,18 @@ class TokenCounter(Protocol):
 
         Raises an `MlxManagerError` when there is no such model, or it can't take the prompt.
         """
+        ...
+
+
+class Tokenizing(Protocol):
+    """Turns text into token ids and back, with any model's tokenizer. Both raise an `MlxManagerError`."""
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokens:
+        """Return the tokens of a text, or those that a conversation would be answered from."""
+        ...
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return the text of token ids."""
         ...
 
 

@@ -16,6 +16,7 @@ from mlx_manager.mlx_server.api import (
     metrics,
     models,
     responses,
+    tokens,
 )
 from mlx_manager.mlx_server.api.errors import (
     describe_errors,
@@ -74,7 +75,8 @@ def server_app(title: str, settings: Settings, beside: Beside = _nothing_more) -
         docs_url=None,
         redoc_url=None,
     )
-    for module in (health, metrics, completions, responses, embeddings, messages, models, otlp_api):
+    openai = (completions, responses, embeddings, tokens)
+    for module in (health, metrics, *openai, messages, models, otlp_api):
         app.include_router(module.router)
     describe_errors(app)
     install_error_handlers(app)

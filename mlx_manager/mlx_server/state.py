@@ -12,13 +12,14 @@ from pathlib import Path
 from huggingface_hub import constants as hub
 
 from mlx_manager import starter
-from mlx_manager.chat.backend import ChatBackend, EmbeddingBackend, TokenCounter
+from mlx_manager.chat.backend import ChatBackend, EmbeddingBackend, TokenCounter, Tokenizing
 from mlx_manager.database import Database, open_database, upgrade
 from mlx_manager.mlx_server.audit.audited import AuditedBackend, AuditedEmbeddings
 from mlx_manager.mlx_server.audit.log import AuditLog
 from mlx_manager.mlx_server.config import Settings
 from mlx_manager.mlx_server.generation.embedding import LocalEmbeddings
 from mlx_manager.mlx_server.generation.local import LocalBackend
+from mlx_manager.mlx_server.generation.tokenizing import LocalTokenizing
 from mlx_manager.mlx_server.observability.engine_metrics import EngineMetrics, engine_figures
 from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlalchemy
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
@@ -60,6 +61,7 @@ class ServerState:
     afterwards: Afterwards
     traces: TraceStore | None
     token_counter: TokenCounter
+    tokenizing: Tokenizing
     signer: Signer
     responses: ResponseArchive
     background: BackgroundResponses
@@ -118,6 +120,7 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
             afterwards,
             traces,
             local,
+            LocalTokenizing(pool, limits, {"chat": local.text, "embeddings": embeddings.text}),
             signer,
             responses,
             background,

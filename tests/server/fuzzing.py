@@ -108,6 +108,16 @@ VALID: dict[str, list[dict[str, Any]]] = {
     "/v1/messages/count_tokens": [
         {"model": MODEL, "messages": [ASKED], "tools": [MESSAGE_TOOL], "system": "Hi"},
     ],
+    "/v1/tokenize": [
+        {"model": MODEL, "prompt": "Once upon", "return_token_strs": True},
+        {"model": ENCODER, "prompt": "the cat", "add_special_tokens": False},
+        {"model": MODEL, "messages": [ASKED], "tools": [TOOL], "tool_choice": "auto"}
+        | {"chat_template_kwargs": {"shout": True}, "add_generation_prompt": True},
+    ],
+    "/v1/detokenize": [
+        {"model": MODEL, "tokens": [5, 6, 7], "skip_special_tokens": True},
+        {"model": ENCODER, "tokens": [5, 6]},
+    ],
     "/otlp/v1/traces": [
         {
             "resourceSpans": [

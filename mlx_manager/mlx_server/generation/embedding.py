@@ -31,6 +31,10 @@ class LocalEmbeddings:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""
         await self._models.load(model_id)
 
+    async def text(self, model_id: str) -> EmbeddingText:
+        """Return a model's text side, without its weights. Raises ModelNotFound, WrongModelKind, ModelLoadFailed."""
+        return await self._models.text(model_id)
+
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Answer `request`; see `EmbeddingBackend`."""
         timeline = request.timeline

@@ -6,13 +6,14 @@ Everything here is plain Python and slow by the event loop's measure: call it in
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from mlx_manager.chat.embeddings import EmbeddingRequest
+from mlx_manager.chat.tokens import DetokenizeRequest, TokenizeRequest, Tokens
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed, PromptTooLong
 from mlx_manager.mlx_server.generation.model_text import quantization
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
@@ -52,11 +53,28 @@ class EmbeddingText:
             self._check(ids, index)
         return token_ids
 
+    def tokenize(self, request: TokenizeRequest) -> Tokens:
+        """Return the tokens of a text, however many. Raises InvalidRequest for a conversation."""
+        if not isinstance(request.input, str):
+            raise InvalidRequest(
+                f"{self.model_id} makes embeddings and has no chat template. Send a 'prompt'.",
+                param="messages",
+            )
+        text = _checked_unicode(request.input, "prompt")
+        encoding = self.tokenizer.encode(text, add_special_tokens=request.adds_special_tokens)
+        return Tokens(encoding.ids, encoding.tokens, self.most_tokens)
+
+    def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return the text of token ids. Raises InvalidRequest for one that the model doesn't have."""
+        self._check_vocabulary(request.token_ids, "tokens", "tokens")
+        ids, skips = list(request.token_ids), request.skips_special_tokens
+        return str(self.tokenizer.decode(ids, skip_special_tokens=skips))
+
     def _token_ids(self, request: EmbeddingRequest) -> list[list[int]]:
         """Texts are encoded together, in the tokenizer's own threads; token ids are taken as they are."""
         prompt = self._prompt(request.prompt_name)
         texts = {
-            index: prompt + _checked_unicode(one, index)
+            index: prompt + _checked_unicode(one, f"input[{index}]")
             for index, one in enumerate(request.inputs)
             if isinstance(one, str)
         }
@@ -90,12 +108,15 @@ class EmbeddingText:
                 f"Shorten it by {len(token_ids) - self.most_tokens} or more, or send it in parts.",
                 param="input",
             )
+        self._check_vocabulary(token_ids, f"input[{index}]", "input")
+
+    def _check_vocabulary(self, token_ids: Iterable[int], place: str, param: str) -> None:
         for token_id in token_ids:
             if not 0 <= token_id < self.vocabulary_size:
                 raise InvalidRequest(
-                    f"Token id {token_id} in input[{index}] is outside the vocabulary of {self.model_id}, "
+                    f"Token id {token_id} in {place} is outside the vocabulary of {self.model_id}, "
                     f"which has {self.vocabulary_size} tokens.",
-                    param="input",
+                    param=param,
                 )
 
 
@@ -136,12 +157,12 @@ def _most_tokens(files: ModelFiles, config: Mapping[str, Any]) -> int:
     return min(int(own), positions) if own else positions
 
 
-def _checked_unicode(text: str, index: int) -> str:
+def _checked_unicode(text: str, place: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(
-            f"input[{index}] is not valid Unicode (position {error.start}: half of a surrogate pair).",
-            param="input",
+            f"{place} is not valid Unicode (position {error.start}: half of a surrogate pair).",
+            param=place.partition("[")[0],
         ) from error
     return text

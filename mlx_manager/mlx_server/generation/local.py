@@ -103,6 +103,10 @@ class LocalBackend:
             encoded = await asyncio.to_thread(text.encode, request.input)
         return len(encoded.token_ids)
 
+    async def text(self, model_id: str) -> ModelText:
+        """Return a model's text side, without its weights. Raises ModelNotFound, WrongModelKind, ModelLoadFailed."""
+        return await self._models.text(model_id)
+
     async def load(self, model_id: str) -> None:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""
         await self._models.load(model_id)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_manager.chat.request import Conversation, Message, RawPrompt, Sampling, Tool
+from mlx_manager.chat.tokens import DetokenizeRequest, TokenizeRequest, Tokens
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.families.family import Family, family_of
@@ -77,6 +78,21 @@ class ModelText:
         else:
             token_ids = self._checked(prompt.prompt)
         return Encoded(token_ids, self._echo(prompt) if prompt.is_echoed else "")
+
+    def tokenize(self, request: TokenizeRequest) -> Tokens:
+        """Return the tokens of a text, or those that a conversation is answered from. Raises InvalidRequest."""
+        if isinstance(request.input, Conversation):
+            token_ids = self.encode(request.input).token_ids
+        else:
+            token_ids = self._encoded(request.input, add_special_tokens=request.adds_special_tokens)
+        pieces = [self.tokenizer.backend_tokenizer.id_to_token(one) for one in token_ids]
+        return Tokens(token_ids, pieces, self.context_tokens)
+
+    def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return the text of token ids. Raises InvalidRequest for one that the model doesn't have."""
+        token_ids = self._checked(request.token_ids, "tokens")
+        decode = self.tokenizer.backend_tokenizer.decode
+        return str(decode(token_ids, skip_special_tokens=request.skips_special_tokens))
 
     def render(self, conversation: Conversation) -> str:
         """Return the conversation as text in the model's own format, ready for the assistant's turn."""
