@@ -26,7 +26,10 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `reasoning` is what the assistant thought before it said `content`."""
+    """One turn of a conversation; `reasoning` is what the assistant thought before it said `content`.
+
+    Of a tool's result `left_out` images and files are not in `content` but for a remark, since no model here reads any.
+    """
 
     role: Role
     content: str
@@ -34,6 +37,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     reasoning: str | None = None
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,11 @@ class Conversation:
     def size(self) -> int:
         """Characters of all messages."""
         return sum(len(message.content) for message in self.messages)
+
+    @property
+    def left_out(self) -> int:
+        """Images and files of all messages that the model is only told of."""
+        return sum(message.left_out for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +179,11 @@ class ChatRequest:
     def operation(self) -> Operation:
         """The operation in the words of the OpenTelemetry GenAI conventions."""
         return "chat" if isinstance(self.input, Conversation) else "text_completion"
+
+    @property
+    def left_out(self) -> int:
+        """Images and files that the model is only told of."""
+        return self.input.left_out if isinstance(self.input, Conversation) else 0
 
     @property
     def response_id(self) -> str:

@@ -39,7 +39,7 @@ from mlx_manager.observability.observed import dropped
 from mlx_manager.observability.setup import flush, metric_source
 from mlx_manager.traces.recording import recording
 from mlx_manager.traces.store import StoreOptions, TraceStore
-from mlx_manager.wire.anthropic.signature import Signer
+from mlx_manager.wire.signature import Signer
 
 FLUSH_S = 2.0
 SIGNATURE_KEY_BYTES = 32

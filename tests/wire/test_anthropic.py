@@ -45,7 +45,6 @@ from mlx_manager.wire.anthropic.errors import error_body, error_event
 from mlx_manager.wire.anthropic.parameters import HARMLESS, HARMLESS_TO_A_COUNT, NEUTRAL_VALUES
 from mlx_manager.wire.anthropic.requests import count_request, message_request, models_query
 from mlx_manager.wire.anthropic.schema import CountTokensBody, MessagesBody
-from mlx_manager.wire.anthropic.signature import Signer
 from mlx_manager.wire.anthropic.streams import (
     model_info,
     models_page,
@@ -53,6 +52,7 @@ from mlx_manager.wire.anthropic.streams import (
     to_message,
 )
 from mlx_manager.wire.dialects import dialect_of
+from mlx_manager.wire.signature import Signer
 
 ORIGIN = Origin("request-1", "/v1/messages")
 SIGNER = Signer(b"a key of this process")
@@ -221,6 +221,46 @@ def test_thinking_is_switched_on_and_off(thinking: Any, expected: bool | None) -
     assert conversation_of(request_for(thinking=thinking)).thinking is expected
 
 
+def test_between_tools_a_model_thinks_when_it_has_a_result() -> None:
+    between = {"thinking": {"type": "between_tools"}}
+    assert conversation_of(request_for(**between)).thinking is False
+    called = [user(text("Hi")), assistant(TOOL_USE)]
+    after = request_for(*called, user(result("toolu_1", "a")), **between)
+    assert conversation_of(after).thinking is True
+    later = request_for(*called, user(result("toolu_1", "a")), user(text("And?")), **between)
+    assert conversation_of(later).thinking is False
+
+
+def test_of_pictures_and_documents_in_a_result_the_model_is_told_and_they_are_counted() -> None:
+    pdf = {"type": "document", "source": {"type": "base64", "data": "aGk="}, "title": "A paper"}
+    plain = {"type": "document", "source": {"type": "text", "data": "All of it."}}
+    request = request_for(
+        user(text("See:")),
+        assistant(TOOL_USE, TOOL_USE | {"id": "toolu_2"}),
+        user(result("toolu_1", [text("a.png"), PNG, pdf]), result("toolu_2", [plain])),
+    )
+    _, _, first, second = conversation_of(request).messages
+    assert first.content == (
+        "a.png\n[image left out: this model reads text only]\n"
+        "[document left out: this model reads text only]"
+    )
+    assert second.content == "All of it."
+    assert (first.left_out, second.left_out, request.left_out) == (2, 0, 2)
+
+
+BILLING = "x-anthropic-billing-header: cc_version=2.1.15.f1b; cc_entrypoint=cli; cch=00000;"
+
+
+def test_the_line_of_billing_is_no_part_of_the_prompt() -> None:
+    plain = messages_of(system=[text("You are Claude Code."), text("Be brief.")])
+    blocks = [text(BILLING), text("You are Claude Code."), text("Be brief.")]
+    assert messages_of(system=blocks) == plain
+    assert messages_of(system=f"{BILLING}\nYou are Claude Code.\nBe brief.") == plain
+    assert messages_of(system=[text(BILLING)]) == messages_of()
+    quoted = f"What is {BILLING}"
+    assert messages_of(system=quoted)[0].content == quoted
+
+
 @pytest.mark.parametrize("effort", ["low", "max"])
 def test_effort_is_told_to_the_template(effort: str) -> None:
     request = request_for(output_config={"effort": effort})
@@ -240,7 +280,11 @@ def test_the_bodies_of_older_clients_say_how_to_sample() -> None:
     [
         ([user(text("See:"), PNG)], {}, "messages[0].content[1]"),
         ([user({"type": "document", "source": {}})], {}, "messages[0].content[0]"),
-        ([user(result("t", [text("a"), PNG]))], {}, "messages[0].content[0].content[1]"),
+        (
+            [user(result("t", [text("a"), {"type": "search_result"}]))],
+            {},
+            "messages[0].content[0].content[1]",
+        ),
         ([user(TOOL_USE)], {}, "messages[0].content[0]"),
         ([assistant(result("t", "a"))], {}, "messages[0].content[0]"),
         ([user({"type": ["text"]})], {}, "messages[0].content[0]"),
@@ -299,7 +343,7 @@ def test_an_answer_that_is_begun_is_counted_and_not_continued() -> None:
         {"messages": []},
         {"messages": [{"role": "wizard", "content": "x"}]},
         {"messages": [{"role": "user", "content": "x", "mood": "good"}]},
-        {"thinking": {"type": "between_tools"}},
+        {"thinking": {"type": "sometimes"}},
         {"thinking": {"type": "enabled", "budget_tokens": 100}},
         {"output_config": {"effort": "none"}},
     ],

@@ -64,6 +64,21 @@ def test_an_assistant_message_comes_back_as_it_was_given_out() -> None:
     assert messages_of(request_for(given)) == (Message("assistant", "Hello"),)
 
 
+def test_of_a_picture_in_a_result_the_model_is_told_and_the_users_are_refused() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    seen = [{"type": "text", "text": "a.png "}, picture]
+    request = request_for(
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": seen},
+    )
+    result = messages_of(request)[1]
+    assert result.content == "a.png [image left out: this model reads text only]"
+    assert (result.left_out, request.left_out) == (1, 1)
+    with pytest.raises(UnsupportedParameter) as refusal:
+        request_for({"role": "user", "content": seen})
+    assert refusal.value.param == "messages[0].content[1]"
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("audio", {"id": "x"}), ("refusal", "no"), ("mood", "good")]
 )

@@ -14,7 +14,8 @@ from mlx_manager.errors import UnsupportedParameter
 # Accepted wherever it stands and whatever it says: where a prompt may be cached changes no answer.
 CACHE_CONTROL = "cache_control"
 
-# Accepted whatever they say: they label, route, bill or hurry a request, and no local answer depends on them.
+# Accepted whatever they say: they label, route, bill or hurry a request, or ask about Anthropic's cache, and no local
+# answer depends on them.
 HARMLESS = frozenset(
     {
         CACHE_CONTROL,
@@ -23,6 +24,8 @@ HARMLESS = frozenset(
         "speed",
         "inference_geo",
         "billing_policy",
+        "fallback_credit_token",
+        "diagnostics",
         "user_profile_id",
         "workspace_id",
         "tools[].eager_input_streaming",
@@ -42,7 +45,6 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
         {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
     ),
     "compaction": (),
-    "diagnostics": (),
     "fallbacks": ([],),
     "mcp_servers": ([],),
     "thread": (),

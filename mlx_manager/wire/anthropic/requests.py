@@ -29,6 +29,7 @@ from mlx_manager.wire.anthropic.parameters import (
 from mlx_manager.wire.anthropic.schema import (
     CountTokensBody,
     CustomTool,
+    MediaBlock,
     MessagesBody,
     MessageTurn,
     ModelsQuery,
@@ -37,14 +38,17 @@ from mlx_manager.wire.anthropic.schema import (
     RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
+    ThinkingBody,
     ToolChoiceBody,
     ToolResultBlock,
     ToolUseBlock,
 )
-from mlx_manager.wire.anthropic.signature import Signer
+from mlx_manager.wire.left_out import remark
+from mlx_manager.wire.signature import Signer
 
 Kinds = Mapping[str, type[Open]]
 TEXT: Kinds = {"text": TextBlock}
+RESULT: Kinds = {**TEXT, "image": MediaBlock, "document": MediaBlock}
 USER: Kinds = {**TEXT, "tool_result": ToolResultBlock}
 ASSISTANT: Kinds = {
     **TEXT,
@@ -59,6 +63,8 @@ MODES: Mapping[str, Literal["auto", "none", "required"]] = {
     "none": "none",
 }
 FAILED = "Error: "
+# Claude Code begins its instructions with a line that is another one in each request and says nothing to a model.
+BILLING = "x-anthropic-billing-header:"
 Validated = TypeVar("Validated", bound=BaseModel)
 
 
@@ -110,8 +116,16 @@ def _conversation(body: PromptBody, signer: Signer) -> Conversation:
         ),
         tools=tools,
         tool_choice=_tool_choice(body.tool_choice, tools),
-        thinking=None if thinking is None else thinking.type != "disabled",
+        thinking=None if thinking is None else _thinks(thinking, body.messages[-1]),
     )
+
+
+def _thinks(thinking: ThinkingBody, last: MessageTurn) -> bool:
+    """Whether the model is to think now; `between_tools` is when it has the result of one before it."""
+    if thinking.type != "between_tools":
+        return thinking.type != "disabled"
+    blocks = [] if isinstance(last.content, str) else last.content
+    return any(block.get("type") == "tool_result" for block in blocks)
 
 
 def _tool(tool: Mapping[str, Any], place: str) -> Tool:
@@ -157,8 +171,8 @@ def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolCh
 
 
 def _turns(body: PromptBody, signer: Signer) -> Iterator[Message]:
-    if body.system:
-        yield Message("system", _text(body.system, "system"))
+    if instructions := _instructions(body.system or ""):
+        yield Message("system", instructions)
     for index, turn in enumerate(body.messages):
         place = f"messages[{index}]"
         if turn.role == "user":
@@ -167,6 +181,16 @@ def _turns(body: PromptBody, signer: Signer) -> Iterator[Message]:
             yield _assistant(turn, place, signer)
         else:
             yield Message("system", _text(turn.content, f"{place}.content"))
+
+
+def _instructions(system: str | list[dict[str, Any]]) -> str:
+    """The system prompt without the line of billing, which would keep every request from the prefix cache."""
+    if isinstance(system, str):
+        line, _, rest = system.partition("\n")
+        return rest if line.startswith(BILLING) else system
+    blocks = _blocks(system, TEXT, "system")
+    texts = (block.text for _, block in blocks if isinstance(block, TextBlock))
+    return "\n".join(text for text in texts if not text.startswith(BILLING))
 
 
 def _combined(turns: Iterable[Message]) -> Iterator[Message]:
@@ -207,10 +231,28 @@ def _user(turn: MessageTurn, place: str) -> Iterator[Message]:
 
 
 def _tool_result(block: ToolResultBlock, place: str) -> Message:
-    text = _text(block.content or "", f"{place}.content")
+    pieces, left_out = _pieces(block.content or "", f"{place}.content")
+    text = "\n".join(pieces)
     return Message(
-        "tool", FAILED + text if block.is_error else text, tool_call_id=block.tool_use_id
+        "tool",
+        FAILED + text if block.is_error else text,
+        tool_call_id=block.tool_use_id,
+        left_out=left_out,
     )
+
+
+def _pieces(content: str | list[dict[str, Any]], place: str) -> tuple[list[str], int]:
+    """The texts of a result, with remarks in place of what isn't text; and how many of those there are."""
+    if isinstance(content, str):
+        return [content], 0
+    pieces, left_out = list[str](), 0
+    for _, block in _blocks(content, RESULT, place):
+        if isinstance(block, MediaBlock) and block.text is None:
+            pieces.append(remark(block.type))
+            left_out += 1
+        elif isinstance(block, TextBlock | MediaBlock):
+            pieces.append(block.text or "")
+    return pieces, left_out
 
 
 def _assistant(turn: MessageTurn, place: str, signer: Signer) -> Message:

@@ -37,6 +37,22 @@ class TextBlock(Open):
     text: str
 
 
+class MediaBlock(Open):
+    """An image or a document in the result of a tool. But for a document's plain text nothing of it is read."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["image", "document"]
+    source: dict[str, Any]
+
+    @property
+    def text(self) -> str | None:
+        """What a document of plain text says; None for anything else."""
+        data = self.source.get("data")
+        is_text = self.source.get("type") == "text" and isinstance(data, str)
+        return data if is_text else None
+
+
 class ThinkingBlock(Open):
     """What the assistant thought in an earlier turn; a client of another server may have no signature."""
 
@@ -95,11 +111,14 @@ class ToolChoiceBody(BaseModel):
 
 
 class ThinkingBody(BaseModel):
-    """Whether the model thinks before it answers, and whether the client wants to see it."""
+    """Whether the model thinks before it answers, and whether the client wants to see it.
+
+    `between_tools` lets it think only when it goes on from the result of a tool.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["enabled", "adaptive", "disabled"]
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
     budget_tokens: ThinkingBudget | None = None
     display: Literal["summarized", "omitted"] | None = None
 

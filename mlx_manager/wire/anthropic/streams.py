@@ -31,7 +31,7 @@ from mlx_manager.chat.request import ChatRequest
 from mlx_manager.errors import InvalidRequest
 from mlx_manager.wire import sse
 from mlx_manager.wire.anthropic.schema import ModelsQuery
-from mlx_manager.wire.anthropic.signature import Signer
+from mlx_manager.wire.signature import Signer
 
 PING = sse.event(b"ping", b'{"type":"ping"}')
 MESSAGE_STOP = sse.event(b"message_stop", b'{"type":"message_stop"}')

@@ -18,6 +18,7 @@ from mlx_manager.chat.request import (
     ToolChoice,
 )
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.left_out import NAMES, remark
 from mlx_manager.wire.openai.formats import answer_format
 from mlx_manager.wire.openai.parameters import (
     check_template_arguments,
@@ -202,27 +203,38 @@ def _message(message: ChatMessage, index: int) -> Message:
             f"messages[{index}] has no content. Only an assistant message with tool calls may leave it out.",
             param=f"messages[{index}].content",
         )
+    content, left_out = _text(message.content, index, is_result=message.role == "tool")
     return Message(
         role=role,
-        content=_text(message.content, index),
+        content=content,
         name=message.name,
         tool_calls=tuple(_tool_call(call, index) for call in message.tool_calls or ()),
         tool_call_id=message.tool_call_id,
         reasoning=message.reasoning_content or message.reasoning,
+        left_out=left_out,
     )
 
 
-def _text(content: str | list[ContentPart] | None, index: int) -> str:
+def _text(
+    content: str | list[ContentPart] | None, index: int, *, is_result: bool
+) -> tuple[str, int]:
+    """The text of a content, and how many parts of a tool's result have only a remark in it."""
     if not isinstance(content, list):
-        return content or ""
+        return content or "", 0
+    pieces, left_out = list[str](), 0
     for position, part in enumerate(content):
-        if part.type != "text" or part.text is None:
+        if part.type == "text" and part.text is not None:
+            pieces.append(part.text)
+        elif is_result and part.type in NAMES:
+            pieces.append(remark(part.type))
+            left_out += 1
+        else:
             raise UnsupportedParameter(
                 f"messages[{index}].content[{position}] is of type {part.type!r}. This version understands "
                 "text only.",
                 param=f"messages[{index}].content[{position}]",
             )
-    return "".join(part.text or "" for part in content)
+    return "".join(pieces), left_out
 
 
 def _tool_call(call: ToolCallMessage, index: int) -> ToolCall:

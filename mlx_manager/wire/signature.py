@@ -1,4 +1,4 @@
-"""The signature of a thinking block: says that the block is ours, and keeps what the client didn't want to see."""
+"""What goes out beside thinking: it says that the thinking is ours, and keeps it for clients that send back no more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Signer:
     """Signs thinking with a key that only this process has.
 
     A signature is the HMAC-SHA256 of the thinking in base64, with the thinking itself behind it where the block that
-    goes out is empty (`display` `omitted`): it comes back with the conversation, as the client's only copy.
+    goes out is empty (`display` `omitted`): it comes back with the conversation, as the client's only copy. So is
+    OpenAI's `encrypted_content`.
     """
 
     def __init__(self, key: bytes) -> None:
