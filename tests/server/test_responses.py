@@ -29,6 +29,7 @@ from tests.support.spans import Spans
 
 MODEL = "mlx-manager/starter"
 LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
 WEATHER: Any = {
     "type": "function",
     "name": "get_weather",
@@ -307,13 +308,194 @@ async def test_deleting_a_response_in_the_background_ends_the_work(
 async def test_what_fails_in_the_background_says_why(
     openai: AsyncOpenAI, server: RunningServer
 ) -> None:
-    queued = await ask(openai, background=True, model="no/such")
+    queued = await ask(openai, background=True, model="test/short", input="long " * 100)
     response = await finished(openai, queued.id)
     assert response.status == "failed"
     assert response.error is not None
-    assert "no/such" in response.error.message
+    assert "Shorten it" in response.error.message
     row = await row_of(server, queued._request_id)
-    assert (row.outcome, row.error_code) == ("failed", "model_not_found")
+    assert (row.outcome, row.error_code) == ("failed", "context_length_exceeded")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_model_that_is_not_there_is_told_at_once_and_nothing_is_stored(
+    openai: AsyncOpenAI, server: RunningServer, stream: bool
+) -> None:
+    before = server.stored_responses()
+    with pytest.raises(sdk.NotFoundError, match="no/such") as refused:
+        await ask(openai, background=True, model="no/such", stream=stream)
+    assert refused.value.code == "model_not_found"
+    assert server.stored_responses() == before
+    row = await row_of(server, refused.value.response.headers["x-request-id"])
+    assert (row.outcome, row.status) == ("failed", 404)
+
+
+ADAPTER: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+
+async def events_of(stream: Any) -> list[Any]:
+    """All events of a stream, each as the SDK's types have it."""
+    found = [event async for event in stream]
+    for event in found:
+        ADAPTER.validate_python(event.to_dict(mode="json"))
+    return found
+
+
+def told(events: list[Any]) -> list[dict[str, Any]]:
+    return [event.to_dict(mode="json") for event in events]
+
+
+async def again(client: AsyncOpenAI, response_id: str, **query: Any) -> list[Any]:
+    return await events_of(await client.responses.retrieve(response_id, stream=True, **query))
+
+
+async def test_a_stream_in_the_background_says_the_same_and_is_read_again_from_anywhere(
+    openai: AsyncOpenAI, server: RunningServer
+) -> None:
+    whole = await ask(openai, reasoning={"effort": "high"})
+    stream = await ask(openai, reasoning={"effort": "high"}, background=True, stream=True)
+    events = await events_of(stream)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type for event in events]
+    assert kinds[:3] == ["response.created", "response.queued", "response.in_progress"]
+    assert kinds[-1] == "response.completed"
+    last = events[-1].response
+    assert (last.status, last.output_text) == ("completed", whole.output_text)
+    # Whoever has read the last event can go on from it at once.
+    assert await ask(openai, input="And now?", previous_response_id=last.id)
+    assert (await openai.responses.retrieve(last.id)).to_dict() == last.to_dict()
+    assert told(await again(openai, last.id)) == told(events)
+    middle = len(events) // 2
+    rest = await again(openai, last.id, starting_after=middle)
+    assert told(rest) == told(events)[middle + 1 :]
+    assert await again(openai, last.id, starting_after=len(events) - 1) == []
+    row = await row_of(server, stream.response.headers["x-request-id"])
+    assert (row.outcome, row.status, row.stream) == ("completed", 200, True)
+    assert row.output_tokens == last.usage.output_tokens
+
+
+async def test_a_reader_that_leaves_ends_no_work_and_goes_on_where_it_was(
+    openai: AsyncOpenAI, server: RunningServer
+) -> None:
+    stream = await ask(openai, background=True, stream=True, **ENDLESS)
+    begun = list[Any]()
+    async for event in stream:
+        begun.append(event)
+        if len(begun) == 8:
+            break
+    await stream.close()
+    response_id = begun[0].response.id
+    await asyncio.sleep(0.05)
+    assert is_writing(server)
+    following = await openai.responses.retrieve(
+        response_id, stream=True, starting_after=begun[-1].sequence_number
+    )
+    second = asyncio.create_task(again(openai, response_id))
+    rest = list[Any]()
+    async for event in following:
+        rest.append(event)
+        if len(rest) == 5:
+            break
+    assert [event.sequence_number for event in rest] == list(range(8, 13))
+    cancelled = await openai.responses.cancel(response_id)
+    rest += [event async for event in following]
+    numbers = [event.sequence_number for event in [*begun, *rest]]
+    assert numbers == list(range(len(numbers)))
+    assert rest[-1].type == "response.incomplete"
+    assert rest[-1].response.to_dict() == cancelled.to_dict()
+    assert cancelled.status == "cancelled"
+    assert told(await second) == told([*begun, *rest])
+    assert told(await again(openai, response_id)) == told([*begun, *rest])
+
+
+async def test_deleting_ends_the_streams_of_a_response(
+    openai: AsyncOpenAI, server: RunningServer
+) -> None:
+    stream = await ask(openai, background=True, stream=True, **ENDLESS)
+    first = await anext(aiter(stream))
+    await openai.responses.delete(first.response.id)
+    async with asyncio.timeout(10):
+        async for _ in stream:
+            pass
+    await eventually(lambda: not is_writing(server))
+    with pytest.raises(sdk.NotFoundError):
+        await again(openai, first.response.id)
+
+
+async def test_what_fails_in_the_background_ends_its_stream(openai: AsyncOpenAI) -> None:
+    asked: dict[str, Any] = {"model": "test/short", "input": "long " * 100}
+    stream = await ask(openai, background=True, stream=True, **asked)
+    events = await events_of(stream)
+    kinds = [event.type for event in events]
+    assert kinds == ["response.created", "response.queued", "response.failed"]
+    assert "Shorten it" in events[-1].response.error.message
+    assert told(await again(openai, events[0].response.id)) == told(events)
+
+
+async def test_many_cancels_at_once_are_one(openai: AsyncOpenAI, server: RunningServer) -> None:
+    queued = await ask(openai, background=True, **ENDLESS)
+    await eventually(lambda: is_writing(server))
+    answers = await asyncio.gather(*(openai.responses.cancel(queued.id) for _ in range(5)))
+    assert {answer.status for answer in answers} == {"cancelled"}
+    assert all(answer.to_dict() == answers[0].to_dict() for answer in answers)
+    await eventually(lambda: not is_writing(server))
+
+
+async def test_what_is_told_to_be_over_can_be_gone_on_from(openai: AsyncOpenAI) -> None:
+    for _ in range(5):
+        queued = await ask(openai, background=True, max_output_tokens=1)
+        await finished(openai, queued.id)
+        assert await ask(openai, previous_response_id=queued.id, max_output_tokens=1)
+
+
+async def test_of_two_requests_of_one_id_at_once_one_is_refused(openai: AsyncOpenAI) -> None:
+    named = {"extra_headers": {"X-Request-ID": "two-at-once"}, "max_output_tokens": 20}
+    found = await asyncio.gather(*(ask(openai, **named) for _ in range(3)), return_exceptions=True)
+    refused = [one for one in found if isinstance(one, Exception)]
+    assert len(refused) == 2
+    assert all(isinstance(one, sdk.BadRequestError) and "already" in str(one) for one in refused)
+    assert (await openai.responses.retrieve("resp_two-at-once")).status in (
+        "completed",
+        "incomplete",
+    )
+
+
+async def test_more_can_be_included_when_a_response_is_asked_for(openai: AsyncOpenAI) -> None:
+    responses: Any = openai.responses
+    response = await ask(openai, reasoning={"effort": "high"}, include=[LOGPROBS])
+    assert response.output[0].encrypted_content is None
+    more = await responses.retrieve(response.id, include=[ENCRYPTED, LOGPROBS])
+    assert more.output[0].encrypted_content
+    assert more.output[1].to_dict() == response.output[1].to_dict()
+    plain = await ask(openai)
+    for name, says in ((LOGPROBS, "no log-probabilities"), ("file_search_call.results", "can't")):
+        with pytest.raises(sdk.BadRequestError, match=says) as refused:
+            await responses.retrieve(plain.id, include=[name])
+        assert refused.value.param == "include"
+
+
+async def test_reasoning_goes_back_encrypted_where_nothing_is_stored(openai: AsyncOpenAI) -> None:
+    first = await ask(openai, reasoning={"effort": "high"}, include=[ENCRYPTED], store=False)
+    thought, said = first.output
+    turns: Any = [
+        {"role": "user", "content": QUESTION},
+        {"type": "reasoning", "id": thought.id, "summary": [],
+         "encrypted_content": thought.encrypted_content},
+        said.model_dump(exclude_none=True),
+        {"role": "user", "content": "And tomorrow?"},
+    ]  # fmt: skip
+    sealed = await ask(openai, input=turns, store=False)
+    turns[1] = thought.model_dump(exclude_none=True)
+    opened = await ask(openai, input=turns, store=False)
+    assert sealed.output_text == opened.output_text
+    assert sealed.usage.input_tokens == opened.usage.input_tokens
+
+
+async def test_where_a_stream_starts_is_for_streams_only(openai: AsyncOpenAI) -> None:
+    response = await ask(openai)
+    with pytest.raises(sdk.BadRequestError) as refused:
+        await openai.responses.retrieve(response.id, starting_after=3)
+    assert refused.value.param == "starting_after"
 
 
 async def test_only_what_runs_in_the_background_can_be_cancelled(openai: AsyncOpenAI) -> None:
@@ -389,10 +571,13 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
     assert refused.value.param == param
 
 
-async def test_stored_responses_are_not_streamed(openai: AsyncOpenAI) -> None:
-    response = await ask(openai)
-    with pytest.raises(sdk.BadRequestError, match="does not stream stored responses"):
-        await openai.responses.retrieve(response.id, stream=True)
+async def test_only_streams_in_the_background_are_read_again(openai: AsyncOpenAI) -> None:
+    polled = await ask(openai, background=True)
+    await finished(openai, polled.id)
+    for response_id in ((await ask(openai)).id, polled.id):
+        with pytest.raises(sdk.BadRequestError, match="no stream to read") as refused:
+            await openai.responses.retrieve(response_id, stream=True)
+        assert refused.value.param == "stream"
 
 
 async def test_text_that_is_no_unicode_is_refused(http: httpx.AsyncClient) -> None:
@@ -425,8 +610,10 @@ async def test_a_response_is_there_for_its_own_key_only(keyed: RunningServer) ->
         response = await ask(ann)
         assert (await ann.responses.retrieve(response.id)).output_text == response.output_text
         assert await ask(ann, previous_response_id=response.id)
+        streamed = await events_of(await ask(ann, background=True, stream=True))
         for refused in (
             bob.responses.retrieve(response.id),
+            bob.responses.retrieve(streamed[0].response.id, stream=True),
             bob.responses.delete(response.id),
             bob.responses.cancel(response.id),
             bob.responses.input_items.list(response.id),
@@ -476,13 +663,18 @@ async def test_a_server_that_stops_ends_what_runs_in_the_background_as_failed(
     with running(create_app(settings)) as server:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
             queued = await ask(client, background=True, **ENDLESS)
+            stream = await ask(client, background=True, stream=True, **ENDLESS)
+            streamed = (await anext(aiter(stream))).response
             await eventually(lambda: is_writing(server))
     with running(create_app(settings)) as server:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
             response = await client.responses.retrieve(queued.id)
+            events = await again(client, streamed.id)
     assert response.status == "failed"
     assert response.error is not None
     assert "stopped" in response.error.message
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[-1].type == "response.failed"
 
 
 async def test_what_a_killed_server_left_unfinished_has_failed_at_the_next_start(

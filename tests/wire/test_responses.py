@@ -35,16 +35,19 @@ from mlx_manager.chat.request import (
 )
 from mlx_manager.errors import EngineFailed, InvalidRequest, UnsupportedParameter
 from mlx_manager.wire.openai.responses.items import input_items, messages_of
-from mlx_manager.wire.openai.responses.objects import items_page, new_response
+from mlx_manager.wire.openai.responses.objects import including, items_page, new_response
 from mlx_manager.wire.openai.responses.parameters import HARMLESS, NEUTRAL_VALUES
 from mlx_manager.wire.openai.responses.requests import check_body, response_request
 from mlx_manager.wire.openai.responses.schema import ResponsesBody
 from mlx_manager.wire.openai.responses.streams import ResponseWriter
+from mlx_manager.wire.signature import Signer
 
 ORIGIN = Origin("request-1", "/v1/responses")
+SIGNER = Signer(b"a key of this process")
 LOOK = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}
 CALL = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": '{"at": 3}'}
 LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
 ANSWER: list[ChatEvent] = [
     ReasoningDelta("Let me "),
     ReasoningDelta("look."),
@@ -63,7 +66,7 @@ def body_for(**fields: Any) -> ResponsesBody:
 def request_for(**fields: Any) -> ChatRequest:
     body = body_for(**fields)
     check_body(body)
-    return response_request(body, ORIGIN, input_items(body.input, ORIGIN.request_id))
+    return response_request(body, ORIGIN, input_items(body.input, ORIGIN.request_id, SIGNER))
 
 
 def conversation_of(**fields: Any) -> Conversation:
@@ -215,7 +218,19 @@ def item(**fields: Any) -> dict[str, Any]:
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
         ({"background": True, "store": False}, "store"),
-        ({"background": True, "stream": True}, "stream"),
+        ({"prompt_cache_options": {"prewarm": True}}, "prompt_cache_options.prewarm"),
+        (
+            item(type="function_call_output", call_id="c", output=[{"type": "input_audio"}]),
+            "input[0].output[0]",
+        ),
+        (
+            item(
+                type="function_call_output",
+                call_id="c",
+                output=[{"type": "input_text", "text": "a"}, {"type": "input_audio"}],
+            ),
+            "input[0].output[1]",
+        ),
         ({"min_tokens": 5, "max_output_tokens": 4}, "min_tokens"),
         ({"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},
          "structured_outputs.regex"),
@@ -327,11 +342,81 @@ def test_an_error_in_mid_stream_is_a_failed_response_with_what_there_was() -> No
     assert writer.is_over
 
 
-def test_a_cancelled_response_keeps_what_there_was() -> None:
-    writer, _ = written([TextDelta("Half")], None)
-    writer.cancel()
+def test_a_cancelled_response_keeps_what_there_was_and_ends_by_an_event_that_clients_know() -> None:
+    writer, begun = written([TextDelta("Half")], None)
+    found = payloads(writer.cancel())
     response = Response.model_validate(writer.response)
     assert (response.status, response.output_text) == ("cancelled", "Half")
+    adapter: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+    for payload in found:
+        adapter.validate_python(payload)
+    assert [one["type"] for one in found[-2:]] == [
+        "response.output_item.done",
+        "response.incomplete",
+    ]
+    assert found[-1]["response"]["status"] == "cancelled"
+    assert found[0]["sequence_number"] == len(begun)
+
+
+def test_a_response_that_waits_is_told_at_once_and_created_once() -> None:
+    request = request_for(background=True, stream=True)
+    body = body_for(background=True, stream=True)
+    writer = ResponseWriter(request, new_response(body, request.response_id, 5, "queued"))
+    found = payloads(writer.queue() + writer.see(Started("m-1", Timeline())))
+    kinds = ["response.created", "response.queued", "response.in_progress"]
+    assert [one["type"] for one in found] == kinds
+    assert [one["sequence_number"] for one in found] == [0, 1, 2]
+    assert [one["response"]["status"] for one in found] == ["queued", "queued", "in_progress"]
+
+
+def test_reasoning_comes_back_by_its_encrypted_content_alone() -> None:
+    body = body_for(include=[ENCRYPTED])
+    request = request_for(include=[ENCRYPTED])
+    writer = ResponseWriter(
+        request, new_response(body, request.response_id, 5, "in_progress"), SIGNER
+    )
+    frames = writer.see(Started("m-1", Timeline())) + writer.see(ReasoningDelta("Let me look. 😀"))
+    frames += writer.see(TextDelta("A cat.")) + writer.see(Finished("stop", Usage(9, 7)))
+    [thought, said] = writer.response["output"]
+    done = [one["item"] for one in payloads(frames) if one["type"] == "response.output_item.done"]
+    assert done[0]["encrypted_content"] == thought["encrypted_content"]
+    sealed = {key: thought[key] for key in ("type", "id", "encrypted_content")} | {"summary": []}
+    again = Message("assistant", "A cat.", reasoning="Let me look. 😀")
+    assert conversation_of(input=[sealed, said]).messages == (again,)
+    foreign = sealed | {"encrypted_content": Signer(b"another").sign("Hm.", is_shown=False)}
+    assert conversation_of(input=[foreign, said]).messages == (Message("assistant", "A cat."),)
+
+
+def test_a_stored_response_can_be_asked_for_with_more_than_it_was_made_with() -> None:
+    writer, _ = written([ReasoningDelta("Hm."), TextDelta("Yes")])
+    assert including(writer.response, [], SIGNER) == writer.response
+    thought = including(writer.response, [ENCRYPTED], SIGNER)["output"][0]
+    assert SIGNER.read("", thought["encrypted_content"]) == "Hm."
+    assert "encrypted_content" not in writer.response["output"][0]
+    with pytest.raises(UnsupportedParameter, match="no log-probabilities") as refusal:
+        including(writer.response, [LOGPROBS], SIGNER)
+    assert refusal.value.param == "include"
+
+
+def test_of_a_picture_in_a_result_the_model_is_told_and_what_is_kept_says_that_there_was_one() -> (
+    None
+):
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,aGk=", "detail": "auto"}
+    parts = [{"type": "input_text", "text": "a.png "}, picture]
+    output = {"type": "function_call_output", "call_id": "c1", "output": parts}
+    body = body_for(input=[CALL, output])
+    [_, kept] = input_items(body.input, "r", SIGNER)
+    assert kept["output"] == [parts[0], {"type": "input_image"}]
+    _, result = messages_of([kept | {"type": "message", "role": "user", "content": []}, kept])
+    assert result.content == "a.png [image left out: this model reads text only]"
+    assert result.left_out == request_for(input=[CALL, output]).left_out == 1
+
+
+def test_a_hosted_tool_is_refused_with_what_to_do_about_it() -> None:
+    codex = {"type": "web_search", "external_web_access": False}
+    with pytest.raises(UnsupportedParameter, match='web_search = "disabled"') as refusal:
+        request_for(tools=[LOOK, codex])
+    assert refusal.value.param == "tools[1].type"
 
 
 def test_logprobs_come_with_deltas_and_with_the_whole_text() -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse
 
 from mlx_manager.chat.events import ChatEvent
 from mlx_manager.chat.request import ChatRequest
-from mlx_manager.errors import MlxManagerError, UnsupportedParameter
+from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.api.dependencies import CurrentEntry, CurrentKeyId, CurrentState
 from mlx_manager.mlx_server.api.streaming import (
     LAST_WORDS_S,
@@ -24,17 +25,21 @@ from mlx_manager.mlx_server.api.streaming import (
 )
 from mlx_manager.mlx_server.audit.entry import Entry
 from mlx_manager.mlx_server.responses.background import Job
+from mlx_manager.mlx_server.responses.tape import Tape
 from mlx_manager.mlx_server.state import ServerState
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
+from mlx_manager.wire.openai.errors import error_event
 from mlx_manager.wire.openai.responses.items import ItemObject, input_items
 from mlx_manager.wire.openai.responses.objects import (
     ResponseObject,
     deleted,
+    including,
     items_page,
     new_response,
 )
-from mlx_manager.wire.openai.responses.requests import check_body, response_request
-from mlx_manager.wire.openai.responses.schema import ResponsesBody
+from mlx_manager.wire.openai.responses.parameters import ENCRYPTED
+from mlx_manager.wire.openai.responses.requests import check_body, check_query, response_request
+from mlx_manager.wire.openai.responses.schema import ResponsesBody, RetrieveQuery
 from mlx_manager.wire.openai.responses.streams import ResponseWriter
 
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
@@ -44,12 +49,12 @@ router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
 async def create_response(
     body: ResponsesBody, state: CurrentState, entry: CurrentEntry, http: Request
 ) -> Response:
-    """Answer in OpenAI's Responses API: streamed, in the background or neither, and stored unless `store` is false."""
+    """Answer in OpenAI's Responses API: streamed, in the background or both, and stored unless `store` is false."""
     entry.asked(body.model, bool(body.stream))
     check_body(body)
     asked = await _asked(body, state, entry)
     if body.background:
-        return await _in_background(asked)
+        return await _in_background(asked, http)
     # Read here, as the backend does: what changes meanwhile is for the next request.
     limit_s = state.time_limits[asked.request.operation] + LAST_WORDS_S
     events = state.backend.stream(asked.request)
@@ -65,15 +70,19 @@ async def create_response(
 
 @router.get("/{response_id}", response_model=None)
 async def get_response(
-    response_id: str, state: CurrentState, key_id: CurrentKeyId, stream: bool = False
+    response_id: str,
+    state: CurrentState,
+    key_id: CurrentKeyId,
+    http: Request,
+    query: Annotated[RetrieveQuery, Query()],
 ) -> Response:
-    """Return a stored response as it is now."""
-    if stream:
-        raise UnsupportedParameter(
-            "This version does not stream stored responses. Leave out 'stream' and ask until its status is final.",
-            param="stream",
-        )
-    return JSONResponse(await state.background.find(response_id, key_id))
+    """Return a stored response as it is now; or, when `stream` is true, its stream behind event `starting_after`."""
+    check_query(query)
+    if not query.stream:
+        response = await state.background.find(response_id, key_id)
+        return JSONResponse(including(response, query.included, state.signer))
+    frames = await state.background.events(response_id, key_id, query.after)
+    return await _followed(state, frames, http)
 
 
 @router.delete("/{response_id}", response_model=None)
@@ -122,14 +131,15 @@ class _Asked:
 
 async def _asked(body: ResponsesBody, state: ServerState, entry: Entry) -> _Asked:
     origin = entry.origin
-    items = input_items(body.input, origin.request_id)
+    items = input_items(body.input, origin.request_id, state.signer)
     earlier = await state.responses.history(body.previous_response_id, origin.key_id)
     request = response_request(body, origin, [*earlier, *items])
     if body.is_stored:
         await state.responses.check_new(request.response_id)
     status: Literal["queued", "in_progress"] = "queued" if body.background else "in_progress"
     response = new_response(body, request.response_id, int(time.time()), status)
-    return _Asked(state, entry, request, ResponseWriter(request, response), items)
+    sealer = state.signer if ENCRYPTED in (body.include or ()) else None
+    return _Asked(state, entry, request, ResponseWriter(request, response, sealer), items)
 
 
 async def _whole(asked: _Asked, events: AsyncGenerator[ChatEvent, None]) -> ResponseObject:
@@ -161,10 +171,18 @@ async def _streamed(
         yield frames
 
 
-async def _in_background(asked: _Asked) -> Response:
-    """Answer at once with the queued response. The audit log's entry stays open until the work ends."""
+async def _in_background(asked: _Asked, http: Request) -> Response:
+    """Answer at once with the queued response, or with its stream, which nobody needs to read.
+
+    The audit log's entry stays open until the work ends.
+    """
     state, entry = asked.state, asked.entry
+    # A model that isn't there is known now, and no response that fails later.
+    await state.pool.find(asked.request.model, "chat")
     answer = JSONResponse(asked.writer.response)
+    tape = Tape() if asked.request.stream else None
+    if tape is not None:
+        tape.add(asked.writer.queue())
     events = state.backend.stream(asked.request)
 
     def close_books() -> None:
@@ -174,9 +192,22 @@ async def _in_background(asked: _Asked) -> Response:
     entry.is_held, entry.status = True, 200
     try:
         await state.background.start(
-            Job(asked.writer, events, entry.origin.key_id, close_books), asked.items
+            Job(asked.writer, events, entry.origin.key_id, close_books, tape), asked.items
         )
     except BaseException:
         entry.is_held, entry.status = False, None
         raise
-    return answer
+    return answer if tape is None else await _followed(state, tape.after(-1), http)
+
+
+async def _followed(
+    state: ServerState, frames: AsyncGenerator[bytes, None], http: Request
+) -> Response:
+    """Stream the events of a response that is worked on by somebody else, or that is over."""
+    limit_s = state.time_limits["chat"] + LAST_WORDS_S
+    try:
+        first = await until_disconnect(http.receive, first_of(frames, b""))
+    except ClientLeft:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    to_event = partial(error_event, request_id=http.state.request_id)
+    return EventStream(first, frames, (), to_event, limit_s)

@@ -181,10 +181,13 @@ async def collected(events: AsyncGenerator[ChatEvent, None]) -> Answer:
         return await collect(events)
 
 
-async def first_of(chunks: AsyncGenerator[bytes, None]) -> bytes:
-    """Return a stream's first chunk; what goes wrong before it still becomes a proper error answer."""
+async def first_of(chunks: AsyncGenerator[bytes, None], default: bytes | None = None) -> bytes:
+    """Return a stream's first chunk; what goes wrong before it still becomes a proper error answer.
+
+    A stream that may be empty has a `default`.
+    """
     try:
-        return await anext(chunks)
+        return await (anext(chunks) if default is None else anext(chunks, default))
     except BaseException:
         await chunks.aclose()
         raise

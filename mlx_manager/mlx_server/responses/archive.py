@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+from sqlalchemy.exc import IntegrityError
 
 from mlx_manager.database import DATABASE_TROUBLE, Database, DatabaseUnavailable, explain
 from mlx_manager.errors import EngineFailed, InvalidRequest, ResponseNotFound
@@ -77,6 +78,14 @@ class ResponseArchive:
             raise _not_found(response_id)
         return Kept(_decode(row.response), _decode(row.input))
 
+    async def events(self, response_id: str, key_id: str | None) -> bytes | None:
+        """Return the packed events of a response's stream, None when none are kept. Raises ResponseNotFound."""
+        async with self._database.transaction() as session:
+            found = await service.events(session, response_id, key_id)
+        if found is None:
+            raise _not_found(response_id)
+        return found[0]
+
     async def history(self, response_id: str | None, key_id: str | None) -> list[ItemObject]:
         """Return all items up to and with a response's output, in order; none for None.
 
@@ -106,15 +115,15 @@ class ResponseArchive:
         """Raise InvalidRequest when there is a response of this id."""
         async with self._database.transaction() as session:
             if await service.exists(session, response_id):
-                raise InvalidRequest(
-                    f"There is a stored response {response_id!r} already. Send each request with an X-Request-ID of "
-                    "its own, or with none."
-                )
+                raise _used(response_id)
 
     async def add(
         self, response: ResponseObject, items: list[ItemObject], key_id: str | None
     ) -> None:
-        """Keep a response, finished or not, with the items that its request brought."""
+        """Keep a response, finished or not, with the items that its request brought.
+
+        Raises InvalidRequest when another request of the same id was first.
+        """
         written, brought = _encode(response), _encode(items)
         is_unfinished = response["status"] in UNFINISHED
         row = StoredResponse(
@@ -129,19 +138,27 @@ class ResponseArchive:
             instance=str(self._instance) if is_unfinished else None,
             seen_at=self._now() if is_unfinished else None,
         )
-        async with self._database.transaction() as session:
-            session.add(row)
+        try:
+            async with self._database.transaction() as session:
+                session.add(row)
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, IntegrityError):
+                raise _used(row.id) from error
+            raise
         self._note(response)
         await self._grow(row.size_bytes, row.id)
 
-    async def update(self, response: ResponseObject, key_id: str | None) -> None:
-        """Keep what a response has become; nothing when it was deleted meanwhile."""
+    async def update(
+        self, response: ResponseObject, key_id: str | None, events: bytes | None = None
+    ) -> None:
+        """Keep what a response has become, with its packed `events` if any; nothing when it was deleted meanwhile."""
         written, grown_bytes = _encode(response), 0
         async with self._database.transaction() as session:
             row = await service.find(session, response["id"], key_id)
             if row is not None:
-                grown_bytes = len(written) - len(row.response)
+                grown_bytes = len(written) - len(row.response) + len(events or b"")
                 row.response, row.status = written, response["status"]
+                row.events = events
                 row.size_bytes += grown_bytes
         self._note(response)
         await self._grow(grown_bytes, response["id"])
@@ -230,6 +247,13 @@ def _not_found(response_id: str, param: str | None = None) -> ResponseNotFound:
     return ResponseNotFound(
         f"There is no stored response {response_id!r}. It was never stored, was deleted, or has expired.",
         param=param,
+    )
+
+
+def _used(response_id: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"There is a stored response {response_id!r} already. Send each request with an X-Request-ID of its own, or "
+        "with none."
     )
 
 

@@ -20,6 +20,16 @@ async def find(session: AsyncSession, response_id: str, key_id: str | None) -> R
     return await session.scalar(select(Row).where(Row.id == response_id, mine))
 
 
+async def events(
+    session: AsyncSession, response_id: str, key_id: str | None
+) -> tuple[bytes | None] | None:
+    """Return the stored events of a response that `key_id` may ask for, if it has any; None without such a response."""
+    mine = Row.key_id.is_not_distinct_from(key_id)
+    found = await session.execute(select(Row.events).where(Row.id == response_id, mine))
+    row = found.one_or_none()
+    return None if row is None else (row.events,)
+
+
 async def chain(session: AsyncSession, response_id: str, key_id: str | None) -> Sequence[Row]:
     """Return a response and those before it that are there, the first one first."""
     mine = Row.key_id.is_not_distinct_from(key_id)

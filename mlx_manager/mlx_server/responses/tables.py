@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, String, Text
+from sqlalchemy import BigInteger, LargeBinary, String, Text
 from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
 
 from mlx_manager.database import Base, UtcDateTime
@@ -14,8 +14,9 @@ from mlx_manager.wire.openai.responses.objects import Status
 class StoredResponse(MappedAsDataclass, Base, kw_only=True):
     """One response as the client was given it, and the items that it sent for it; both are JSON.
 
-    `previous_id` is the response that it goes on from, `key_id` the key that may ask for it. `size_bytes` is that of
-    both texts. While it is unfinished, `instance` works on it and did so at `seen_at`.
+    `previous_id` is the response that it goes on from, `key_id` the key that may ask for it. `events` are those of its
+    stream where it can be read again, packed. `size_bytes` is what all three take. While it is unfinished, `instance`
+    works on it and did so at `seen_at`.
     """
 
     __tablename__ = "responses"
@@ -30,3 +31,5 @@ class StoredResponse(MappedAsDataclass, Base, kw_only=True):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     instance: Mapped[str | None] = mapped_column(String(160), default=None)
     seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
+    # Only ever asked for by itself: they may be larger than all the rest.
+    events: Mapped[bytes | None] = mapped_column(LargeBinary, default=None, deferred=True)

@@ -10,7 +10,9 @@ from pydantic_core import from_json
 
 from mlx_manager.chat.request import Message, Role, ToolCall
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.left_out import NAMES, remark
 from mlx_manager.wire.openai.responses.schema import Item, Part
+from mlx_manager.wire.signature import Signer
 
 # An item as JSON has it: what a client sends and is sent, and what is stored.
 ItemObject = dict[str, Any]
@@ -21,12 +23,13 @@ INVALID = "INVALID_JSON"
 KNOWN = ("message", "function_call", "function_call_output", "reasoning")
 
 
-def input_items(items: Sequence[Item], request_id: str) -> list[ItemObject]:
+def input_items(items: Sequence[Item], request_id: str, signer: Signer) -> list[ItemObject]:
     """Return the items of a body as objects that have all of their fields; ids that are missing are made up.
 
+    Reasoning that came back only as `encrypted_content` is read by `signer`; that of another server says nothing.
     Raises InvalidRequest and UnsupportedParameter, with the place of what is wrong.
     """
-    return [_object(item, index, request_id) for index, item in enumerate(items)]
+    return [_object(item, index, request_id, signer) for index, item in enumerate(items)]
 
 
 def messages_of(items: Iterable[ItemObject]) -> tuple[Message, ...]:
@@ -83,8 +86,15 @@ class _Turn:
 
 def _other(item: ItemObject) -> Message:
     if item["type"] == "function_call_output":
-        name, call_id = item.get("name"), item["call_id"]
-        return Message("tool", _text_of(item["output"]), name=name, tool_call_id=call_id)
+        name, call_id, output = item.get("name"), item["call_id"], item["output"]
+        parts = [] if isinstance(output, str) else output
+        return Message(
+            "tool",
+            output if isinstance(output, str) else "".join(map(_said, parts)),
+            name=name,
+            tool_call_id=call_id,
+            left_out=sum(part["type"] in NAMES for part in parts),
+        )
     # Templates know `system`; `developer` is OpenAI's newer word for the same thing.
     role: Role = "user" if item["role"] == "user" else "system"
     return Message(role, _joined(item["content"]))
@@ -107,11 +117,12 @@ def _joined(parts: Iterable[Mapping[str, Any]]) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def _text_of(output: str | list[dict[str, Any]]) -> str:
-    return output if isinstance(output, str) else _joined(output)
+def _said(part: Mapping[str, Any]) -> str:
+    kind: str = part["type"]
+    return remark(kind) if kind in NAMES else part["text"]
 
 
-def _object(item: Item, index: int, request_id: str) -> ItemObject:
+def _object(item: Item, index: int, request_id: str, signer: Signer) -> ItemObject:
     kind, place = item.type or "message", f"input[{index}]"
     if kind not in KNOWN:
         raise UnsupportedParameter(
@@ -123,7 +134,8 @@ def _object(item: Item, index: int, request_id: str) -> ItemObject:
         case "message":
             return _message(item, place, item.id or f"msg_{request_id}_in{index}", status)
         case "reasoning":
-            return _reasoning(item, place, item.id or f"rs_{request_id}_in{index}", status)
+            item_id = item.id or f"rs_{request_id}_in{index}"
+            return _reasoning(item, place, item_id, status, signer)
         case "function_call":
             return _call(item, place, item.id or f"fc_{request_id}_in{index}", status)
         case _:
@@ -142,8 +154,11 @@ def _message(item: Item, place: str, item_id: str, status: str) -> ItemObject:
     return {"id": item_id, "type": "message", "status": status, "role": role, "content": parts}
 
 
-def _reasoning(item: Item, place: str, item_id: str, status: str) -> ItemObject:
+def _reasoning(item: Item, place: str, item_id: str, status: str, signer: Signer) -> ItemObject:
     thoughts = _texts(item.content or [], f"{place}.content", ("reasoning_text",))
+    sealed = item.encrypted_content
+    if sealed is not None and not thoughts:
+        thoughts = list(filter(None, [signer.read("", sealed)]))
     summary = _texts(item.summary or [], f"{place}.summary", ("summary_text",))
     return {
         "id": item_id,
@@ -151,6 +166,7 @@ def _reasoning(item: Item, place: str, item_id: str, status: str) -> ItemObject:
         "status": status,
         "summary": [{"type": "summary_text", "text": text} for text in summary],
         "content": [{"type": "reasoning_text", "text": text} for text in thoughts],
+        **({} if sealed is None else {"encrypted_content": sealed}),
     }
 
 
@@ -172,8 +188,7 @@ def _output(item: Item, place: str, item_id: str, status: str) -> ItemObject:
     output = item.output
     if output is None:
         raise InvalidRequest(f"{place} has no output.", param=f"{place}.output")
-    texts = _texts(output, f"{place}.output", TEXT_PARTS)
-    parts = [{"type": "input_text", "text": text} for text in texts]
+    parts = [] if isinstance(output, str) else _result_parts(output, f"{place}.output")
     named = {} if item.name is None else {"name": item.name}
     return {
         "id": item_id,
@@ -185,16 +200,30 @@ def _output(item: Item, place: str, item_id: str, status: str) -> ItemObject:
     }
 
 
+def _result_parts(output: list[Part], place: str) -> list[dict[str, Any]]:
+    """The parts of a tool's result, as they are stored: of an image or a file, that there was one."""
+    parts = list[dict[str, Any]]()
+    for position, part in enumerate(output):
+        if part.type in NAMES:
+            parts.append({"type": part.type})
+        else:
+            [text] = _texts([part], place, TEXT_PARTS, position)
+            parts.append({"type": "input_text", "text": text})
+    return parts
+
+
 def _needed(value: str | None, param: str) -> str:
     if not value:
         raise InvalidRequest(f"{param} is missing.", param=param)
     return value
 
 
-def _texts(content: str | list[Part], place: str, kinds: tuple[str, ...]) -> list[str]:
+def _texts(
+    content: str | list[Part], place: str, kinds: tuple[str, ...], first: int = 0
+) -> list[str]:
     if isinstance(content, str):
         return [content]
-    for position, part in enumerate(content):
+    for position, part in enumerate(content, first):
         if part.type not in kinds or part.text is None:
             raise UnsupportedParameter(
                 f"{place}[{position}] is of type {part.type!r}. This version understands text only, as "

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from mlx_manager.chat.events import Usage
-from mlx_manager.errors import InvalidRequest, MlxManagerError
+from mlx_manager.errors import InvalidRequest, MlxManagerError, UnsupportedParameter
 from mlx_manager.wire.openai.errors import error_type
 from mlx_manager.wire.openai.responses.items import ItemObject
+from mlx_manager.wire.openai.responses.parameters import ENCRYPTED, LOGPROBS
 from mlx_manager.wire.openai.responses.schema import ResponsesBody, ToolChoiceObject
+from mlx_manager.wire.signature import Signer
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 ResponseObject = dict[str, Any]
@@ -82,6 +84,38 @@ def usage(counts: Usage) -> dict[str, Any]:
         "output_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
         "total_tokens": counts.input_tokens + counts.output_tokens,
     }
+
+
+def including(response: ResponseObject, names: Sequence[str], signer: Signer) -> ResponseObject:
+    """Return a stored response with what `names` ask for besides.
+
+    Raises UnsupportedParameter for log-probabilities that it was not asked for with: nobody knows them any more.
+    """
+    if LOGPROBS in names and not _has_logprobs(response):
+        raise UnsupportedParameter(
+            f"Response {response['id']!r} has no log-probabilities. Include them when a response is made.",
+            param="include",
+        )
+    if ENCRYPTED not in names:
+        return response
+    output = [
+        item | {"encrypted_content": sealed(item, signer)} if item["type"] == "reasoning" else item
+        for item in response["output"]
+    ]
+    return response | {"output": output}
+
+
+def _has_logprobs(response: ResponseObject) -> bool:
+    messages = [item for item in response["output"] if item["type"] == "message"]
+    return all(
+        part["logprobs"] or not part["text"] for item in messages for part in item["content"]
+    )
+
+
+def sealed(reasoning: ItemObject, signer: Signer) -> str:
+    """Return what an item of reasoning says in the form of its `encrypted_content`."""
+    text = "".join(part["text"] for part in reasoning["content"])
+    return signer.sign(text, is_shown=False)
 
 
 def deleted(response_id: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mlx_manager.errors import UnsupportedParameter
@@ -13,6 +13,7 @@ from mlx_manager.wire.openai.parameters import check_unsupported
 from mlx_manager.wire.openai.responses.schema import ResponsesBody
 
 # Accepted whatever they say: they label, route, bill or cache a request, or are about tools that run at OpenAI.
+# `client_metadata` is Codex's.
 HARMLESS = frozenset(
     {
         "user",
@@ -23,6 +24,8 @@ HARMLESS = frozenset(
         "prompt_cache_options",
         "moderation",
         "max_tool_calls",
+        "background_options",
+        "client_metadata",
     }
 )
 
@@ -32,8 +35,8 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "conversation": (),
     "prompt": (),
     "context_management": ([],),
-    "background_options": ({},),
     "access_programs": (),
+    "prompt_cache_options.prewarm": (False,),
     "image": (),
     "text.verbosity": ("medium",),
     "reasoning.summary": ("auto",),
@@ -47,23 +50,36 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
 }
 
 LOGPROBS = "message.output_text.logprobs"
-# Reasoning has its text in `content`, which may be sent back: there is nothing to encrypt.
-INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")
+# Reasoning has its text in `content`, too; but many clients send back only this.
+ENCRYPTED = "reasoning.encrypted_content"
+INCLUDABLE = (LOGPROBS, ENCRYPTED)
 
 
-def check_supported(body: ResponsesBody) -> None:
-    """Raise UnsupportedParameter for the first field that would change the answer and isn't honoured."""
-    check_unsupported(body.model_extra or {}, HARMLESS, NEUTRAL_VALUES)
-    for name, part in (("text", body.text), ("reasoning", body.reasoning)):
-        extra = (part.model_extra if part else None) or {}
-        named = {f"{name}.{field}": value for field, value in extra.items()}
-        check_unsupported(named, HARMLESS, NEUTRAL_VALUES)
-    for name in body.include or ():
+def check_included(names: Iterable[str]) -> None:
+    """Raise UnsupportedParameter for what can't be included."""
+    for name in names:
         if name not in INCLUDABLE:
             raise UnsupportedParameter(
                 f"This version can't include {name!r}. It knows {', '.join(map(repr, INCLUDABLE))}.",
                 param="include",
             )
+
+
+def check_supported(body: ResponsesBody) -> None:
+    """Raise UnsupportedParameter for the first field that would change the answer and isn't honoured."""
+    check_unsupported(body.model_extra or {}, HARMLESS, NEUTRAL_VALUES)
+    options = (body.model_extra or {}).get("prompt_cache_options")
+    # Of these only one asks for something else than an answer.
+    prewarm = {"prewarm": options.get("prewarm")} if isinstance(options, dict) else {}
+    extras = {
+        "prompt_cache_options": prewarm,
+        "text": body.text.model_extra if body.text else None,
+        "reasoning": body.reasoning.model_extra if body.reasoning else None,
+    }
+    for name, extra in extras.items():
+        named = {f"{name}.{field}": value for field, value in (extra or {}).items()}
+        check_unsupported(named, HARMLESS, NEUTRAL_VALUES)
+    check_included(body.include or ())
 
 
 def check_tool(extra: Mapping[str, Any], index: int) -> None:

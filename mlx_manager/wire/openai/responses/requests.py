@@ -18,15 +18,23 @@ from mlx_manager.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.wire.openai.formats import the_only
 from mlx_manager.wire.openai.requests import check_min_tokens, sampling, stop_strings
 from mlx_manager.wire.openai.responses.items import ItemObject, messages_of
-from mlx_manager.wire.openai.responses.parameters import LOGPROBS, check_supported, check_tool
+from mlx_manager.wire.openai.responses.parameters import (
+    LOGPROBS,
+    check_included,
+    check_supported,
+    check_tool,
+)
 from mlx_manager.wire.openai.responses.schema import (
     FunctionTool,
     ResponsesBody,
+    RetrieveQuery,
     TextFormat,
     ToolChoiceObject,
 )
 
 FORMAT = "text.format"
+# How it is done in the client that sends this type of tool unasked.
+HINTS = {"web_search": ' (Codex: web_search = "disabled" in its config.toml)'}
 
 
 def check_body(body: ResponsesBody) -> None:
@@ -44,12 +52,17 @@ def check_body(body: ResponsesBody) -> None:
             "A response in the background has to be stored, to be asked for later. Leave out 'store'.",
             param="store",
         )
-    if body.background and body.stream:
-        raise UnsupportedParameter(
-            "This version does not stream responses that run in the background. Leave out 'stream' or 'background'.",
-            param="stream",
-        )
     check_min_tokens(body, body.max_output_tokens)
+
+
+def check_query(query: RetrieveQuery) -> None:
+    """Raise InvalidRequest or UnsupportedParameter for what a stored response can't be asked for with."""
+    check_included(query.included)
+    if query.starting_after is not None and not query.stream:
+        raise InvalidRequest(
+            "'starting_after' is only for streams. Set 'stream' to true or leave it out.",
+            param="starting_after",
+        )
 
 
 def response_request(
@@ -88,7 +101,7 @@ def _tool(tool: FunctionTool, index: int) -> Tool:
     if tool.type != "function":
         raise UnsupportedParameter(
             f"tools[{index}] is of type {tool.type!r}. This version knows tools of type 'function', which you run "
-            "yourself.",
+            f"yourself. Switch this one off in your client{HINTS.get(tool.type, '')}.",
             param=f"tools[{index}].type",
         )
     check_tool(tool.model_extra or {}, index)

@@ -40,6 +40,7 @@ class Item(BaseModel):
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | list[Part] | None = None
     summary: list[Part] | None = None
+    encrypted_content: str | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
@@ -104,6 +105,29 @@ class Reasoning(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     effort: Effort | None = None
+
+
+class RetrieveQuery(BaseModel):
+    """How a stored response is asked for. The SDK writes a list as `include[]`.
+
+    Nothing here is padded, with `include_obfuscation` or without.
+    """
+
+    stream: bool = False
+    starting_after: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    include: list[str] = Field(default_factory=list)
+    include_in_brackets: list[str] = Field(default_factory=list, alias="include[]")
+    include_obfuscation: bool | None = None
+
+    @property
+    def included(self) -> list[str]:
+        """What is to be in the response besides."""
+        return [*self.include, *self.include_in_brackets]
+
+    @property
+    def after(self) -> int:
+        """The number of the event behind which a stream begins; -1 for all of it."""
+        return -1 if self.starting_after is None else self.starting_after
 
 
 class ResponsesBody(GenerationBody):

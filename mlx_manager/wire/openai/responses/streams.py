@@ -31,8 +31,10 @@ from mlx_manager.wire.openai.responses.objects import (
     ResponseObject,
     Status,
     failure,
+    sealed,
     usage,
 )
+from mlx_manager.wire.signature import Signer
 
 _encode = msgspec.json.encode
 _PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}
@@ -47,11 +49,15 @@ _ARGUMENTS = "response.function_call_arguments"
 class ResponseWriter:
     """Writes one response: `response` is what is known of it, and each event adds to it and gives the stream's frames.
 
-    Items come one after the other; each is closed when the next one begins.
+    Items come one after the other; each is closed when the next one begins. With a `sealer` reasoning has its
+    `encrypted_content`.
     """
 
-    def __init__(self, request: ChatRequest, response: ResponseObject) -> None:
+    def __init__(
+        self, request: ChatRequest, response: ResponseObject, sealer: Signer | None = None
+    ) -> None:
         self.response = response
+        self._sealer = sealer
         self._request = request
         self._sequence_number = 0
         self._item: ItemObject | None = None
@@ -85,14 +91,23 @@ class ResponseWriter:
             case Finished():
                 return self._finish(event)
 
+    def queue(self) -> bytes:
+        """Return the events of a response that is to be worked on later: they are the first, and tell its id."""
+        return self._lifecycle("created") + self._lifecycle("queued")
+
     def fail(self, error: MlxManagerError) -> bytes:
         """End the response by an error. What was written stays, and is incomplete."""
         self.response["error"] = failure(error)
         return self._end("failed", "incomplete")
 
-    def cancel(self) -> None:
-        """End the response because its client doesn't want it any more."""
-        self._end("cancelled", "incomplete")
+    def cancel(self) -> bytes:
+        """End the response because its client doesn't want it any more.
+
+        The API has no event of that name: the last one is `response.incomplete`, with a response that says `cancelled`.
+        """
+        closed = self._close("incomplete")
+        self.response["status"] = "cancelled"
+        return closed + self._lifecycle("incomplete")
 
     def error(self, error: MlxManagerError) -> bytes:
         """Return the event of an error that comes when the response is over: it could not be kept."""
@@ -101,7 +116,8 @@ class ResponseWriter:
     def _start(self, started: Started) -> bytes:
         self.response["model"] = started.model
         self.response["status"] = "in_progress"
-        return self._lifecycle("created") + self._lifecycle("in_progress")
+        created = b"" if self.has_begun else self._lifecycle("created")
+        return created + self._lifecycle("in_progress")
 
     def _finish(self, finished: Finished) -> bytes:
         self.response["usage"] = usage(finished.usage)
@@ -183,6 +199,8 @@ class ResponseWriter:
     def _close_text(self, item: ItemObject, text: str) -> bytes:
         part = self._part(text, self._logprobs)
         item["content"].append(part)
+        if self._sealer is not None and item["type"] == "reasoning":
+            item["encrypted_content"] = sealed(item, self._sealer)
         said = {"logprobs": self._logprobs} if item["type"] == "message" else {}
         done = self._of_text("done", text=text, **said)
         return done + self._event("response.content_part.done", **self._place(), part=part)

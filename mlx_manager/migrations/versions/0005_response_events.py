@@ -1,0 +1,15 @@
+"""Keep the events of responses whose streams can be read again."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("responses", sa.Column("events", sa.LargeBinary(), nullable=True))
