@@ -55,6 +55,13 @@ class PromptTooLong(InvalidRequest):
     title = "Prompt too long"
 
 
+class MemoryExceeded(InvalidRequest):
+    """Keys and values of prompt and answer would need more memory than all requests together may have."""
+
+    code = "memory_exceeded"
+    title = "Not enough memory"
+
+
 class ModelNotFound(MlxManagerError):
     """No such model on this machine; the message lists those that exist."""
 

@@ -109,7 +109,10 @@ class Timeline:
     Each `ChatRequest` has one, filled in by whoever does the work while it runs: so it says what is known even when
     the request is refused, or the stream ends early. Times are nanoseconds since the Unix epoch; None means that the
     phase wasn't reached. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the
-    first. A request for embeddings has one, too, without tokens but with the `batches` that its inputs were part of.
+    first. `queue_reason` says what a request that had to wait for its turn waited for, `overtaken` how many that came
+    later went first, and `kv_bytes` the memory that its keys and values were predicted to need.
+
+    A request for embeddings has one, too, without tokens but with the `batches` that its inputs were part of.
     """
 
     routing: Interval | None = None
@@ -121,6 +124,10 @@ class Timeline:
     tokenize: Interval | None = None
     queued_ns: int | None = None
     waited_behind: tuple[TraceContext, ...] = ()
+    priority: Literal["high", "normal", "low"] | None = None
+    queue_reason: Literal["places", "prompts", "memory"] | None = None
+    overtaken: int = 0
+    kv_bytes: int | None = None
     admitted_ns: int | None = None
     first_token_ns: int | None = None
     finished_ns: int | None = None

@@ -10,6 +10,7 @@ from mlx_manager.chat.events import Timeline, TraceContext
 
 Role = Literal["system", "user", "assistant", "tool"]
 Operation = Literal["chat", "text_completion", "embeddings"]
+Priority = Literal["high", "normal", "low"]
 
 # What ids of answers begin with, in the API of an endpoint; elsewhere they are OpenAI's.
 ID_PREFIXES: Mapping[str, str] = {"/v1/messages": "msg_", "/v1/responses": "resp_"}
@@ -160,6 +161,8 @@ class Origin:
 class ChatRequest:
     """One answer asked for. `max_tokens` None means: as many as the context has room for.
 
+    `priority` None leaves it to the key that the request came with.
+
     Two things are no part of what was asked: in `timeline` whoever answers writes down how far the request came, and
     `trace` is the span of whoever watches, None when nobody does.
     """
@@ -172,6 +175,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     format: AnswerFormat | None = None
     stream: bool = False
+    priority: Priority | None = None
     timeline: Timeline = field(default_factory=Timeline, compare=False, repr=False)
     trace: TraceContext | None = field(default=None, compare=False, repr=False)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mlx_manager.chat.request import Operation
+from mlx_manager.chat.request import Operation, Priority
 
 # What an API key is known by wherever it must not be shown itself.
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -91,14 +91,29 @@ class Settings(BaseSettings):
     max_waiting: int = Field(
         512, ge=0, description="Requests per model that may wait; beyond it the answer is 503."
     )
+    token_gap_ms: float = Field(
+        100.0,
+        gt=0,
+        le=60_000,
+        description="Milliseconds between two tokens of a running answer that prompts of others, which are read beside "
+        "it, may make of it: a prompt is read in pieces as large as this allows, by what they have cost so far. A "
+        "request that has the engine for itself is read in pieces of four times this.",
+    )
     prefill_chunk_tokens: int = Field(
         512,
         ge=16,
-        description="Prompt tokens computed between two looks at the inbox while other requests decode or wait; "
-        "of an embedding model, tokens of one batch, padding counted.",
+        description="Prompt tokens computed between two looks at the inbox while other requests decode or wait, at "
+        "most; of an embedding model, tokens of one batch, padding counted.",
     )
     idle_prefill_chunk_tokens: int = Field(
         2048, ge=16, description="The same while one request has the engine for itself."
+    )
+    kv_budget_mib: int | None = Field(
+        None,
+        ge=1,
+        description="MiB per loaded model for keys and values of requests that run. One that doesn't fit beside the "
+        "others waits; one that never could is refused. By default three quarters of the machine's memory, without "
+        "the weights and the prefix cache.",
     )
     prefix_cache_mib: int = Field(
         1024,
@@ -160,6 +175,11 @@ class Settings(BaseSettings):
         description="Keys that may call `/v1`, each with an id that spans and the audit log show: "
         "`laptop=a-long-secret,agent=another-one`; a table in the TOML file. Without any, anybody may call.",
     )
+    key_priorities: Annotated[dict[KeyId, Priority], NoDecode] = Field(
+        {},
+        description="Priority of requests that don't say theirs, by the id of their key: `laptop=high,agent=low`; a "
+        "table in the TOML file. Others are `normal`.",
+    )
     metrics: bool = Field(
         False,
         description="Offer all metrics to Prometheus at `/metrics`, to readers on this machine.",
@@ -219,14 +239,14 @@ class Settings(BaseSettings):
         }
         return frozenset(fields[name] for name in fields.keys() & self.model_fields_set)
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "key_priorities", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
         if not all(sign for _, sign, _ in pairs):
-            raise ValueError("each key needs an id: ID=KEY")
+            raise ValueError("each one needs an id and a sign of equality: ID=VALUE")
         keys = {key_id.strip(): key.strip() for key_id, _, key in pairs}
         if len(keys) < len(pairs):
             raise ValueError("an id stands there twice")

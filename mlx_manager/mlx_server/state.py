@@ -90,7 +90,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         stack.enter_context(metric_source(dropped(lambda: {"audit": audit.lost})))
         limits = TimeLimits(database, settings.time_limits_s, settings.time_limits_set)
         await limits.load()
-        local, embeddings = LocalBackend(pool, limits), LocalEmbeddings(pool, limits)
+        local = LocalBackend(pool, limits, settings.key_priorities)
+        embeddings = LocalEmbeddings(pool, limits)
         if settings.preload is not None:
             files = await pool.find(settings.preload)
             await (embeddings if files.kind == "embeddings" else local).load(files.id)
@@ -149,6 +150,8 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         idle_prefill_chunk_tokens=settings.idle_prefill_chunk_tokens,
         prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
+        token_gap_ms=settings.token_gap_ms,
+        kv_budget_bytes=settings.kv_budget_mib and settings.kv_budget_mib * 2**20,
         load_timeout_s=settings.load_timeout_s,
         stall_timeout_s=settings.stall_timeout_s,
         blas_library=settings.blas_library or find_openblas(),

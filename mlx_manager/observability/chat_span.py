@@ -303,6 +303,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.REQUEST_TOP_LOGPROBS: sampling.top_logprobs,
         names.REQUEST_STOP_SEQUENCES: request.stop or None,
         names.REQUEST_LEFT_OUT: request.left_out or None,
+        names.REQUEST_PRIORITY: request.priority,
     }
     return known(asked)
 

@@ -22,7 +22,7 @@ def phases_until_admitted(timeline: Timeline, ended_ns: int) -> Iterator[Finishe
     )
     yield from interval_span(names.SPAN_TOKENIZE, timeline.tokenize, ended_ns, {})
     for phase in phase_span(
-        names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, {}
+        names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, _queued(timeline)
     ):
         yield phase._replace(links=tuple(map(_waited_behind, timeline.waited_behind)))
 
@@ -70,6 +70,16 @@ def _routed(timeline: Timeline) -> Attributes:
     if timeline.route is None:
         return {}
     return {names.BACKEND: timeline.route.backend, names.ROUTE_MODEL: timeline.route.model}
+
+
+def _queued(timeline: Timeline) -> Attributes:
+    queued: dict[str, AttributeValue | None] = {
+        names.QUEUE_PRIORITY: timeline.priority,
+        names.QUEUE_REASON: timeline.queue_reason,
+        names.QUEUE_OVERTAKEN: timeline.overtaken or None,
+        names.QUEUE_KV_BYTES: timeline.kv_bytes,
+    }
+    return known(queued)
 
 
 def _loaded(timeline: Timeline) -> Attributes:

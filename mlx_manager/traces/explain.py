@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mlx_manager.observability import attributes as names
 from mlx_manager.observability.span_record import SpanRecord
 from mlx_manager.traces.summary import Trace
-from mlx_manager.traces.words import count_text, duration_text, plural
+from mlx_manager.traces.words import bytes_text, count_text, duration_text, plural
 
 # Phases shorter than both are no answer to "why did it take so long".
 NOTICEABLE_NS = 1_000_000
@@ -31,6 +31,11 @@ class Finding:
     trace_id: str | None = None
 
 
+QUEUE_REASONS = {
+    "places": " for a place in the batch",
+    "prompts": " until prompts of others had been read",
+    "memory": " for memory",
+}
 MISS_REASONS = {
     "off": "the prefix cache is switched off",
     "unsupported_model": "this model’s state can’t be used in parts",
@@ -56,16 +61,14 @@ def model_was_loaded(trace: Trace) -> Iterator[Finding]:
 
 
 def waited_in_queue(trace: Trace) -> Iterator[Finding]:
-    """There was no place in the batch; the links name who had it."""
+    """It wasn't its turn, or there was no room; the links name who had it."""
     for span in _noticeable_phases(trace, names.SPAN_QUEUE):
         took = duration_text(_seconds(span))
         others = [link.trace_id for link in span.links if link.trace_id != span.trace_id]
-        if not others:
-            yield _finding("queue", span, f"Waited {took} in the queue for a place in the batch.")
-            continue
-        more = f" and {plural(len(others) - 1, 'other')}" if len(others) > 1 else ""
-        sentence = f"Waited {took} in the queue behind trace {others[0][:8]}…{more}."
-        yield _finding("queue", span, sentence, others[0])
+        behind = f" behind {_traces(others)}" if others else ""
+        wanted = _wanted(span) or ("" if others else " for a place in the batch")
+        sentence = f"Waited {took} in the queue{behind}{wanted}{_overtaken(span)}."
+        yield _finding("queue", span, sentence, others[0] if others else None)
 
 
 def prompt_was_computed(trace: Trace) -> Iterator[Finding]:
@@ -236,6 +239,28 @@ RULES: tuple[Rule, ...] = (
 
 def _finding(rule: str, span: SpanRecord, sentence: str, trace_id: str | None = None) -> Finding:
     return Finding(rule, span.duration_ns, sentence, span.span_id, trace_id)
+
+
+def _traces(others: list[str]) -> str:
+    more = f" and {plural(len(others) - 1, 'other')}" if len(others) > 1 else ""
+    return f"trace {others[0][:8]}…{more}"
+
+
+def _wanted(span: SpanRecord) -> str:
+    """What a request waited for in the queue; nothing where it isn't known."""
+    reason, kv_bytes = span.attributes.get(names.QUEUE_REASON), _number(span, names.QUEUE_KV_BYTES)
+    if reason == "memory" and kv_bytes is not None:
+        return f" for memory: its keys and values may need {bytes_text(kv_bytes)}"
+    return QUEUE_REASONS.get(reason, "") if isinstance(reason, str) else ""
+
+
+def _overtaken(span: SpanRecord) -> str:
+    count = _number(span, names.QUEUE_OVERTAKEN)
+    if not count:
+        return ""
+    priority = span.attributes.get(names.QUEUE_PRIORITY)
+    why = f"; its priority was {priority}" if isinstance(priority, str) else ""
+    return f", while {plural(round(count), 'request')} that came later went first{why}"
 
 
 def _cached(span: SpanRecord, cached: float) -> str:

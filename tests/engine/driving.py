@@ -11,11 +11,13 @@ from typing import Any
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.constraint import Vocabulary
 from mlx_manager.mlx_server.engine.engine import Engine
+from mlx_manager.mlx_server.engine.kv_cost import measure_kv_cost
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
     Constraint,
     Ended,
     Logprobs,
+    Priority,
     SamplingParameters,
     Step,
     Submit,
@@ -25,6 +27,8 @@ from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
 
 GREEDY = SamplingParameters()
 MAX_STEPS = 5000
+# Pieces of prompts are as long as the limits say, however slow the machine is.
+ENDLESS_NS = 10**15
 
 
 class Driver:
@@ -39,8 +43,12 @@ class Driver:
         idle_chunk: int = 256,
         vocabulary: Vocabulary | None = None,
         prefix_cache_bytes: int = 0,
+        token_gap_ns: int = ENDLESS_NS,
+        kv_budget_bytes: int | None = None,
     ) -> None:
-        scheduler = Scheduler(Limits(max_batch, chunk, idle_chunk))
+        cost = None if kv_budget_bytes is None else measure_kv_cost(model)
+        limits = Limits(max_batch, chunk, idle_chunk, token_gap_ns, cost, kv_budget_bytes)
+        scheduler = Scheduler(limits)
         self.paused_ns = 0
         runner = Runner(model, max_batch, vocabulary, prefix_cache_bytes)
         self.engine = Engine(runner, scheduler, BlasThreads(0), self._clock_ns)
@@ -59,13 +67,23 @@ class Driver:
         sampling: SamplingParameters = GREEDY,
         top_logprobs: int | None = None,
         constraint: Constraint | None = None,
+        priority: Priority = "normal",
+        key_id: str | None = None,
     ) -> int:
         """Hand a prompt in and return the sequence's id."""
         sequence_id = next(self._ids)
-        end = list(end_token_ids)
-        self.engine.handle(
-            Submit(sequence_id, list(prompt), max_tokens, end, sampling, top_logprobs, constraint)
+        submit = Submit(
+            sequence_id,
+            list(prompt),
+            max_tokens,
+            list(end_token_ids),
+            sampling,
+            top_logprobs,
+            constraint,
+            priority,
+            key_id,
         )
+        self.engine.handle(submit)
         return sequence_id
 
     def cancel(self, sequence_id: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import mlx.core as mx
@@ -41,13 +42,17 @@ def make_lively_model() -> Any:
 
 
 class WatchedModel:
-    """A model that keeps the shape `(rows, tokens)` of every forward pass, and fails when it is told to."""
+    """A model that keeps the shape `(rows, tokens)` of every forward pass, and fails or is slow when it is told to.
+
+    Slow is a sleep of `ns_per_token` for each token of a prompt.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self.shapes: list[tuple[int, int]] = []
         self.failure: Exception | None = None
         self.is_full = False
+        self.ns_per_token = 0
 
     @property
     def layers(self) -> Any:
@@ -62,5 +67,7 @@ class WatchedModel:
             raise failure
         rows, tokens = inputs.shape
         self.shapes.append((rows, tokens))
+        if tokens > 1:
+            time.sleep(rows * tokens * self.ns_per_token / 1e9)
         logits: mx.array = self._model(inputs, cache=cache)
         return logits

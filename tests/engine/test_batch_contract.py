@@ -117,6 +117,22 @@ def test_removing_an_unknown_row_changes_nothing(model: WatchedModel) -> None:
     assert len(run(batch)) == 3
 
 
+def test_with_chunks_of_nothing_prompts_stand_still_and_all_else_goes_on(
+    model: WatchedModel,
+) -> None:
+    batch = generator(model)
+    running = insert(batch, PROMPT, max_tokens=9)
+    run(batch, 3)
+    ready, long = insert(batch, PROMPT[:1]), insert(batch, PROMPT)
+    batch.prefill_step_size = 0
+    model.shapes.clear()
+    heard = [row.uid for row in run(batch, 4)]
+    assert {running, ready} == set(heard)
+    assert all(tokens == 1 for _, tokens in model.shapes)
+    batch.prefill_step_size = 512
+    assert long in [row.uid for row in run(batch)]
+
+
 def test_the_chunk_size_can_change_between_steps(model: WatchedModel) -> None:
     batch = generator(model)
     insert(batch, list(range(1, 102)))

@@ -99,7 +99,7 @@ def test_a_sequence_alone_is_computed_in_large_chunks_until_another_comes(
     driver = Driver(model, chunk=64, idle_chunk=128)
     driver.submit(LONG, max_tokens=2)
     driver.step()
-    driver.submit(PROMPTS[0], max_tokens=2)
+    driver.submit(PROMPTS[0], max_tokens=20)
     driver.finish()
     chunks = [tokens for _, tokens in model.shapes if tokens > 1]
     assert chunks[0] == 128
@@ -120,6 +120,47 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(model: WatchedModel) -> Non
     long, short = driver.submit(LONG * 3), driver.submit(PROMPTS[0])
     driver.step_until(short, 1)
     assert driver.tokens[long] == []
+
+
+def test_a_short_prompt_has_its_first_token_when_one_more_chunk_could_have_been_read(
+    model: WatchedModel,
+) -> None:
+    driver = Driver(model, chunk=64)
+    long = driver.submit(LONG * 3, max_tokens=1)
+    driver.step()
+    short = driver.submit(PROMPTS[2], max_tokens=3)
+    model.shapes.clear()
+    driver.step_until(short, 1)
+    computed = sum(rows * tokens for rows, tokens in model.shapes if tokens > 1)
+    assert computed == 2 * 64, "both prompts move by one piece"
+    driver.finish()
+    assert driver.tokens[short] == answer_alone(model, PROMPTS[2], max_tokens=3)
+    assert driver.tokens[long] == answer_alone(model, LONG * 3, max_tokens=1)
+
+
+def test_a_long_prompt_is_read_however_many_short_ones_come(model: WatchedModel) -> None:
+    driver = Driver(model, chunk=64)
+    long = driver.submit(LONG, max_tokens=1)
+    for _ in range(40):
+        if driver.tokens[long]:
+            break
+        driver.submit([5], max_tokens=1)
+        driver.step()
+    assert driver.tokens[long]
+
+
+def test_running_rows_hold_their_pace_beside_a_prompt(model: WatchedModel) -> None:
+    """Pieces are so long as the time between two tokens allows, by what they are measured to cost."""
+    driver = Driver(model, chunk=256, token_gap_ns=40_000_000)
+    running = driver.submit(PROMPTS[0], max_tokens=60)
+    driver.step_until(running, 3)
+    long = driver.submit(LONG * 3, max_tokens=1)
+    model.ns_per_token = 1_000_000
+    model.shapes.clear()
+    driver.step_until(long, 1)
+    chunks = [tokens for _, tokens in model.shapes if tokens > 1]
+    assert chunks[0] > 80, "the first piece is not measured yet, or was cheap"
+    assert all(16 <= tokens <= 45 for tokens in chunks[4:-1]), chunks
 
 
 def drivers_at_every_stage(model: WatchedModel) -> Iterator[tuple[Driver, list[int], int]]:

@@ -108,6 +108,36 @@ def test_a_queue_without_links_names_nobody() -> None:
     assert found.trace_id is None
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("places", "Waited 300 ms in the queue for a place in the batch."),
+        ("prompts", "Waited 300 ms in the queue until prompts of others had been read."),
+        ("memory", "Waited 300 ms in the queue for memory: its keys and values may need 1.50 GiB."),
+        ("tides", "Waited 300 ms in the queue for a place in the batch."),
+    ],
+)
+def test_what_a_request_waited_for_is_told(reason: str, said: str) -> None:
+    queue = span("queue", 5, 305, mlx__queue__reason=reason, mlx__queue__kv_bytes=3 * 2**29)
+    assert only(rules.waited_in_queue, chat_trace(queue)).sentence == said
+
+
+def test_a_request_that_others_overtook_says_how_many_and_by_what_priority() -> None:
+    queue = span(
+        "queue",
+        5,
+        305,
+        links=(SpanLink(OTHER, "c" * 16),),
+        mlx__queue__reason="places",
+        mlx__queue__priority="low",
+        mlx__queue__overtaken=3,
+    )
+    assert only(rules.waited_in_queue, chat_trace(queue)).sentence == (
+        "Waited 300 ms in the queue behind trace bbbbbbbb… for a place in the batch, while 3 requests that came later "
+        "went first; its priority was low."
+    )
+
+
 @pytest.mark.parametrize("end_ms", [5.5, 14], ids=["below a millisecond", "below a hundredth"])
 def test_a_short_wait_is_no_finding(end_ms: float) -> None:
     waited = span("queue", 5, end_ms)

@@ -61,15 +61,13 @@ class Engine:
     def step(self) -> Step:
         """Advance everything by one step and say what happened."""
         began_ns = self._clock_ns()
-        admitted = [sequence for sequence in self._scheduler.admit() if self._start(sequence)]
-        # What was there when the last step began could have been taken then, had there been room.
-        waited = [one.id for one in admitted if one.stamps.received_ns < self._last_began_ns]
+        admitted = [one for one in self._scheduler.admit(began_ns) if self._start(one)]
+        waited = [one.id for one in admitted if self._has_waited(one)]
         self._last_began_ns = began_ns
-        output = self._run()
+        chunk_tokens = self._scheduler.chunk_tokens()
+        output = self._run(chunk_tokens)
         now_ns = self._clock_ns()
-        self._step_clock.add(now_ns - began_ns)
-        for sequence_id in output.prefilled:
-            self._scheduler.running[sequence_id].stamps.prefill_chunks += 1
+        self._measure(now_ns - began_ns, chunk_tokens, output)
         for token in output.tokens:
             self._settle(token, now_ns, output)
         ended, self._ended = self._ended, []
@@ -100,9 +98,24 @@ class Engine:
             traceback.print_exception(error)
             self._fail(sequence, error)
             return False
-        sequence.stamps.cached_tokens = match.tokens
+        sequence.found(match.tokens)
         sequence.stamps.cache_miss_reason = match.reason
         return True
+
+    def _has_waited(self, sequence: Sequence) -> bool:
+        """Whether there was no room: what was there when the last step began could have been taken then."""
+        has_waited = sequence.stamps.received_ns < self._last_began_ns
+        if not has_waited:
+            sequence.stamps.queue_reason = None
+        return has_waited
+
+    def _measure(self, step_ns: int, chunk_tokens: int, output: RunnerOutput) -> None:
+        """Write down what a step has read, and how long it took."""
+        self._step_clock.add(step_ns)
+        chunks = [self._scheduler.running[one].read(chunk_tokens) for one in output.prefilled]
+        # Shorter chunks are padded to the longest one.
+        computed_tokens = len(chunks) * max(chunks, default=0)
+        self._scheduler.note(step_ns, computed_tokens, len(output.tokens))
 
     def _cancel(self, sequence_id: int) -> None:
         sequence = self._scheduler.remove(sequence_id)
@@ -114,8 +127,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - reported with the batch; the engine goes on
             self._lose_batch(error)
 
-    def _run(self) -> RunnerOutput:
-        chunk_tokens = self._scheduler.chunk_tokens()
+    def _run(self, chunk_tokens: int) -> RunnerOutput:
         self._threads.suit(self._scheduler.prefill_tokens(chunk_tokens))
         try:
             return self._runner.step(chunk_tokens)
@@ -133,6 +145,7 @@ class Engine:
     def _settle(self, token: TokenOutput, now_ns: int, output: RunnerOutput) -> None:
         sequence = self._scheduler.running[token.sequence_id]
         sequence.add_token(now_ns, len(output.tokens), bool(output.prefilled))
+        self._scheduler.charge(sequence, 1)
         if token.end is not None:
             self._scheduler.remove(sequence.id)
             if token.end == GIVEN_UP:

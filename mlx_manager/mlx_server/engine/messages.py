@@ -14,6 +14,11 @@ STEP_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1
 EndReason = Literal["stop", "length", "cancelled", "failed"]
 # What an engine makes of its input: tokens one after another, or vectors.
 EngineKind = Literal["chat", "embeddings"]
+Priority = Literal["high", "normal", "low"]
+# What a sequence had to wait for: a row of the batch, others' prompts that are being read, memory for keys and values.
+QueueReason = Literal["places", "prompts", "memory"]
+# mlx-lm makes room for so many tokens at a time.
+KV_STEP_TOKENS = 256
 
 
 class SamplingParameters(msgspec.Struct, frozen=True, array_like=True):
@@ -51,7 +56,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Generate after `token_ids` (at least one) until one of `end_token_ids` or `max_tokens` (at least one).
 
     `constraint` needs an end token. With `top_logprobs` each token comes with its log-probability and those of so many
-    others; None: without any.
+    others; None: without any. Its turn comes by its `priority`, and by what others of the same `key_id` have used. With
+    `expected_tokens` it is predicted how much memory the answer needs; None: with `max_tokens`.
     """
 
     sequence_id: int
@@ -61,6 +67,9 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     sampling: SamplingParameters
     top_logprobs: int | None = None
     constraint: Constraint | None = None
+    priority: Priority = "normal"
+    key_id: str | None = None
+    expected_tokens: int | None = None
 
 
 class Embed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -80,14 +89,33 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
     sequence_id: int
 
 
+class KvCost(msgspec.Struct, frozen=True, array_like=True):
+    """What a model keeps of a sequence, in bytes: of each token; of each token of a window, with how many; and once."""
+
+    token_bytes: int
+    windows: tuple[tuple[int, int], ...] = ()
+    state_bytes: int = 0
+
+    def row_bytes(self, tokens: int) -> int:
+        """Return the bytes of a sequence that has so many."""
+        allocated = -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
+        windows = sum(token_bytes * min(allocated, window) for token_bytes, window in self.windows)
+        return self.token_bytes * allocated + windows + self.state_bytes
+
+
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The model is in memory, after `load_s` in which its weights were read."""
+    """The model is in memory, after `load_s` in which its weights were read.
+
+    All sequences together may keep `kv_budget_bytes`, at `kv_cost`; None: it isn't known how much one needs.
+    """
 
     weights_bytes: int
     dtype: str
     device: str
     has_fast_blas: bool
     load_s: float = 0.0
+    kv_cost: KvCost | None = None
+    kv_budget_bytes: int | None = None
 
 
 class LoadFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -109,7 +137,9 @@ class Stamps(msgspec.Struct, array_like=True):
     """The engine's record of one sequence; None where it wasn't reached.
 
     `cached_tokens` of the prompt came from the prefix cache, and `cache_miss_reason` says why not all but the last
-    did. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the first.
+    did. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the first. Of one that
+    had to wait, `queue_reason` says for what, and `overtaken` how many that came later went first. `kv_bytes` is what
+    its row was predicted to need.
     """
 
     received_ns: int
@@ -127,6 +157,9 @@ class Stamps(msgspec.Struct, array_like=True):
     stalls: list[Stall] = []
     token_offsets_us: list[int] = []
     token_stride: int = 1
+    queue_reason: QueueReason | None = None
+    overtaken: int = 0
+    kv_bytes: int | None = None
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):

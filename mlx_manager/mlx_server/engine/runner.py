@@ -148,10 +148,14 @@ class Runner:
             self._store(*removed[uid])
 
     def step(self, chunk_tokens: int) -> RunnerOutput:
-        """Decode one token of every row that can, then compute up to `chunk_tokens` of each prompt that waits."""
+        """Decode one token of every row that can, then compute up to `chunk_tokens` of each prompt that waits.
+
+        With 0 prompts stand still; those that have nothing but their last token left go on.
+        """
         self._generator.prefill_step_size = chunk_tokens
         prompts, rows = self._generator.next()
-        prefilled = [self._sequence_of[row.uid] for row in prompts if not row.end_of_prompt]
+        chunks = [row for row in prompts if not row.end_of_prompt] if chunk_tokens else []
+        prefilled = [self._sequence_of[row.uid] for row in chunks]
         tokens = [
             TokenOutput(self._sequence_of[row.uid], row.token, self._end_of(row)) for row in rows
         ]

@@ -5,81 +5,172 @@ Pure: no tensors, no clock, no locks.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
+from mlx_manager.mlx_server.engine.line import AGEING_NS, Line, Shares
+from mlx_manager.mlx_server.engine.messages import KvCost, QueueReason
+from mlx_manager.mlx_server.engine.pace import Pace
 from mlx_manager.mlx_server.engine.sequence import Sequence
 
 MAX_PREFILLS = 8
+# Of those, so many that take more than a step: the other places are for prompts that are read at once.
+MAX_LONG_PREFILLS = 4
 MIN_CHUNK_TOKENS = 64
+TOKEN_GAP_NS = 100_000_000
+# A first token is two steps behind its prompt. So long others' prompts stand still for it, and no longer.
+MOST_HELD_STEPS = 2
+# Of those that can't run now, so many may be passed over in one step.
+MOST_PASSED_OVER = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Rows that run together, and prompt tokens per step while others decode or wait, and while alone."""
+    """Rows that run together, prompt tokens per step while others decode or wait, and while alone: at most.
+
+    Fewer where a step would otherwise keep the next token of a running row for longer than `token_gap_ns`. All rows
+    together may keep `kv_budget_bytes`, of which `kv_cost` says how many one needs; None: not counted.
+    """
 
     max_batch: int
     prefill_chunk_tokens: int
     idle_prefill_chunk_tokens: int
+    token_gap_ns: int = TOKEN_GAP_NS
+    kv_cost: KvCost | None = None
+    kv_budget_bytes: int | None = None
 
 
 class Scheduler:
-    """First come, first served, into a batch of bounded width."""
+    """Who runs: by priority, age and key, into a batch that is bounded in rows and in bytes."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._waiting: deque[Sequence] = deque()
+        self._shares = Shares()
+        self._line = Line(self._shares)
+        self._pace = Pace(limits.token_gap_ns)
+        self._closed_by: QueueReason = "places"
+        self._held_steps = 0
+        self._was_short = False
         self.running: dict[int, Sequence] = {}
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.running or self._waiting)
+        return bool(self.running or len(self._line))
 
     @property
     def waiting(self) -> int:
         """Sequences in the queue."""
-        return len(self._waiting)
+        return len(self._line)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the queue."""
-        self._waiting.append(sequence)
+        """Let a sequence wait for its turn."""
+        self._shares.join(sequence.submit.key_id)
+        self._line.add(sequence)
 
     def remove(self, sequence_id: int) -> Sequence | None:
         """Take a sequence out, wherever it is; None when it is not here any more."""
-        if sequence_id in self.running:
-            return self.running.pop(sequence_id)
-        for sequence in self._waiting:
-            if sequence.id == sequence_id:
-                self._waiting.remove(sequence)
-                return sequence
-        return None
+        sequence = self.running.pop(sequence_id, None) or self._line.remove(sequence_id)
+        if sequence is not None:
+            self._shares.leave(sequence.submit.key_id)
+        return sequence
 
-    def admit(self) -> list[Sequence]:
-        """Move from the queue into the batch what there is room for, and return it."""
-        prefilling = len(self._prefilling())
-        room = min(self._limits.max_batch - len(self.running), MAX_PREFILLS - prefilling)
-        admitted = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
-        self.running.update((sequence.id, sequence) for sequence in admitted)
+    def admit(self, now_ns: int) -> list[Sequence]:
+        """Move into the batch what there is room for, and return it."""
+        admitted, passed_over = list[Sequence](), 0
+        for sequence in self._line.turns(now_ns):
+            obstacle = self._obstacle(sequence)
+            if obstacle is None:
+                admitted.append(sequence)
+                self._take(sequence)
+                continue
+            sequence.stamps.queue_reason = self._closed_by = obstacle
+            passed_over += 1
+            # What is smaller may go first, but not for ever.
+            has_aged = now_ns - sequence.stamps.received_ns > AGEING_NS
+            if self._is_closed() or has_aged or passed_over == MOST_PASSED_OVER:
+                break
         return admitted
 
+    def charge(self, sequence: Sequence, tokens: int) -> None:
+        """Count tokens that were computed for a sequence to its key."""
+        self._shares.charge(sequence.submit.key_id, tokens)
+
     def chunk_tokens(self) -> int:
-        """Return how many tokens of *each* prompt the next step may compute.
+        """Return how many tokens of *each* prompt the next step may compute; 0: it only decodes.
 
         mlx-lm computes one chunk of every prompt that prefills, padded to the longest chunk: the budget is shared
         out so that one long prompt beside seven short ones costs a step's budget and not eight of them.
         """
-        prefilling = len(self._prefilling())
-        if len(self.running) == 1 and not self._waiting:
-            return self._limits.idle_prefill_chunk_tokens
-        limit = self._limits.prefill_chunk_tokens
-        return max(min(MIN_CHUNK_TOKENS, limit), limit // max(prefilling, 1))
+        reading, budget = self._reading(), self._budget_tokens()
+        if self._holds_for_first_token(reading):
+            return 0
+        share = max(min(MIN_CHUNK_TOKENS, budget), budget // max(len(reading), 1))
+        return self._cut_to_short(share, reading)
 
     def prefill_tokens(self, chunk_tokens: int) -> int:
         """Return how many prompt tokens a step computes at most, with chunks of this size."""
-        return sum(
-            min(chunk_tokens, len(sequence.submit.token_ids)) for sequence in self._prefilling()
-        )
+        return sum(min(chunk_tokens, sequence.unread_tokens) for sequence in self._reading())
 
-    def _prefilling(self) -> list[Sequence]:
-        return [sequence for sequence in self.running.values() if not sequence.is_decoding]
+    def note(self, step_ns: int, prompt_tokens: int, rows: int) -> None:
+        """Learn how long a step took that computed so many prompt tokens and one token of each of `rows`."""
+        self._pace.note(step_ns, prompt_tokens, rows)
+
+    def _take(self, sequence: Sequence) -> None:
+        self._line.remove(sequence.id)
+        self.running[sequence.id] = sequence
+        if sequence.stamps.queue_reason is None:
+            sequence.stamps.queue_reason = self._closed_by
+        self.charge(sequence, len(sequence.submit.token_ids))
+        self._line.overtake(sequence)
+
+    def _is_closed(self) -> bool:
+        """Whether nobody could run now, however small."""
+        is_full = len(self.running) >= self._limits.max_batch
+        return is_full or len(self._reading()) >= MAX_PREFILLS
+
+    def _obstacle(self, sequence: Sequence) -> QueueReason | None:
+        """Return what keeps a sequence from running now; None: nothing does."""
+        reading, budget = self._reading(), self._budget_tokens()
+        if len(self.running) >= self._limits.max_batch:
+            return "places"
+        longs = sum(one.unread_tokens > budget for one in reading)
+        most_longs = min(max(budget // MIN_CHUNK_TOKENS, 2), MAX_LONG_PREFILLS)
+        is_long = sequence.unread_tokens > budget
+        if len(reading) >= MAX_PREFILLS or (is_long and longs >= most_longs):
+            return "prompts"
+        return None if self._fits(sequence) else "memory"
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether the batch, all rows of which are as long as the longest one, stays within the budget."""
+        cost, budget_bytes = self._limits.kv_cost, self._limits.kv_budget_bytes
+        if cost is None or budget_bytes is None:
+            return True
+        sequence.stamps.kv_bytes = cost.row_bytes(sequence.most_tokens)
+        rows = [*self.running.values(), sequence]
+        longest = max(row.most_tokens for row in rows)
+        return len(rows) == 1 or len(rows) * cost.row_bytes(longest) <= budget_bytes
+
+    def _budget_tokens(self) -> int:
+        """Return how many prompt tokens the next step may compute, of all prompts together."""
+        if len(self.running) == 1 and not len(self._line):
+            return min(self._limits.idle_prefill_chunk_tokens, self._pace.idle_tokens())
+        decoding = sum(sequence.is_decoding for sequence in self.running.values())
+        return min(self._limits.prefill_chunk_tokens, self._pace.tokens(decoding))
+
+    def _holds_for_first_token(self, reading: list[Sequence]) -> bool:
+        """Whether the prompts that are read stand still, for those that have been and have no token yet."""
+        is_due = any(
+            one.unread_tokens == 0 and not one.is_decoding for one in self.running.values()
+        )
+        holds = is_due and bool(reading) and self._held_steps < MOST_HELD_STEPS
+        self._held_steps = self._held_steps + 1 if holds else 0
+        return holds
+
+    def _cut_to_short(self, share: int, reading: list[Sequence]) -> int:
+        """Return no more than the short prompts need, while there is a long one beside them; every second time."""
+        short = [one.unread_tokens for one in reading if one.unread_tokens <= share]
+        self._was_short = bool(short) and len(short) < len(reading) and not self._was_short
+        return max(*short, min(MIN_CHUNK_TOKENS, share)) if self._was_short else share
+
+    def _reading(self) -> list[Sequence]:
+        return [sequence for sequence in self.running.values() if sequence.unread_tokens > 0]

@@ -18,15 +18,21 @@ MOST_OFFSETS = 256
 
 @dataclass(slots=True)
 class Sequence:
-    """One request inside the engine, from `Submit` to `Ended`."""
+    """One request inside the engine, from `Submit` to `Ended`.
+
+    Of its prompt `unread_tokens` are to be computed before the last one, which makes the first token of the answer.
+    """
 
     submit: Submit
     stamps: Stamps
+    unread_tokens: int
 
     @classmethod
     def received(cls, submit: Submit, now_ns: int) -> Sequence:
         """Start the record of a sequence that has just come in."""
-        return cls(submit, Stamps(received_ns=now_ns, prompt_tokens=len(submit.token_ids)))
+        prompt_tokens = len(submit.token_ids)
+        stamps = Stamps(received_ns=now_ns, prompt_tokens=prompt_tokens)
+        return cls(submit, stamps, max(prompt_tokens - 1, 0))
 
     @property
     def id(self) -> int:
@@ -37,6 +43,24 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Whether the prompt is behind it."""
         return self.stamps.first_token_ns is not None
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of prompt and answer that are expected in the end, or that are there already."""
+        expected = self.submit.expected_tokens or self.submit.max_tokens
+        return self.stamps.prompt_tokens + max(expected, self.stamps.output_tokens)
+
+    def found(self, cached_tokens: int) -> None:
+        """So much of the prompt needs not be computed."""
+        self.stamps.cached_tokens = cached_tokens
+        self.unread_tokens = max(self.unread_tokens - cached_tokens, 0)
+
+    def read(self, chunk_tokens: int) -> int:
+        """Record one more chunk of the prompt, of at most so many tokens, and return how many it had."""
+        read = min(chunk_tokens, self.unread_tokens)
+        self.unread_tokens -= read
+        self.stamps.prefill_chunks += 1
+        return read
 
     def add_token(self, now_ns: int, batch_width: int, beside_prefill: bool) -> None:
         """Record one more output token, made together with `batch_width` - 1 others, and with prompts read or not."""

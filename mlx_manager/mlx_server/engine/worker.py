@@ -11,8 +11,11 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, get_args
+
+import msgspec
 
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.channel import Channel
@@ -21,6 +24,7 @@ from mlx_manager.mlx_server.engine.embedding_engine import EmbeddingEngine
 from mlx_manager.mlx_server.engine.embedding_model import load_embedding_model
 from mlx_manager.mlx_server.engine.embedding_scheduler import EmbeddingScheduler
 from mlx_manager.mlx_server.engine.engine import Engine
+from mlx_manager.mlx_server.engine.kv_cost import kv_budget_bytes, measure_kv_cost
 from mlx_manager.mlx_server.engine.loading import load
 from mlx_manager.mlx_server.engine.messages import (
     EngineKind,
@@ -66,7 +70,13 @@ def main() -> int:
     # When to end is the API process's decision, whoever presses Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=arguments.channel))
-    limits = Limits(arguments.max_batch, arguments.chunk, arguments.idle_chunk)
+    limits = Limits(
+        arguments.max_batch,
+        arguments.chunk,
+        arguments.idle_chunk,
+        round(arguments.token_gap_ms * 1e6),
+        kv_budget_bytes=arguments.kv_budget_bytes,
+    )
     try:
         if arguments.kind == "chat":
             engine, ready = make_chat_engine(arguments.model, limits, arguments.prefix_cache_bytes)
@@ -82,11 +92,20 @@ def main() -> int:
 
 
 def make_chat_engine(path: Path, limits: Limits, prefix_cache_bytes: int) -> tuple[Stepping, Ready]:
-    """Load a language model."""
+    """Load a language model, and find out how much its sequences need and may have."""
     loaded = load(path)
     runner = Runner(loaded.model, limits.max_batch, Vocabulary(path), prefix_cache_bytes)
-    threads = BlasThreads(loaded.ready.weights_bytes)
-    return Engine(runner, Scheduler(limits), threads), loaded.ready
+    weights_bytes = loaded.ready.weights_bytes
+    limits = replace(
+        limits,
+        kv_cost=measure_kv_cost(loaded.model),
+        kv_budget_bytes=limits.kv_budget_bytes
+        or kv_budget_bytes(weights_bytes + prefix_cache_bytes),
+    )
+    ready = msgspec.structs.replace(
+        loaded.ready, kv_cost=limits.kv_cost, kv_budget_bytes=limits.kv_budget_bytes
+    )
+    return Engine(runner, Scheduler(limits), BlasThreads(weights_bytes)), ready
 
 
 def make_embedding_engine(path: Path, limits: Limits) -> tuple[Stepping, Ready]:
@@ -121,6 +140,8 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, required=True)
     parser.add_argument("--idle-chunk", type=int, required=True)
     parser.add_argument("--prefix-cache-bytes", type=int, default=0)
+    parser.add_argument("--token-gap-ms", type=float, required=True)
+    parser.add_argument("--kv-budget-bytes", type=int, help="derived from the memory if left out")
     return parser.parse_args()
 
 

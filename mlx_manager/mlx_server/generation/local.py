@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from mlx_manager.chat.events import (
     ChatEvent,
@@ -13,7 +14,7 @@ from mlx_manager.chat.events import (
     Interval,
     Started,
 )
-from mlx_manager.chat.request import ChatRequest, Conversation, Operation
+from mlx_manager.chat.request import ChatRequest, Conversation, Operation, Priority
 from mlx_manager.errors import InvalidRequest, PromptTooLong
 from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters
 from mlx_manager.mlx_server.families.parser import AnswerParser
@@ -33,14 +34,20 @@ from mlx_manager.mlx_server.workers.stream import TokenStream
 INLINE_SIZE = 2000
 # Nobody sees the pieces of an answer that isn't streamed: it is read in long ones.
 WHOLE_ANSWER_WAKE_TOKENS = 64
+# Who doesn't say how long an answer may get seldom gets a long one: so much memory is kept for it.
+EXPECTED_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What goes to the engine for one request; `opening` is the part of it that the answer begins with."""
+    """What goes to the engine for one request; `opening` is the part of it that the answer begins with.
+
+    The answer has `max_tokens` at most, and `expected_tokens` as far as memory is concerned.
+    """
 
     token_ids: list[int]
     max_tokens: int
+    expected_tokens: int
     sampling: SamplingParameters
     opening: str
     constraint: Constraint | None
@@ -49,9 +56,15 @@ class Prompt:
 class LocalBackend:
     """A `ChatBackend` over the models of a pool."""
 
-    def __init__(self, pool: ModelPool, time_limits_s: Mapping[Operation, float]) -> None:
+    def __init__(
+        self,
+        pool: ModelPool,
+        time_limits_s: Mapping[Operation, float],
+        key_priorities: Mapping[str, Priority] = MappingProxyType({}),
+    ) -> None:
         self._models = Leasing(pool, "chat", load_model_text)
         self._time_limits_s = time_limits_s
+        self._key_priorities = key_priorities
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`; see `ChatBackend`."""
@@ -79,6 +92,7 @@ class LocalBackend:
         files = await self._models.find(request.model, request.timeline)
         lease, text = await self._models.hold(files, request.timeline, held)
         prompt = await self._prepare(request, text)
+        request.timeline.priority = self._priority(request)
         tokens = lease.engine.generate(
             prompt.token_ids,
             prompt.max_tokens,
@@ -88,6 +102,9 @@ class LocalBackend:
             owner=request.trace,
             top_logprobs=request.sampling.top_logprobs,
             constraint=prompt.constraint,
+            priority=request.timeline.priority,
+            key_id=request.origin.key_id,
+            expected_tokens=prompt.expected_tokens,
         )
         reader = AnswerReader(
             text, request.stop, request.sampling, parser_for(request, text), prompt.opening
@@ -110,6 +127,10 @@ class LocalBackend:
     async def load(self, model_id: str) -> None:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""
         await self._models.load(model_id)
+
+    def _priority(self, request: ChatRequest) -> Priority:
+        """Return what the request says, or else what holds for its key."""
+        return request.priority or self._key_priorities.get(request.origin.key_id or "", "normal")
 
     async def _prepare(self, request: ChatRequest, text: ModelText) -> Prompt:
         timeline = request.timeline
@@ -146,7 +167,8 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
     max_tokens = min(request.max_tokens or room, room)
     sampling = text.sampling_parameters(request.sampling)
     constraint = constraint_for(request, text, encoded.opening)
-    return Prompt(token_ids, max_tokens, sampling, encoded.opening, constraint)
+    expected_tokens = max_tokens if request.max_tokens else min(room, EXPECTED_TOKENS)
+    return Prompt(token_ids, max_tokens, expected_tokens, sampling, encoded.opening, constraint)
 
 
 def parser_for(request: ChatRequest, text: ModelText) -> AnswerParser | None:

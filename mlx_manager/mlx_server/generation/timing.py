@@ -38,6 +38,9 @@ def record(tokens: TokenStream, timeline: Timeline) -> None:
 
 def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.admitted_ns = _wall(stamps.admitted_ns, offset_ns)
+    timeline.queue_reason = stamps.queue_reason
+    timeline.overtaken = stamps.overtaken
+    timeline.kv_bytes = stamps.kv_bytes
     timeline.first_token_ns = _wall(stamps.first_token_ns, offset_ns)
     timeline.finished_ns = _wall(stamps.last_token_ns, offset_ns)
     timeline.cached_tokens = stamps.cached_tokens

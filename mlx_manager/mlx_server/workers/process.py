@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from mlx_manager.chat.events import TraceContext
-from mlx_manager.errors import MlxManagerError, ModelLoadFailed, Overloaded
+from mlx_manager.errors import MemoryExceeded, MlxManagerError, ModelLoadFailed, Overloaded
 from mlx_manager.mlx_server.engine.framing import encode, reports_reader
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
@@ -29,13 +29,13 @@ from mlx_manager.mlx_server.engine.messages import (
     LoadFailed,
     Logprobs,
     Pass,
+    Priority,
     Ready,
     SamplingParameters,
     Step,
     Submit,
     Vitals,
 )
-from mlx_manager.mlx_server.engine.scheduler import MAX_PREFILLS
 from mlx_manager.mlx_server.workers.blas import engine_environment
 from mlx_manager.mlx_server.workers.stream import TokenStream, engine_ended
 from mlx_manager.mlx_server.workers.vectors import VectorStream
@@ -64,6 +64,8 @@ class EngineOptions:
     prefill_chunk_tokens: int = 512
     idle_prefill_chunk_tokens: int = 2048
     prefix_cache_bytes: int = 0
+    token_gap_ms: float = 100.0
+    kv_budget_bytes: int | None = None
     load_timeout_s: float = 600.0
     stall_timeout_s: float = 120.0
     blas_library: Path | None = None
@@ -175,10 +177,18 @@ class EngineProcess:
         owner: TraceContext | None = None,
         top_logprobs: int | None = None,
         constraint: Constraint | None = None,
+        priority: Priority = "normal",
+        key_id: str | None = None,
+        expected_tokens: int | None = None,
     ) -> TokenStream:
-        """Submit a sequence for `owner`. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
+        """Submit a sequence for `owner`. Use the stream in `async with`.
+
+        Its turn comes by `priority` and by what `key_id` has used; memory is kept for `expected_tokens` of answer, or
+        for `max_tokens`. Raises Overloaded, EngineFailed and MemoryExceeded.
+        """
         self._check_room()
-        sequence_id, ahead = next(self._sequence_ids), self._ahead(self._options.max_batch)
+        self._check_memory(len(token_ids), expected_tokens or max_tokens)
+        sequence_id, ahead = next(self._sequence_ids), self._ahead()
         stream = TokenStream(sequence_id, self._abandon, wake_tokens, owner, ahead)
         # Kept after it was sent: what can't be encoded raises here and must not count as running.
         submit = Submit(
@@ -189,6 +199,9 @@ class EngineProcess:
             sampling,
             top_logprobs,
             constraint,
+            priority,
+            key_id,
+            expected_tokens,
         )
         self._send(submit)
         self._streams[stream.sequence_id] = stream
@@ -202,7 +215,7 @@ class EngineProcess:
     ) -> VectorStream:
         """Have vectors made, for `owner`. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
         self._check_room()
-        sequence_id, ahead = next(self._sequence_ids), self._ahead(1)
+        sequence_id, ahead = next(self._sequence_ids), self._ahead()
         stream = VectorStream(sequence_id, len(token_ids), self._abandon, owner, ahead)
         self._send(Embed(sequence_id, token_ids, dimensions))
         self._vectors[sequence_id] = stream
@@ -239,13 +252,21 @@ class EngineProcess:
                 retry_after_s=1,
             )
 
-    def _ahead(self, places: int) -> tuple[TraceContext, ...]:
-        """The owners of those that a request may have to wait for now, the longest in the engine first.
+    def _check_memory(self, prompt_tokens: int, answer_tokens: int) -> None:
+        """Refuse what would not fit if it had the engine for itself; all else waits its turn there."""
+        if self.ready is None or self.ready.kv_cost is None or self.ready.kv_budget_bytes is None:
+            return
+        needed_bytes = self.ready.kv_cost.row_bytes(prompt_tokens + answer_tokens)
+        if needed_bytes > self.ready.kv_budget_bytes:
+            raise MemoryExceeded(
+                f"A prompt of {prompt_tokens} tokens with an answer of up to {answer_tokens} needs "
+                f"{needed_bytes / 2**20:.1f} MiB for keys and values; {self.model_id} has "
+                f"{self.ready.kv_budget_bytes / 2**20:.1f} MiB for them. Shorten the prompt, ask for a shorter answer, "
+                "or raise MLX_SERVER_KV_BUDGET_MIB."
+            )
 
-        Nobody, while there is surely room: the engine never has more sequences than are known here.
-        """
-        if self.active_sequences < min(places, MAX_PREFILLS):
-            return ()
+    def _ahead(self) -> tuple[TraceContext, ...]:
+        """The owners of those that a request may have to wait for now, the longest in the engine first."""
         owners = (stream.owner for stream in self._running)
         return tuple(islice((owner for owner in owners if owner is not None), MOST_AHEAD))
 
@@ -274,6 +295,8 @@ class EngineProcess:
                 *("--chunk", str(options.prefill_chunk_tokens)),
                 *("--idle-chunk", str(options.idle_prefill_chunk_tokens)),
                 *("--prefix-cache-bytes", str(options.prefix_cache_bytes)),
+                *("--token-gap-ms", str(options.token_gap_ms)),
+                *_kv_budget(options.kv_budget_bytes),
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C in the terminal is for this process; it decides when an engine ends.
                 start_new_session=True,
@@ -443,6 +466,10 @@ class _Reports(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed()
+
+
+def _kv_budget(budget_bytes: int | None) -> tuple[str, ...]:
+    return () if budget_bytes is None else ("--kv-budget-bytes", str(budget_bytes))
 
 
 async def _read_line(stream: asyncio.StreamReader) -> bytes:

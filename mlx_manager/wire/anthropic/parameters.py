@@ -34,7 +34,7 @@ HARMLESS = frozenset(
 
 # A prompt has as many tokens whatever comes after it; some clients send the body of the request that is to follow.
 HARMLESS_TO_A_COUNT = frozenset(
-    {"max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences"}
+    {"max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences", "priority"}
 )
 
 # Accepted only with the value that means "not used": real clients send them so.

@@ -86,6 +86,7 @@ def message_request(body: MessagesBody, origin: Origin, signer: Signer) -> ChatR
         stop=tuple(body.stop_sequences or ()),
         format=_format(body),
         stream=bool(body.stream),
+        priority=body.priority,
     )
 
 

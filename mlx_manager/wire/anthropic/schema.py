@@ -159,7 +159,10 @@ class CountTokensBody(PromptBody):
 
 
 class MessagesBody(PromptBody):
-    """Body of `POST /v1/messages`. Today's SDK has no `temperature`, `top_p` and `top_k`; older ones do."""
+    """Body of `POST /v1/messages`. Today's SDK has no `temperature`, `top_p` and `top_k`; older ones do.
+
+    `priority` is this server's own.
+    """
 
     max_tokens: TokenCount
     stream: bool | None = False
@@ -169,6 +172,7 @@ class MessagesBody(PromptBody):
     temperature: Temperature | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    priority: Literal["high", "normal", "low"] | None = None
 
     @property
     def shows_thinking(self) -> bool:

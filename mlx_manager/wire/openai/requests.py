@@ -10,6 +10,7 @@ from mlx_manager.chat.request import (
     Conversation,
     Message,
     Origin,
+    Priority,
     RawPrompt,
     Role,
     Sampling,
@@ -53,6 +54,7 @@ def chat_request(body: ChatCompletionBody, origin: Origin) -> ChatRequest:
         stop=stop_strings(body),
         format=answer_format(body),
         stream=bool(body.stream),
+        priority=priority(body.priority),
     )
 
 
@@ -70,6 +72,7 @@ def completion_request(body: CompletionBody, origin: Origin) -> ChatRequest:
         stop=stop_strings(body),
         format=answer_format(body),
         stream=bool(body.stream),
+        priority=priority(body.priority),
     )
 
 
@@ -185,6 +188,13 @@ def sampling(body: GenerationBody, top_logprobs: int | None) -> Sampling:
         ignore_end=bool(body.ignore_eos),
         top_logprobs=top_logprobs,
     )
+
+
+def priority(asked: Priority | int | None) -> Priority | None:
+    """Return a priority by its name. In vLLM's numbers 0 is the normal one, and what is lower goes first."""
+    if not isinstance(asked, int):
+        return asked
+    return "normal" if asked == 0 else "high" if asked < 0 else "low"
 
 
 def stop_strings(body: GenerationBody) -> tuple[str, ...]:

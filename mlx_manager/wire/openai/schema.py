@@ -22,6 +22,8 @@ MAX_STOP_STRINGS = 16
 MAX_TOOLS = 1024
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
+# vLLM's numbers, of which the lower one goes first, or a word.
+Priority = Literal["high", "normal", "low"] | Annotated[int, Field(strict=True)]
 # `fail_fast`: a list of a million wrong items gets one complaint, not a million.
 
 
@@ -183,6 +185,7 @@ class GenerationBody(BaseModel):
     xtc_threshold: Annotated[float, Field(ge=0, le=0.5)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     ignore_eos: bool | None = False
+    priority: Priority | None = None
     structured_outputs: StructuredOutputs | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
 

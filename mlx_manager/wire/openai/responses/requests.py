@@ -16,7 +16,12 @@ from mlx_manager.chat.request import (
 )
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.wire.openai.formats import the_only
-from mlx_manager.wire.openai.requests import check_min_tokens, sampling, stop_strings
+from mlx_manager.wire.openai.requests import (
+    check_min_tokens,
+    priority,
+    sampling,
+    stop_strings,
+)
 from mlx_manager.wire.openai.responses.items import ItemObject, messages_of
 from mlx_manager.wire.openai.responses.parameters import (
     LOGPROBS,
@@ -81,6 +86,7 @@ def response_request(
         stop=stop_strings(body),
         format=the_only(_formats(body), body.structured_outputs, FORMAT),
         stream=bool(body.stream),
+        priority=priority(body.priority),
     )
 
 

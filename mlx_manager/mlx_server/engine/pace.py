@@ -1,0 +1,47 @@
+"""How many prompt tokens a step may compute, by what they have cost so far. Pure: it is told how long steps took."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+# Until a step has been measured.
+FIRST_TOKENS = 256
+# A pass over fewer costs about as much, on whatever device.
+LEAST_TOKENS = 16
+# Of so many steps the middle one counts: the first ones of a process compile, and now and then one is disturbed.
+REMEMBERED_STEPS = 5
+# What a single sequence has for itself nobody else waits for: so many times longer may its steps take.
+IDLE_FACTOR = 4
+
+
+class Pace:
+    """Keeps the time between two tokens of a running stream to `gap_ns` while prompts are read beside it."""
+
+    def __init__(self, gap_ns: int) -> None:
+        self._gap_ns = gap_ns
+        self._decode_ns = deque[int](maxlen=REMEMBERED_STEPS)
+        self._token_ns = deque[float](maxlen=REMEMBERED_STEPS)
+
+    def note(self, step_ns: int, prompt_tokens: int, rows: int) -> None:
+        """Learn from a step that computed so many prompt tokens, padding counted, and one token of each of `rows`."""
+        if prompt_tokens >= LEAST_TOKENS:
+            self._token_ns.append(max(step_ns - self._decoding_ns(rows), 1) / prompt_tokens)
+        elif rows and not prompt_tokens:
+            self._decode_ns.append(step_ns)
+
+    def tokens(self, rows: int) -> int:
+        """Return how many prompt tokens fit a step in which so many rows decode."""
+        return self._fitting(self._gap_ns - self._decoding_ns(rows))
+
+    def idle_tokens(self) -> int:
+        """Return the same for a sequence that has the engine for itself."""
+        return self._fitting(IDLE_FACTOR * self._gap_ns)
+
+    def _decoding_ns(self, rows: int) -> int:
+        return int(median(self._decode_ns)) if rows and self._decode_ns else 0
+
+    def _fitting(self, allowed_ns: int) -> int:
+        if not self._token_ns:
+            return FIRST_TOKENS
+        return max(LEAST_TOKENS, int(allowed_ns / median(self._token_ns)))
