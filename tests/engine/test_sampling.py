@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
-from mlx_manager.mlx_server.engine.sampling import filtered, greedy, sampler_for
+from mlx_manager.mlx_server.engine.sampling import MANY_LOGITS, filtered, greedy, sampler_for
 
 Floats = npt.NDArray[np.float64]
 ROWS, VOCABULARY = 5, 50
@@ -80,6 +80,34 @@ def test_a_top_p_of_nothing_keeps_the_most_likely_token(top_p: float) -> None:
     probabilities = drawn_from(SamplingParameters(1.0, top_p=top_p), given)
     assert (probabilities.argmax(axis=-1) == given.argmax(axis=-1)).all()
     assert (np.count_nonzero(probabilities, axis=-1) == 1).all()
+
+
+@pytest.mark.parametrize("spread", [0.0001, 1.0, 8.0], ids=["flat", "broad", "narrow"])
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 0.9999])
+def test_a_large_vocabulary_is_cut_where_all_of_it_in_order_would_be(
+    spread: float, top_p: float
+) -> None:
+    """Whether the tokens that are picked first are enough (of a narrow distribution) or not (of a flat one)."""
+    rows = np.random.default_rng(5).normal(size=(4, MANY_LOGITS // 4)) * spread
+    kept = np.isfinite(np.array(filtered(mx.array(rows.astype(np.float32)), of_top_p(top_p))[0]))
+    for row, is_kept in zip(rows, kept, strict=True):
+        weights = np.exp(row) / np.exp(row).sum()
+        assert weights[is_kept].min() >= weights[~is_kept].max(initial=0)
+        # In float32 a sum of thousands of probabilities is known to some digits only.
+        assert weights[is_kept].sum() >= top_p - 1e-4
+        assert weights[is_kept].sum() - weights[is_kept].min() < top_p + 1e-4
+
+
+def of_top_p(top_p: float) -> SamplingParameters:
+    return SamplingParameters(1.0, top_p=top_p)
+
+
+def test_a_row_is_drawn_alike_alone_and_in_a_large_batch() -> None:
+    rows = np.random.default_rng(6).normal(size=(8, MANY_LOGITS // 4)).astype(np.float32) * 2
+    together = np.array(filtered(mx.array(rows), of_top_p(0.9))[0])
+    for row, expected in zip(rows, together, strict=True):
+        [alone] = np.array(filtered(mx.array(row[None]), of_top_p(0.9))[0])
+        np.testing.assert_array_equal(alone, expected)
 
 
 def test_draws_come_in_the_proportions_of_the_distribution() -> None:

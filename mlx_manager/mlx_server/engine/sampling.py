@@ -17,6 +17,11 @@ from mlx_manager.mlx_server.engine.messages import SamplingParameters
 
 # Below this, dividing by the temperature overflows before it changes what is drawn.
 GREEDY_BELOW = 1e-5
+# Rows times vocabulary from which on sorting takes so long that waiting for the logits, to sort few of them, is faster;
+# and of which part of the vocabulary that is, at least so many tokens. Measured: docs/decisions/0051.
+MANY_LOGITS = 24_000
+PICKED_PART = 32
+LEAST_PICKED = 256
 Sampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
@@ -246,14 +251,32 @@ def filtered(logprobs: mx.array, parameters: SamplingParameters) -> tuple[mx.arr
 
 
 def _keep_top_p(logits: mx.array, top_p: float) -> mx.array:
-    """Keep the fewest most likely tokens whose probabilities sum to at least `top_p`; never fewer than one."""
-    order = mx.argsort(-logits, axis=-1)
-    probabilities = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
+    """Keep the fewest most likely tokens whose probabilities sum to at least `top_p`; never fewer than one.
+
+    To sort a large vocabulary takes a CPU longer than a model's step: tokens that could be among them are picked first,
+    and all are sorted only where those were too few. To know that, a large batch waits for its logits here.
+    """
+    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    if logits.size >= MANY_LOGITS and mx.default_device() == mx.cpu:
+        few = max(LEAST_PICKED, logits.shape[-1] // PICKED_PART)
+        picked = mx.partition(logits, -few, axis=-1)[..., -few:]
+        smallest_kept, is_enough = _smallest_of_top_p(picked, total, top_p)
+        if is_enough.item():
+            return mx.where(logits >= smallest_kept, logits, -mx.inf)
+    smallest_kept, _ = _smallest_of_top_p(logits, total, top_p)
+    return mx.where(logits >= smallest_kept, logits, -mx.inf)
+
+
+def _smallest_of_top_p(
+    logits: mx.array, total: mx.array, top_p: float
+) -> tuple[mx.array, mx.array]:
+    """Return the smallest logit that is kept in each row, `[rows, 1]`, and whether there were enough in all of them."""
+    least = max(top_p, 1e-9)
+    descending = -mx.sort(-logits, axis=-1)
+    probabilities = mx.exp(descending - total)
     before = mx.cumsum(probabilities, axis=-1, inclusive=False)
-    is_kept = mx.put_along_axis(
-        mx.zeros(logits.shape, mx.bool_), order, before < max(top_p, 1e-9), axis=-1
-    )
-    return mx.where(is_kept, logits, -mx.inf)
+    smallest = mx.where(before < least, descending, mx.inf).min(axis=-1, keepdims=True)
+    return smallest, mx.all(before[..., -1] + probabilities[..., -1] >= least)
 
 
 def _keep_min_p(logits: mx.array, min_p: float) -> mx.array:
