@@ -6,10 +6,15 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
+import mlx_manager
 from mlx_manager.chat.events import (
     Delta,
     ReasoningDelta,
@@ -18,8 +23,9 @@ from mlx_manager.chat.events import (
     ToolCallStarted,
 )
 from mlx_manager.chat.request import Tool
+from mlx_manager.errors import ModelLoadFailed
 from mlx_manager.mlx_server.families.family import FAMILIES, Family, family_of
-from mlx_manager.mlx_server.families.parser import AnswerParser
+from mlx_manager.mlx_server.families.messages import answer_parser
 
 SCHEMA = {
     "type": "object",
@@ -32,6 +38,9 @@ SCHEMA = {
 }
 TOOLS = (Tool("weather", "Tells the weather", SCHEMA), Tool("wait"))
 BERN = {"city": "Bern", "days": 3}
+TOKENIZER = Tokenizer.from_file(
+    str(Path(mlx_manager.__file__).parent / "starter" / "tokenizer.json")
+)
 Call = tuple[str, Any]
 
 
@@ -49,7 +58,7 @@ def read(
 ) -> tuple[str, str, list[Call], list[str]]:
     """The text, the thoughts, the calls and the findings of an answer that comes in these pieces."""
     found = list[str]()
-    parser = AnswerParser(
+    parser = answer_parser(
         of, tools, is_parallel=is_parallel, note=lambda kind, _detail: found.append(kind)
     )
     deltas: list[Delta] = []
@@ -59,6 +68,9 @@ def read(
             break
     else:
         deltas += parser.finish()
+    calls = found.count("tool_call_began")
+    is_cut = bool(calls) and found.count("tool_call_ended") == calls - 1
+    assert is_cut or found.count("tool_call_ended") == calls or "tool_call_malformed" in found
     return (*_gathered(deltas), [kind for kind in found if kind != "tool_call_ended"])
 
 
@@ -85,6 +97,8 @@ def cuts(text: str) -> Iterator[list[str]]:
     yield [text]
     yield from ([text[:at], text[at:]] for at in range(1, len(text)))
     yield list(text)
+    ends = sorted({end for _, end in TOKENIZER.encode(text, add_special_tokens=False).offsets})
+    yield [text[a:b] for a, b in pairwise([0, *ends])]
     chosen = random.Random(7)
     for _ in range(10):
         places = sorted(chosen.sample(range(len(text)), min(5, len(text))))
@@ -173,7 +187,78 @@ CALLED: list[tuple[str, str, list[Call]]] = [
     ("granite", f"<|tool_call|>[{JSON_CALL}]", [("weather", BERN)]),
     ("llama3", '{"name": "weather", "parameters": {"city": "Bern", "days": 3}}', [("weather", BERN)]),
     ("llama3", f"<|python_tag|>{JSON_CALL}", [("weather", BERN)]),
+    ("llama3", f"<|python_tag|>{JSON_CALL}; {JSON_CALL}", [("weather", BERN), ("weather", BERN)]),
     ("llama3", '[weather(city="Bern", days=3)]', [("weather", BERN)]),
+    ("llama3", f"[{JSON_CALL}]", [("weather", BERN)]),
+    ("llama3", '<|python_tag|>brave.call(query="Bern")', [("brave.call", {"query": "Bern"})]),
+    ("llama4", "<|python_start|>[weather(city='Bern', days=3)]<|python_end|>", [("weather", BERN)]),
+    ("llama4", f"<|python_start|>{JSON_CALL}<|python_end|>", [("weather", BERN)]),
+    (
+        "llama4",
+        r"""[weather(city='Martha\'s "V"\x41\n', tags=[1, -2.5, None, (True,), {'a': .5}]), wait()]""",
+        [
+            ("weather", {"city": "Martha's \"V\"A\n", "tags": [1, -2.5, None, [True], {"a": 0.5}]}),
+            ("wait", {}),
+        ],
+    ),
+    ("llama4", '{"name": "wait", "parameters": {}}', [("wait", {})]),
+    (
+        "lfm2",
+        "<|tool_call_start|>[weather(city=\"\"\"a\n'b' \"c\" \"\"\", days = 0x10,)]<|tool_call_end|>",
+        [("weather", {"city": "a\n'b' \"c\" ", "days": 16})],
+    ),
+    ("lfm2", f"<|tool_call_start|>[{JSON_CALL}]<|tool_call_end|>", [("weather", BERN)]),
+    ("gemma3", f"```json\n{JSON_CALL}\n```", [("weather", BERN)]),
+    ("gemma3", '```tool_code\nweather(city="Bern", days=3)\n```', [("weather", BERN)]),
+    ("gemma3", '[weather(city="Bern", days=3), wait()]', [("weather", BERN), ("wait", {})]),
+    (
+        "functiongemma",
+        "<start_function_call>call:weather{city:<escape>Bern<escape>,days:3}<end_function_call>",
+        [("weather", BERN)],
+    ),
+    ("functiongemma", "<start_function_call>call:wait{}<end_function_call>", [("wait", {})]),
+    (
+        "gemma4",
+        '<|tool_call>call:weather{city:<|"|>a "b"\n{c}<|"|>,exact:true,tags:[1,<|"|>x<|"|>,{y-z:None}]}'
+        "<tool_call|><|tool_call>call:wait{}<tool_call|>",
+        [
+            ("weather", {"city": 'a "b"\n{c}', "exact": True, "tags": [1, "x", {"y-z": None}]}),
+            ("wait", {}),
+        ],
+    ),
+    (
+        "deepseek-v3.2",
+        '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">'
+        'Bern</｜DSML｜parameter>\n<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+        [("weather", BERN)],
+    ),
+    (
+        "gpt-oss",
+        "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
+        '{"city": "Bern", "days": 3}',
+        [("weather", BERN)],
+    ),
+    # The recipient stands before the channel, no content type, other ends than usual.
+    (
+        "gpt-oss",
+        ' to=functions.weather<|channel|>commentary<|message|>{"city": "Bern", "days": 3}<|call|><|start|>'
+        "assistant to=functions.wait<|channel|>commentary json<|message|>{}<|end|>",
+        [("weather", BERN), ("wait", {})],
+    ),
+    (
+        "gpt-oss",
+        "<|channel|>analysis to=functions.wait code<|message|> {}<|call|>",
+        [("wait", {})],
+    ),
+    # The shortest forms of GLM and MiniMax, and what the model wrote between quotes of its own.
+    (
+        "glm",
+        "<tool_call>weather<arg_key>city</arg_key><arg_value>Bern</arg_value><arg_key>tags</arg_key>"
+        '<arg_value>["</arg_value>"]</arg_value></tool_call>',
+        [("weather", {"city": "Bern", "tags": ["</arg_value>"]})],
+    ),
+    ("granite", f"<|tool_call|> [{JSON_CALL}, {JSON_CALL}]", [("weather", BERN), ("weather", BERN)]),
 ]  # fmt: skip
 
 
@@ -196,8 +281,11 @@ def test_text_before_a_call_is_text(name: str, answer: str, calls: list[Call]) -
         assert (text.rstrip(), found) == ("Let me see: 1 < 2.", calls), pieces
 
 
-@pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "one", [one for one in FAMILIES if not one.in_messages], ids=lambda one: one.name
+)
 def test_without_tools_and_thoughts_every_text_comes_through_as_it_is(one: Family) -> None:
+    one = replace(one, reasoning=None)
     marks = " ".join(sorted(one.marks))
     answer = f" {{a}} {marks} <thi {JSON_CALL}\n"
     for pieces in cuts(answer):
@@ -301,7 +389,6 @@ HALF_A_PAIR = "\\ud800"
         ("hermes", f'<tool_call>{{"name": "wait", "arguments": "{"[" * 100_000}"}}</tool_call>'),
         ("hermes", '<tool_call>{"name": "wait", "arguments": "{\\"n\\": NaN}"}</tool_call>'),
         ("hermes", '<tool_call>{"arguments": "x", "name": "wait"}</tool_call>'),
-        ("lfm2", "<|tool_call_start|>[wait(n=1e999)]<|tool_call_end|>"),
         ("lfm2", "<|tool_call_start|>[(lambda: 0)(n=1)]<|tool_call_end|>"),
         ("minimax", "<minimax:tool_call>nothing of that kind</minimax:tool_call>"),
     ],
@@ -318,7 +405,7 @@ def test_what_no_client_could_read_as_a_call_is_text(name: str, answer: str) -> 
 )
 def test_a_value_without_quotes_is_json_that_every_client_can_read(value: str) -> None:
     answer = f"<tool_call><function=wait><parameter=n>{value}</parameter></function></tool_call>"
-    parser = AnswerParser(family("qwen3-coder"), TOOLS)
+    parser = answer_parser(family("qwen3-coder"), TOOLS)
     deltas = parser.feed(answer) + parser.finish()
     text = "".join(one.arguments for one in deltas if isinstance(one, ToolCallDelta))
     text.encode()
@@ -329,7 +416,7 @@ def test_a_value_without_quotes_is_json_that_every_client_can_read(value: str) -
 def test_half_a_surrogate_pair_stays_an_escape() -> None:
     written = r'"{\"city\": \"\\ud800\"}"'
     answer = f'<tool_call>{{"name": "weather", "arguments": {written}}}</tool_call>'
-    parser = AnswerParser(family("hermes"), TOOLS)
+    parser = answer_parser(family("hermes"), TOOLS)
     deltas = parser.feed(answer) + parser.finish()
     (arguments,) = [one.arguments for one in deltas if isinstance(one, ToolCallDelta)]
     assert arguments == '{"city": "\\ud800"}'
@@ -342,7 +429,7 @@ def test_arguments_that_come_twice_are_one_call() -> None:
 
 
 def test_white_space_without_end_takes_no_more_time_the_more_there_is() -> None:
-    parser = AnswerParser(family("hermes"), TOOLS)
+    parser = answer_parser(family("hermes"), TOOLS)
     began_s = time.process_time()
     assert sum(len(parser.feed(" ")) for _ in range(300_000)) == 0
     (delta,) = parser.feed("x")
@@ -379,17 +466,9 @@ def test_one_call_is_enough_where_they_must_not_be_parallel() -> None:
 
 
 def test_arguments_leave_as_they_come() -> None:
-    parser = AnswerParser(family("hermes"), TOOLS)
+    parser = answer_parser(family("hermes"), TOOLS)
     parser.feed('<tool_call>{"name": "weather", "arguments": {"city": "Be')
     assert parser.feed("rn an") == [ToolCallDelta(0, "rn an")]
-
-
-@pytest.mark.parametrize(("one", "name"), [(one, one.name) for one in FAMILIES], ids=str)
-def test_a_forced_beginning_is_read_as_the_start_of_a_call(one: Family, name: str) -> None:
-    if one.forced is None:
-        return
-    answer = one.forced[1].format(name="weather") + json.dumps(BERN) + "}"
-    assert read([answer], one)[2] == [("weather", BERN)], name
 
 
 @pytest.mark.parametrize(
@@ -399,6 +478,15 @@ def test_a_forced_beginning_is_read_as_the_start_of_a_call(one: Family, name: st
         ("<tool_call><function= <think></think>", "qwen3-coder", ("<think>", "</think>")),
         ("[TOOL_CALLS] [THINK][/THINK]", "mistral", ("[THINK]", "[/THINK]")),
         ("<|start_header_id|>ipython tools", "llama3", None),
+        ("<|header_start|>ipython<|header_end|> tools", "llama4", None),
+        ("<start_of_turn>model", "gemma3", None),
+        ("<start_of_turn>model <start_function_call>", "functiongemma", None),
+        ("<|tool_call> <tool_call|>", "gemma4", ("<|channel>thought", "<channel|>")),
+        (
+            "<|start|>assistant<|channel|>analysis<|message|><|call|>",
+            "gpt-oss",
+            ("<|channel|>analysis<|message|>", "<|end|>"),
+        ),
         ("{{ messages }}", "hermes", None),
     ],
 )
@@ -407,3 +495,183 @@ def test_a_family_is_told_from_the_template(
 ) -> None:
     found = family_of(template)
     assert (found.name, found.reasoning) == (name, reasoning)
+
+
+def test_a_family_can_be_set_by_name() -> None:
+    assert family_of("<tool_call>", "mistral").name == "mistral"
+    fenced = family_of("<｜tool▁sep｜> ```json", "deepseek").form
+    assert fenced != family_of("no sign of it", "deepseek").form
+    with pytest.raises(ModelLoadFailed, match=r"no family 'nobody'.* hermes,"):
+        family_of("<tool_call>", "nobody")
+
+
+MALFORMED: list[tuple[str, str, str, list[Call], list[str]]] = [
+    # The model forgot the last brace, or wrote one too many.
+    (
+        "hermes",
+        '<tool_call>{"name": "wait", "arguments": {"n": 1}\n</tool_call>',
+        "",
+        [("wait", {"n": 1})],
+        ["tool_call_began", "tool_call_repaired"],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"name": "wait", "arguments": {"n": 1}}}\n</tool_call>',
+        "",
+        [("wait", {"n": 1})],
+        ["tool_call_began", "tool_call_repaired"],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"name": "wait", "arguments": {"n": 1}}} so',
+        "} so",
+        [("wait", {"n": 1})],
+        ["tool_call_began", "tool_call_malformed"],
+    ),
+    # Arguments beside the name, where the tool has them.
+    (
+        "hermes",
+        '<tool_call>{"name": "weather", "city": "Bern", "days": 3}</tool_call>',
+        "",
+        [("weather", BERN)],
+        ["tool_call_began", "tool_call_repaired"],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"name": "weather", "town": "Bern"}</tool_call>',
+        '<tool_call>{"name": "weather", "town": "Bern"}</tool_call>',
+        [],
+        ["tool_call_malformed"],
+    ),
+    # Behind a complete call.
+    (
+        "granite",
+        f"<|tool_call|>[{JSON_CALL}, oops",
+        ", oops",
+        [("weather", BERN)],
+        ["tool_call_began", "tool_call_malformed"],
+    ),
+    (
+        "llama3",
+        '[weather(city="Bern", days=3), nobody(a=1)]',
+        ", nobody(a=1)]",
+        [("weather", BERN)],
+        ["tool_call_began", "tool_call_malformed"],
+    ),
+    (
+        "lfm2",
+        '<|tool_call_start|>[weather(city="Bern", days=oops)]<|tool_call_end|>!',
+        "!",
+        [("weather", '{"city": "Bern", days=oops)]')],
+        ["tool_call_began", "tool_call_malformed"],
+    ),
+    (
+        "gemma4",
+        '<|tool_call>call:weather{city:<|"|>Bern<|"|>,days:oops}<tool_call|>!',
+        "!",
+        [("weather", '{"city":"Bern","days":oops}')],
+        ["tool_call_began", "tool_call_malformed"],
+    ),
+    ("gemma4", "<|tool_call>weather{}<tool_call|>", "<|tool_call>weather{}<tool_call|>", [], ["tool_call_malformed"]),
+    (
+        "glm",
+        "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Bern</arg_value> oops</tool_call>!",
+        "!",
+        [("weather", '{"city": "Bern" oops')],
+        ["tool_call_began", "tool_call_malformed"],
+    ),
+    (
+        "minimax",
+        '<minimax:tool_call><invoke name="weather">oops</invoke></minimax:tool_call>',
+        "oops</invoke></minimax:tool_call>",
+        [("weather", {})],
+        ["tool_call_began"],
+    ),
+    (
+        "kimi",
+        '<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city": Bern}<|tool_call_end|>!',
+        "!",
+        [("weather", '{"city": Bern}')],
+        ["tool_call_began", "tool_call_malformed"],
+    ),
+    (
+        "deepseek",
+        "<｜tool▁call▁begin｜>weather<｜tool▁sep｜>Bern<｜tool▁call▁end｜>",
+        "<｜tool▁call▁begin｜>weather<｜tool▁sep｜>Bern<｜tool▁call▁end｜>",
+        [],
+        ["tool_call_malformed"],
+    ),
+    (
+        "mistral",
+        '[TOOL_CALLS]weather[ARGS]{"city": "Bern", "days": 3} Done.',
+        " Done.",
+        [("weather", BERN)],
+        ["tool_call_began"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "answer", "text", "calls", "findings"), MALFORMED)
+def test_what_is_wrong_in_a_call_is_repaired_or_kept(
+    name: str, answer: str, text: str, calls: list[Call], findings: list[str]
+) -> None:
+    for pieces in cuts(answer):
+        assert read(pieces, family(name)) == (text, "", calls, findings), pieces
+
+
+TYPED: list[tuple[Any, str, Any]] = [
+    ({"type": "integer"}, "3", 3),
+    ({"type": "integer"}, '"3"', 3),
+    ({"type": "boolean"}, "True", True),
+    ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "3", "3"),
+    ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "null", None),
+    ({"type": ["string", "integer"]}, "3", 3),
+    ({"type": ["string", "null"]}, "[1]", "[1]"),
+    ({"$ref": "#/$defs/town"}, "3", "3"),
+    ({"allOf": [{"$ref": "#/$defs/town"}]}, "true", "true"),
+    ({"enum": ["1", "2"]}, "1", "1"),
+    ({"enum": ["1", 2]}, "2", 2),
+    ({"type": "array"}, "['a', (1,)]", ["a", [1]]),
+    ({"type": "object"}, "{'a': None}", {"a": None}),
+    ({"type": "object"}, "no object", "no object"),
+    (True, "3", 3),
+    ({"$ref": "#/$defs/round"}, "3", 3),
+]
+
+
+@pytest.mark.parametrize(("schema", "written", "meant"), TYPED)
+def test_a_value_without_quotes_is_of_a_type_that_its_schema_has(
+    schema: Any, written: str, meant: Any
+) -> None:
+    defined = {"town": {"type": "string"}, "round": {"$ref": "#/$defs/round"}}
+    tool = Tool("wait", None, {"properties": {"n": schema}, "$defs": defined})
+    answer = (
+        f"<tool_call><function=wait><parameter=n>\n{written}\n</parameter></function></tool_call>"
+    )
+    for pieces in cuts(answer):
+        assert read(pieces, family("qwen3-coder"), (tool,))[2] == [("wait", {"n": meant})], pieces
+
+
+@pytest.mark.parametrize(("name", "answer", "calls"), CALLED)
+def test_nothing_is_dropped_of_what_is_almost_a_call(
+    name: str, answer: str, calls: list[Call]
+) -> None:
+    chosen = random.Random(f"{name} {answer}")
+    for _ in range(80):
+        mutated = f"I look. {mutant(answer, chosen)} Then"
+        whole, by_letter = (read(pieces, family(name)) for pieces in ([mutated], list(mutated)))
+        assert whole == by_letter, mutated
+        text, thoughts, found, _ = whole
+        said = text + thoughts + json.dumps(found, ensure_ascii=False)
+        for word in ("Bern", "I look.", "Then"):
+            assert said.count(word) >= mutated.count(word), mutated
+
+
+def mutant(answer: str, chosen: random.Random) -> str:
+    """The answer with one to three letters left out, doubled or changed, or cut short."""
+    for _ in range(chosen.randint(1, 3)):
+        at = chosen.randrange(len(answer))
+        kind = chosen.randrange(4)
+        other = ("", answer[at] * 2, chosen.choice("{}[]()<>\"',:=x\n"), "")[kind]
+        answer = answer[:at] + other + answer[at + (kind != 3) :] if kind != 3 else answer[: at + 1]
+    return answer

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from mlx_manager.chat.request import Conversation, Message, Sampling, Tool, ToolChoice
+from mlx_manager.chat.request import (
+    Conversation,
+    Message,
+    Sampling,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text, quantization
@@ -184,9 +191,72 @@ def test_a_call_that_must_be_is_the_end_of_the_prompt_and_the_beginning_of_the_a
 
 
 def test_a_family_that_can_not_be_made_to_call_says_so(model_dir: Path, tmp_path: Path) -> None:
-    text = text_with(model_dir, tmp_path, template=f"{SHOWN}[TOOL_CALLS]")
+    text = text_with(model_dir, tmp_path, template=f"{SHOWN}｜DSML｜")
     asked = Conversation(
         (Message("user", "Hi"),), tools=(LOOK,), tool_choice=ToolChoice("required")
     )
     with pytest.raises(UnsupportedParameter, match="can't be made to call"):
         text.encode(asked)
+
+
+def test_a_call_that_must_be_comes_behind_thoughts_that_the_prompt_has_opened(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    text = text_with(model_dir, tmp_path, template="{# <tool_call></think> #}{{ tools }}<think>\n")
+    asked = Conversation(
+        (Message("user", "Hi"),), tools=(LOOK,), tool_choice=ToolChoice("required", "look")
+    )
+    encoded = text.encode(asked)
+    assert encoded.opening == '<tool_call>\n{"name": "look", "arguments":'
+    said = text.tokenizer.decode(encoded.token_ids)
+    assert said.endswith(f"<think></think>\n\n{encoded.opening}")
+
+
+CALLS = (ToolCall("c1", "look", {"at": "é"}), ToolCall("c2", "wait", {}))
+CALLED = (
+    Message("assistant", "I look.", tool_calls=CALLS, reasoning="Hm"),
+    Message("tool", "cats", tool_call_id="c1"),
+    Message("tool", "done", tool_call_id="c2"),
+)
+EACH = """{% for m in messages %}{{ m.role }} {{ m.content }} {{ m.thinking }} {{ m.tool_call_id }}
+{% for c in m.tool_calls %}{{ c.id }} {{ c.function.name }} {{ c.function.arguments }}
+{% endfor %}{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("signs", "shown"),
+    [
+        (
+            "<tool_call>",
+            "assistant I look. Hm \nc1 look {'at': 'é'}\nc2 wait {}\ntool cats  c1\ntool done  c2",
+        ),
+        (
+            "<｜tool▁sep｜>",
+            'assistant I look. Hm \nc1 look {"at": "é"}\nc2 wait {}\ntool cats  c1\ntool done  c2',
+        ),
+        (
+            "<|tool_call_argument_begin|>",
+            "assistant I look. Hm \nfunctions.look:0 look {'at': 'é'}\nfunctions.wait:1 wait {}\n"
+            "tool cats  functions.look:0\ntool done  functions.wait:1",
+        ),
+        # What was said and what was thought have no place in one message with a call.
+        (
+            "<|channel|><|call|>",
+            "assistant I look.  \nassistant  Hm \nc1 look {'at': 'é'}\ntool cats  c1\n"
+            "assistant   \nc2 wait {}\ntool done  c2",
+        ),
+    ],
+    ids=["as they are", "as text", "with names as ids", "one by one"],
+)
+def test_earlier_calls_are_told_as_the_family_s_template_wants_them(
+    model_dir: Path, tmp_path: Path, signs: str, shown: str
+) -> None:
+    text = text_with(model_dir, tmp_path, template=f"{{# {signs} #}}{EACH}")
+    assert text.render(Conversation(CALLED)).strip() == shown
+
+
+def test_a_model_can_be_taken_for_one_of_another_family(model_dir: Path) -> None:
+    files = ModelFiles("test/model", model_dir / "test" / "tiny", "folder", 0)
+    assert load_model_text(files, "glm").family.name == "glm"
+    with pytest.raises(ModelLoadFailed, match="no family 'nobody'"):
+        load_model_text(files, "nobody")

@@ -6,6 +6,7 @@ is written down once, straight, and holds on every possible cut.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
@@ -94,13 +95,16 @@ class Cursor:
                 return None
             yield
 
-    def rest(self, take: Take) -> Reading[None]:
-        """Hand on all that is still to come."""
-        while True:
-            self._hand_on(len(self._rest), take)
-            if self.is_over:
-                return
-            yield
+    def run(self, characters: re.Pattern[str], most: int) -> Reading[str]:
+        """Read as many of `characters` (an expression of any number of them) as follow each other, up to `most`."""
+        length = 0
+        while len((yield from self.ahead(length + 1))) > length:
+            found = characters.match(self._rest)
+            assert found is not None
+            length = min(found.end(), most)
+            if length < len(self._rest) or length == most:
+                break
+        return self.take(length)
 
     def text_until(self, *marks: str) -> Reading[str]:
         """Read up to the first of `marks`, and the mark; return what comes before it. Unreadable when there is none."""

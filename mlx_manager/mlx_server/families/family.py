@@ -9,15 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from mlx_manager.mlx_server.families.calls import (
-    Grammar,
-    invocations,
-    json_calls,
-    named,
-    pythonic,
-    tagged,
-)
+from mlx_manager.errors import ModelLoadFailed
+from mlx_manager.mlx_server.families import forms, harmony
+from mlx_manager.mlx_server.families.forms import CallForm
+from mlx_manager.mlx_server.families.gemma_calls import gemma_calls
+from mlx_manager.mlx_server.families.json_calls import json_calls, named
+from mlx_manager.mlx_server.families.parameter_calls import invocations, tagged
+from mlx_manager.mlx_server.families.python_calls import either, fenced
+from mlx_manager.mlx_server.families.syntax import Grammar
 
+# How a model without a place for tools in its template is told of them, in the most common form,
+IN_TAGS = """You can call these functions. Each line describes one as JSON:
+{tools}
+To call one, answer with a JSON object between these marks, and wait for its result:
+<tool_call>
+{{"name": "function name", "arguments": {{}}}}
+</tool_call>"""
+# and in Google's for Gemma 3: https://ai.google.dev/gemma/docs/capabilities/function-calling
+AS_OBJECT = """You can call these functions. Each line describes one as JSON:
+{tools}
+To call one, answer with nothing but a JSON object in this form, and wait for its result:
+{{"name": "function name", "parameters": {{}}}}"""
 # Marks that a model puts around its thoughts; the first pair that its template knows is its own.
 REASONING_MARKS = (
     ("<think>", "</think>"),
@@ -41,9 +53,13 @@ class Family:
     """How a family of models writes what is not text.
 
     `signs` stand in the templates of its models, all of them. `calls` are the marks that begin calls; `bare` are first
-    letters of an answer that may be a call without any mark. `silent` marks mean nothing by themselves. `forced` is
-    what an answer begins with that is to be a call of whichever tool, and of the one named. `call_id_length`: how long
-    the template wants ids to be.
+    letters of an answer that may be a call without any mark. `silent` marks mean nothing by themselves. `form` is how
+    its calls are written out when they must be made or kept to a schema; None when no grammar says it. `ends` are
+    marks that end an answer, whatever the model's settings say. `in_messages`: answers are in Harmony's form.
+
+    The rest is about its templates: how long they want ids of calls to be, or that they want `call_ids_name_tools`;
+    that they want `arguments_as_text`, and not an object; that they know `one_call_a_message`; and `instructions`,
+    which tell a model of tools whose template has no place for them.
     """
 
     name: str
@@ -51,9 +67,15 @@ class Family:
     calls: Mapping[str, CallSyntax] = field(default_factory=dict)
     bare: Mapping[str, Grammar] = field(default_factory=dict)
     silent: tuple[str, ...] = ()
-    forced: tuple[str, str] | None = None
+    form: CallForm | None = None
+    ends: tuple[str, ...] = ()
+    in_messages: bool = False
     reasoning: tuple[str, str] | None = None
     call_id_length: int | None = None
+    call_ids_name_tools: bool = False
+    arguments_as_text: bool = False
+    one_call_a_message: bool = False
+    instructions: str = IN_TAGS
 
     @property
     def marks(self) -> frozenset[str]:
@@ -64,11 +86,63 @@ class Family:
 
 
 _IN_TAGS = {"<tool_call>": CallSyntax(tagged("</tool_call>"), "</tool_call>")}
-_JSON_FORCED = ("<tool_call>\n", '<tool_call>\n{{"name": "{name}", "arguments":')
-HERMES = Family("hermes", ("<tool_call>",), _IN_TAGS, forced=_JSON_FORCED)
+HERMES = Family("hermes", ("<tool_call>",), _IN_TAGS, form=forms.HERMES)
+_DEEPSEEK = Family(
+    "deepseek",
+    ("<｜tool▁sep｜>",),
+    {
+        "<｜tool▁call▁begin｜>": CallSyntax(
+            named("<｜tool▁sep｜>", "<｜tool▁call▁end｜>"), "<｜tool▁call▁end｜>"
+        )
+    },
+    silent=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    form=forms.DEEPSEEK,
+    arguments_as_text=True,
+)
+_MISTRAL = Family(
+    "mistral",
+    ("[TOOL_CALLS]",),
+    {"[TOOL_CALLS]": CallSyntax(named("[ARGS]", None, skips="[CALL_ID]"))},
+    form=forms.MISTRAL_ARRAY,
+    call_id_length=9,
+)
+_BARE = {"{": either(None), "[": either(None)}
+_LLAMA_3 = Family("llama3", ("<|start_header_id|>", "tools"), bare=_BARE, form=forms.BARE)
+_DSML = "｜DSML｜"
 
-# The first whose signs are all there; those with more of them stand before those with fewer.
+# The first whose signs are all there; those with more of them stand before those with fewer. Of one name the last is
+# what the name alone means.
 FAMILIES = (
+    Family(
+        "gpt-oss",
+        (harmony.CHANNEL, harmony.CALL),
+        silent=harmony.MARKS,
+        ends=(harmony.CALL, harmony.RETURN),
+        in_messages=True,
+        reasoning=(harmony.ANALYSIS, harmony.END),
+        one_call_a_message=True,
+    ),
+    Family(
+        "gemma4",
+        ("<|tool_call>", "<tool_call|>"),
+        {"<|tool_call>": CallSyntax(gemma_calls('<|"|>', "<tool_call|>"), "<tool_call|>")},
+        silent=('<|"|>',),
+        form=forms.GEMMA_4,
+        ends=("<|tool_response>",),
+        reasoning=("<|channel>thought", "<channel|>"),
+    ),
+    Family(
+        "functiongemma",
+        ("<start_function_call>",),
+        {
+            "<start_function_call>": CallSyntax(
+                gemma_calls("<escape>", "<end_function_call>"), "<end_function_call>"
+            )
+        },
+        silent=("<escape>",),
+        form=forms.FUNCTION_GEMMA,
+        ends=("<start_function_response>",),
+    ),
     Family(
         "kimi",
         ("<|tool_call_argument_begin|>",),
@@ -78,16 +152,19 @@ FAMILIES = (
             )
         },
         silent=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+        form=forms.KIMI,
+        call_ids_name_tools=True,
     ),
+    replace(_DEEPSEEK, signs=("<｜tool▁sep｜>", "```json"), form=forms.DEEPSEEK_FENCED),
+    _DEEPSEEK,
     Family(
-        "deepseek",
-        ("<｜tool▁sep｜>",),
+        "deepseek-v3.2",
+        (_DSML,),
         {
-            "<｜tool▁call▁begin｜>": CallSyntax(
-                named("<｜tool▁sep｜>", "<｜tool▁call▁end｜>"), "<｜tool▁call▁end｜>"
+            f"<{_DSML}function_calls>": CallSyntax(
+                invocations(f"</{_DSML}function_calls>", _DSML), f"</{_DSML}function_calls>"
             )
         },
-        silent=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
     ),
     Family(
         "minimax",
@@ -97,45 +174,59 @@ FAMILIES = (
                 invocations("</minimax:tool_call>"), "</minimax:tool_call>"
             )
         },
+        form=forms.MINIMAX,
     ),
-    Family(
-        "mistral",
-        ("[TOOL_CALLS]",),
-        {"[TOOL_CALLS]": CallSyntax(named("[ARGS]", None, skips="[CALL_ID]"))},
-        call_id_length=9,
-    ),
+    replace(_MISTRAL, signs=("[TOOL_CALLS]", "[ARGS]"), form=forms.MISTRAL),
+    _MISTRAL,
     Family(
         "lfm2",
         ("<|tool_call_start|>",),
-        {"<|tool_call_start|>": CallSyntax(pythonic("<|tool_call_end|>"), "<|tool_call_end|>")},
+        {"<|tool_call_start|>": CallSyntax(either("<|tool_call_end|>"), "<|tool_call_end|>")},
+        form=forms.LFM2,
     ),
-    Family("qwen3-coder", ("<tool_call>", "<function="), _IN_TAGS),
-    Family("glm", ("<tool_call>", "<arg_key>"), _IN_TAGS),
+    Family("qwen3-coder", ("<tool_call>", "<function="), _IN_TAGS, form=forms.QWEN_CODER),
+    Family("glm", ("<tool_call>", "<arg_key>"), _IN_TAGS, form=forms.GLM),
     HERMES,
     Family(
         "granite",
         ("<|tool_call|>",),
         {"<|tool_call|>": CallSyntax(json_calls)},
-        forced=("<|tool_call|>", '<|tool_call|>[{{"name": "{name}", "arguments":'),
+        form=forms.GRANITE,
     ),
     Family(
-        "llama3",
-        ("<|python_tag|>",),
-        {"<|python_tag|>": CallSyntax(json_calls)},
-        bare={"{": json_calls, "[": pythonic(None)},
-        forced=("", '{{"name": "{name}", "parameters":'),
+        "llama4",
+        ("<|header_start|>",),
+        {"<|python_start|>": CallSyntax(either("<|python_end|>"), "<|python_end|>")},
+        bare=_BARE,
+        form=forms.BARE,
     ),
+    replace(
+        _LLAMA_3, signs=("<|python_tag|>",), calls={"<|python_tag|>": CallSyntax(either(None))}
+    ),
+    _LLAMA_3,
     Family(
-        "llama3",
-        ("<|start_header_id|>", "tools"),
-        bare={"{": json_calls, "[": pythonic(None)},
-        forced=("", '{{"name": "{name}", "parameters":'),
+        "gemma3",
+        ("<start_of_turn>",),
+        bare={**_BARE, "`": fenced},
+        form=forms.BARE,
+        instructions=AS_OBJECT,
     ),
 )
+FAMILY_NAMES = tuple(dict.fromkeys(family.name for family in FAMILIES))
 
 
-def family_of(template: str) -> Family:
-    """Return the family that a chat template speaks for; Hermes's where a template has no calls of its own."""
-    found = next((one for one in FAMILIES if all(sign in template for sign in one.signs)), HERMES)
+def family_of(template: str, name: str | None = None) -> Family:
+    """Return the family that a chat template speaks for, Hermes's where a template has no calls of its own.
+
+    With `name` it is the one of that name, whatever the template says; of two sorts in it, the template's own. Raises
+    ModelLoadFailed for a name that no family has.
+    """
+    if name is not None and name not in FAMILY_NAMES:
+        raise ModelLoadFailed(
+            f"There is no family {name!r} of models. Set one of {', '.join(FAMILY_NAMES)}, or none."
+        )
+    some = [one for one in FAMILIES if name is None or one.name == name]
+    fallback = HERMES if name is None else some[-1]
+    found = next((one for one in some if all(sign in template for sign in one.signs)), fallback)
     reasoning = next((pair for pair in REASONING_MARKS if pair[1] in template), None)
-    return replace(found, reasoning=reasoning)
+    return replace(found, reasoning=found.reasoning or reasoning)

@@ -102,11 +102,14 @@ class Json:
         take((yield from self._cursor.space()))
         while (yield from self._cursor.ahead(1)) != end:
             if end == "}":
-                yield from self.string(take)
+                yield from self._key(take)
                 yield from self._colon(take)
             yield from self.value(take, level + 1)
             yield from self._separator(end, take)
         take(self._cursor.take(1))
+
+    def _key(self, take: Take) -> Reading[None]:
+        yield from self.string(take)
 
     def _colon(self, take: Take) -> Reading[None]:
         take((yield from self._cursor.space()))
@@ -130,16 +133,8 @@ class Json:
 
     def _literal(self, take: Take) -> Reading[None]:
         """Read a number, `true`, `false` or `null`, whole: what is cut may go on."""
-        length = 0
-        while len((yield from self._cursor.ahead(length + 1))) > length:
-            found = LITERAL.match(self._cursor.buffered)
-            assert found is not None
-            length = found.end()
-            if length < len(self._cursor.buffered) or length > LONGEST_LITERAL:
-                break
-        word = self._cursor.buffered[:length]
+        word = yield from self._cursor.run(LITERAL, LONGEST_LITERAL)
         if word not in LITERALS and not NUMBER.fullmatch(word):
             raise Unreadable("a value")
-        self._cursor.take(length)
         self.repairs += word in PYTHON_LITERALS
         take(PYTHON_LITERALS.get(word, word))

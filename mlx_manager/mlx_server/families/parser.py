@@ -15,15 +15,19 @@ from mlx_manager.chat.events import (
     ToolCallStarted,
 )
 from mlx_manager.chat.request import Tool
-from mlx_manager.mlx_server.families.calls import Grammar
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Unreadable
 from mlx_manager.mlx_server.families.family import CallSyntax, Family
+from mlx_manager.mlx_server.families.syntax import Grammar
 
 Note = Callable[[FindingKind, str | None], None]
 
 
 def silent(_kind: FindingKind, _detail: str | None) -> None:
     """Take no notes."""
+
+
+class Enough(Exception):
+    """The only call that was wanted is complete."""
 
 
 class AnswerParser:
@@ -47,11 +51,11 @@ class AnswerParser:
         self._is_parallel = is_parallel
         self._note = note
         self._cursor = Cursor()
-        self._writer = _Writer(family, tools, self._emit, note)
+        self._writer = _Writer(family, tools, self._emit, note, self._settle, self._call_ended)
         self._space = list[str]()
         self._has_tools = bool(tools)
         self._deltas = list[Delta]()
-        self._reading: Reading[None] = self._answer()
+        self._reading = self._answer()
         self._is_read = False
 
     def feed(self, text: str) -> list[Delta]:
@@ -110,33 +114,54 @@ class AnswerParser:
         if grammar is None:
             self._emit_text(self._cursor.unmark())
         else:
-            yield from self._calls("", grammar, None, is_bare=True)
+            yield from self._calls("", grammar, (), is_bare=True)
 
     def _call(self, mark: str, syntax: CallSyntax) -> Reading[None]:
         space = self._taken_space()
         self._cursor.mark()
-        yield from self._calls(space + mark, syntax.grammar, syntax.end)
+        ends = (syntax.end,) if syntax.end else ()
+        yield from self._calls(space + mark, syntax.grammar, ends)
 
     def _calls(
-        self, before: str, grammar: Grammar, end: str | None, *, is_bare: bool = False
-    ) -> Reading[None]:
-        """Read calls; `before` is what was read of them already. What is none is text."""
+        self, before: str, grammar: Grammar, ends: tuple[str, ...], *, is_bare: bool = False
+    ) -> Reading[bool]:
+        """Read calls; `before` is what was read of them already. What is none is text.
+
+        Returns whether one of `ends` was read because what stands before it is no call.
+        """
+        is_ended = False
         self._writer.begin(is_bare=is_bare)
         try:
             yield from grammar(self._cursor, self._writer)
             self._cursor.unmark()
-            self._note("tool_call_ended", None)
+        except Enough:
+            self._cursor.unmark()
+            self.is_done = True
         except Unreadable:
-            read = self._cursor.unmark()
-            if self._writer.count == 0:
-                self._note("tool_call_malformed", None)
-                self._emit_text(before + read)
-            elif not self._cursor.is_over:
-                # Behind its beginning, which the client has, a call can only go on as the model wrote it.
-                self._note("tool_call_malformed", None)
-                yield from self._cursor.until((end,) if end else (), self._writer.arguments)
+            is_ended = yield from self._malformed(before, self._cursor.unmark(), ends)
         self.calls += self._writer.count
-        self.is_done = not self._is_parallel and self.calls > 0
+        return is_ended
+
+    def _malformed(self, before: str, read: str, ends: tuple[str, ...]) -> Reading[bool]:
+        """Hand on what can't be read as a call, `read` behind what could be, in the only place that it has."""
+        if not self._writer.is_open:
+            self._note("tool_call_malformed", None)
+            self._emit_text(read if self._writer.count else before + read)
+            return False
+        # Behind its beginning, which the client has, a call can only go on as the model wrote it.
+        if not self._cursor.is_over:
+            self._note("tool_call_malformed", None)
+        self._writer.arguments(read)
+        return (yield from self._cursor.until(ends, self._writer.arguments)) is not None
+
+    def _settle(self) -> None:
+        """Forget what was read: the client has it."""
+        self._cursor.mark()
+
+    def _call_ended(self) -> None:
+        self._settle()
+        if not self._is_parallel:
+            raise Enough
 
     def _emit(self, delta: Delta) -> None:
         self._deltas.append(delta)
@@ -171,22 +196,32 @@ class AnswerParser:
 
 
 class _Writer:
-    """The `CallWriter` of one answer."""
+    """The `CallWriter` of one answer. `settle` is called when what was read is the client's, `ended` behind a call."""
 
     def __init__(
-        self, family: Family, tools: Sequence[Tool], emit: Callable[[Delta], None], note: Note
+        self,
+        family: Family,
+        tools: Sequence[Tool],
+        emit: Callable[[Delta], None],
+        note: Note,
+        settle: Callable[[], None],
+        ended: Callable[[], None],
     ) -> None:
         self._id_length = family.call_id_length
         self._schemas = {tool.name: tool.parameters for tool in tools}
         self._emit = emit
         self._note = note
+        self.settle = settle
+        self._ended = ended
         self._index = -1
         self._is_bare = False
         self.count = 0
+        self.is_open = False
 
     def begin(self, *, is_bare: bool) -> None:
         """A mark was read; `is_bare` when there was none, and only a known name tells a call from text."""
         self.count = 0
+        self.is_open = False
         self._is_bare = is_bare
 
     def start(self, name: str) -> None:
@@ -194,12 +229,21 @@ class _Writer:
             raise Unreadable("the name of a tool that there is")
         self.count += 1
         self._index += 1
+        self.is_open = True
         # A name of the model's own making may be anything, and is content.
         self._note("tool_call_began", name if name in self._schemas else None)
         self._emit(ToolCallStarted(self._index, self._new_id(), name))
+        self.settle()
 
     def arguments(self, text: str) -> None:
-        self._emit(ToolCallDelta(self._index, text))
+        if text:
+            self._emit(ToolCallDelta(self._index, text))
+        self.settle()
+
+    def end(self) -> None:
+        self.is_open = False
+        self._note("tool_call_ended", None)
+        self._ended()
 
     def repaired(self) -> None:
         self._note("tool_call_repaired", None)

@@ -17,6 +17,7 @@ from mlx_manager.chat.events import (
 from mlx_manager.chat.request import ChatRequest, Conversation, Operation, Priority
 from mlx_manager.errors import InvalidRequest, PromptTooLong
 from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters
+from mlx_manager.mlx_server.families.messages import answer_parser
 from mlx_manager.mlx_server.families.parser import AnswerParser
 from mlx_manager.mlx_server.generation.answer import AnswerReader, read_answer
 from mlx_manager.mlx_server.generation.deadline import Deadline
@@ -180,4 +181,4 @@ def parser_for(request: ChatRequest, text: ModelText) -> AnswerParser | None:
         return None
     findings = Findings(text.family.name, request.timeline)
     is_parallel = request.input.tool_choice.is_parallel
-    return AnswerParser(text.family, tools, is_parallel=is_parallel, note=findings.note)
+    return answer_parser(text.family, tools, is_parallel=is_parallel, note=findings.note)

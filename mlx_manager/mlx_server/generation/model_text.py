@@ -5,30 +5,26 @@ Everything here is plain Python and slow by the event loop's measure: call it in
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_manager.chat.request import Conversation, Message, RawPrompt, Sampling, Tool
+from mlx_manager.chat.request import Conversation, RawPrompt, Sampling, Tool
 from mlx_manager.chat.tokens import DetokenizeRequest, TokenizeRequest, Tokens
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.families.family import Family, family_of
+from mlx_manager.mlx_server.generation.template_messages import (
+    template_messages,
+    with_instructions,
+)
 from mlx_manager.mlx_server.generation.token_bytes import TokenBytes
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 
 FALLBACK_CONTEXT_TOKENS = 32_768
 LONGEST_TERM = 32
-# How a model without a place for tools in its template is told of them, in the most common form.
-INSTRUCTIONS = """You can call these functions. Each line describes one as JSON:
-{tools}
-To call one, answer with a JSON object between these marks, and wait for its result:
-<tool_call>
-{{"name": "function name", "arguments": {{}}}}
-</tool_call>"""
 # Sampling that OpenAI's API documents for a request that says nothing.
 API_DEFAULTS: dict[str, Any] = {
     "temperature": 1.0,
@@ -71,8 +67,12 @@ class ModelText:
         """Return the prompt for the engine. Raises InvalidRequest when the model can't take it."""
         if isinstance(prompt, Conversation):
             rendered, forced = self.render(prompt), self._forced(prompt)
+            thought = self._open_reasoning(rendered)
+            if forced and thought:
+                # A call within thoughts would be none.
+                rendered += self._end_of_reasoning
             token_ids = self._encoded(rendered + forced, add_special_tokens=False)
-            return Encoded(token_ids, forced or self._open_reasoning(rendered))
+            return Encoded(token_ids, forced or thought)
         if isinstance(prompt.prompt, str):
             token_ids = self._encoded(prompt.prompt, add_special_tokens=True)
         else:
@@ -102,9 +102,9 @@ class ModelText:
                 param="model",
             )
         tools = [_template_tool(tool) for tool in callable_tools(conversation)]
-        messages = [_template_message(message) for message in conversation.messages]
+        messages = template_messages(conversation.messages, self.family)
         if tools and not self._template_knows("tools"):
-            messages, tools = with_instructions(messages, tools), []
+            messages, tools = with_instructions(messages, tools, self.family.instructions), []
         try:
             text: str = self.tokenizer.apply_chat_template(
                 messages,
@@ -152,18 +152,25 @@ class ModelText:
         choice = conversation.tool_choice
         if choice.mode != "required" or not conversation.tools:
             return ""
-        if self.family.forced is None:
+        if self.family.in_messages:
+            # Its thoughts come first, and what must follow them is its grammar's to say.
+            return ""
+        if self.family.form is None:
             raise UnsupportedParameter(
                 f"{self.model_id} can't be made to call a tool yet. Send 'tool_choice' \"auto\" or leave it out.",
                 param="tool_choice",
             )
-        some, of_name = self.family.forced
-        return some if choice.name is None else of_name.format(name=choice.name)
+        form = self.family.form
+        return form.opening if choice.name is None else form.opening_of(choice.name)
 
     def _open_reasoning(self, rendered: str) -> str:
         """Return the mark that opens the model's thoughts, when the prompt ends with it."""
         mark = self.family.reasoning[0] if self.family.reasoning else ""
         return mark if mark and rendered.rstrip().endswith(mark) else ""
+
+    @property
+    def _end_of_reasoning(self) -> str:
+        return f"{self.family.reasoning[1]}\n\n" if self.family.reasoning else ""
 
     def _template_knows(self, variable: str) -> bool:
         return variable in _template_of(self.tokenizer)
@@ -196,8 +203,11 @@ class ModelText:
         return tuple((token_id, bias[token_id]) for token_id in self._checked(bias, "logit_bias"))
 
 
-def load_model_text(files: ModelFiles) -> ModelText:
-    """Read the tokenizer and settings of a model. Raises ModelLoadFailed when they can't be read."""
+def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelText:
+    """Read the tokenizer and settings of a model. Raises ModelLoadFailed when they can't be read.
+
+    `family_name` is a family to take it for, whatever its template says.
+    """
     began_s = time.monotonic()
     # Importing transformers takes a second, which a server that has no model loaded yet need not wait for.
     from transformers import AutoTokenizer
@@ -218,13 +228,15 @@ def load_model_text(files: ModelFiles) -> ModelText:
     # What a tokenizer's file may ask for by itself, and what `encode` of transformers would have switched off.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    family = family_of(_template_of(tokenizer))
+    family = family_of(_template_of(tokenizer), family_name)
     return ModelText(
         model_id=files.id,
         tokenizer=tokenizer,
         context_tokens=_text_setting(config, "max_position_embeddings") or FALLBACK_CONTEXT_TOKENS,
         vocabulary_size=_text_setting(config, "vocab_size") or len(tokenizer),
-        end_token_ids=_end_token_ids(tokenizer.eos_token_id, config, generation),
+        end_token_ids=_end_token_ids(
+            tokenizer.eos_token_id, config, generation, added=_added_ids(tokenizer, family.ends)
+        ),
         sampling_defaults=_sampling_defaults(generation),
         token_bytes=TokenBytes(tokenizer),
         quantization=quantization(config),
@@ -262,18 +274,6 @@ def callable_tools(conversation: Conversation) -> Sequence[Tool]:
     return () if conversation.tool_choice.mode == "none" else conversation.tools
 
 
-def with_instructions(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return the messages with the tools in the instructions, for a model whose template has no place for any."""
-    described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    text = INSTRUCTIONS.format(tools=described)
-    if messages and messages[0]["role"] == "system":
-        first = messages[0] | {"content": f"{messages[0]['content']}\n\n{text}"}
-        return [first, *messages[1:]]
-    return [{"role": "system", "content": text}, *messages]
-
-
 def _variables(conversation: Conversation) -> dict[str, Any]:
     """Return the variables of the template; what the client set by name wins."""
     thinking = conversation.thinking
@@ -292,8 +292,18 @@ def _special_marks(tokenizer: Any, family: Family) -> frozenset[int]:
     """Return the special tokens that are marks of the family: decoding must not leave them out."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(
-        token_id for token_id, token in added if token.special and token.content in family.marks
+        token_id
+        for token_id, token in added
+        # Some marks are a token and a word.
+        if token.special and any(token.content in mark for mark in family.marks)
     )
+
+
+def _added_ids(tokenizer: Any, marks: Sequence[str]) -> Iterator[int]:
+    """Yield the tokens that are one of `marks`, of those that the tokenizer's makers added."""
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        if token.content in marks:
+            yield token_id
 
 
 def _template_tool(tool: Tool) -> dict[str, Any]:
@@ -303,37 +313,19 @@ def _template_tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _template_message(message: Message) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning is not None:
-        # The two names that templates give it.
-        turn["reasoning_content"] = turn["reasoning"] = message.reasoning
-    if message.name is not None:
-        turn["name"] = message.name
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": dict(call.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
-    return turn
-
-
 def _text_setting(config: dict[str, Any], name: str) -> int | None:
     """Return a number from the config, or from its text part in models that also see."""
     value = config.get(name) or config.get("text_config", {}).get(name)
     return int(value) if value else None
 
 
-def _end_token_ids(own: int | None, *configs: dict[str, Any]) -> tuple[int, ...]:
+def _end_token_ids(
+    own: int | None, *configs: dict[str, Any], added: Iterable[int]
+) -> tuple[int, ...]:
     found = [
         own,
         *(token_id for config in configs for token_id in _as_list(config.get("eos_token_id"))),
+        *added,
     ]
     return tuple(dict.fromkeys(token_id for token_id in found if token_id is not None))
 

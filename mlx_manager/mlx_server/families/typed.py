@@ -1,0 +1,113 @@
+"""Values that a model writes as plain text, with the types that a tool's schema gives them."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlx_manager.mlx_server.families.syntax import dumped, loaded
+
+ALL_TYPES = frozenset({"string", "integer", "number", "boolean", "null", "array", "object"})
+STRING = frozenset({"string"})
+MOST_STEPS = 32
+
+
+def types_of(schema: Any, root: Any, steps: int = MOST_STEPS) -> frozenset[str]:
+    """Return the types that values of `schema` may have, all where it doesn't say; references are into `root`."""
+    schema = resolved(schema, root)
+    if not isinstance(schema, Mapping) or steps == 0:
+        return ALL_TYPES
+    found = _named_types(schema)
+    for key in ("anyOf", "oneOf"):
+        if isinstance(schema.get(key), list):
+            some = [types_of(one, root, steps - 1) for one in schema[key]]
+            found &= frozenset().union(*some)
+    for one in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
+        found &= types_of(one, root, steps - 1)
+    return found
+
+
+def resolved(schema: Any, root: Any) -> Any:
+    """Return what a schema refers to within `root`, or the schema itself when it refers to nothing."""
+    for _ in range(MOST_STEPS):
+        reference = schema.get("$ref") if isinstance(schema, Mapping) else None
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            return schema
+        schema = root
+        for part in reference.split("/")[1:]:
+            part = part.replace("~1", "/").replace("~0", "~")
+            schema = schema.get(part) if isinstance(schema, Mapping) else None
+    return None
+
+
+def _named_types(schema: Mapping[str, Any]) -> frozenset[str]:
+    found = ALL_TYPES
+    named = schema.get("type")
+    if isinstance(named, str) or _are_strings(named):
+        names = frozenset([named] if isinstance(named, str) else named or ())
+        found &= names | {"integer"} if "number" in names else names
+    values = schema.get("enum")
+    if "const" in schema:
+        values = [schema["const"]]
+    if isinstance(values, list):
+        found &= frozenset().union(*map(_types, values))
+    return found
+
+
+def _are_strings(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _types(value: Any) -> frozenset[str]:
+    """Return all the types that a value is of."""
+    match value:
+        case None:
+            return frozenset({"null"})
+        case bool():
+            return frozenset({"boolean"})
+        case int():
+            return frozenset({"integer", "number"})
+        case float():
+            return frozenset({"integer", "number"} if value.is_integer() else {"number"})
+        case str():
+            return STRING
+        case Mapping():
+            return frozenset({"object"})
+        case Sequence():
+            return frozenset({"array"})
+    return frozenset()
+
+
+def typed(text: str, types: frozenset[str]) -> str:
+    """Return the JSON text of a value: as it stands when it is JSON of one of `types`, else as they make it certain.
+
+    Python's way of writing it counts as well; what is of none of the types is a string where one may stand.
+    """
+    if types == STRING:
+        return dumped(text)
+    found, written = _read(text)
+    if _types(found) & types:
+        return written
+    if "string" in types:
+        return dumped(text)
+    if isinstance(found, str):
+        # In quotes too many.
+        inner, inner_written = _read(found)
+        if _types(inner) & types:
+            return inner_written
+    return written
+
+
+def _read(text: str) -> tuple[Any, str]:
+    """Return a value and its JSON text: as it stands when it is JSON, else as Python would have it, else a string."""
+    try:
+        return loaded(text), text
+    except ValueError:
+        pass
+    try:
+        value = ast.literal_eval(text)
+        return value, dumped(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text, json.dumps(text, ensure_ascii=False)

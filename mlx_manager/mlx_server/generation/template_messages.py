@@ -1,0 +1,97 @@
+"""Messages as the chat template of a family wants them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
+
+from mlx_manager.chat.request import Message, ToolCall
+from mlx_manager.mlx_server.families.family import Family
+
+
+def template_messages(messages: Iterable[Message], family: Family) -> list[dict[str, Any]]:
+    """Return messages with the names, ids and order that the templates of `family` know."""
+    if family.call_ids_name_tools:
+        messages = _with_tools_in_ids(messages)
+    if family.one_call_a_message:
+        messages = _with_one_call_each(tuple(messages))
+    return [_template_message(message, family) for message in messages]
+
+
+def with_instructions(
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]], instructions: str
+) -> list[dict[str, Any]]:
+    """Return the messages with the tools in the instructions, for a model whose template has no place for any."""
+    described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    text = instructions.format(tools=described)
+    if messages and messages[0]["role"] == "system":
+        first = messages[0] | {"content": f"{messages[0]['content']}\n\n{text}"}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
+
+
+def _template_message(message: Message, family: Family) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning is not None:
+        # The three names that templates give it.
+        turn["reasoning_content"] = turn["reasoning"] = turn["thinking"] = message.reasoning
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_calls:
+        turn["tool_calls"] = [_template_call(call, family) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+def _template_call(call: ToolCall, family: Family) -> dict[str, Any]:
+    arguments: Any = dict(call.arguments)
+    if family.arguments_as_text:
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _with_tools_in_ids(messages: Iterable[Message]) -> Iterator[Message]:
+    """Yield the same with ids `functions.NAME:NUMBER`, which is all that the template says of a call's tool."""
+    renamed = dict[str, str]()
+    for message in messages:
+        for call in message.tool_calls:
+            renamed[call.id] = f"functions.{call.name}:{len(renamed)}"
+        calls = tuple(replace(call, id=renamed[call.id]) for call in message.tool_calls)
+        of_call = message.tool_call_id
+        yield replace(message, tool_calls=calls, tool_call_id=renamed.get(of_call or "", of_call))
+
+
+def _with_one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
+    """Yield the same with a message for each call, before its result; what was said beside calls comes first."""
+    at = 0
+    while at < len(messages):
+        message = messages[at]
+        results = list(takewhile(lambda one: one.role == "tool", messages[at + 1 :]))
+        at += 1
+        if message.tool_calls and message.content and message.reasoning:
+            # One of them would have no place.
+            yield replace(message, tool_calls=(), reasoning=None)
+            message = replace(message, content="")
+        if len(message.tool_calls) < 2:
+            yield message
+        else:
+            at += len(results)
+            yield from _one_by_one(message, results)
+
+
+def _one_by_one(message: Message, results: list[Message]) -> Iterator[Message]:
+    for number, call in enumerate(message.tool_calls):
+        own = [one for one in results if one.tool_call_id == call.id]
+        yield (
+            replace(message, tool_calls=(call,))
+            if number == 0
+            else Message("assistant", "", tool_calls=(call,))
+        )
+        yield from own
+        results = [one for one in results if one not in own]
+    yield from results
