@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from llguidance import LLMatcher
@@ -18,7 +18,9 @@ from llguidance import LLMatcher
 from mlx_manager.chat.request import AnswerFormat, ChatRequest, Conversation, Tool
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.engine.messages import Constraint
-from mlx_manager.mlx_server.families.family import HERMES
+from mlx_manager.mlx_server.families import harmony
+from mlx_manager.mlx_server.families.forms import CallForm
+from mlx_manager.mlx_server.generation import call_grammars
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools
 
 # Between the tokens of JSON: enough for what models like to write, and not so much that one could go on for ever.
@@ -82,6 +84,9 @@ def _of_format(
     request: ChatRequest, asked: AnswerFormat, text: ModelText, opening: str
 ) -> Constraint:
     body = _body(asked)
+    if text.family.in_messages:
+        says = call_grammars.Says(partial(_mark, text), _json)
+        return Constraint(_checked(call_grammars.message_of(body, says), asked.param))
     if not _may_think(request, text, opening):
         return Constraint(_checked(f"start: {body}", asked.param))
     ends = _ids(text, text.family.reasoning[1] if text.family.reasoning else "")
@@ -106,7 +111,7 @@ def _body(asked: AnswerFormat) -> str:
         return _json(asked.value)
     assert isinstance(asked.value, str)
     if asked.kind == "regex":
-        return f"/{_escaped(asked.value)}/"
+        return f"/{call_grammars.slashed(asked.value)}/"
     return f"%lark {{\n{asked.value}\n}}"
 
 
@@ -115,60 +120,74 @@ def _json(schema: Mapping[str, Any]) -> str:
     return f"%json {json.dumps(guided)}"
 
 
-def _escaped(regex: str) -> str:
-    """Return an expression as it may stand between slashes."""
-    return re.sub(r"(\\.)|/", lambda found: found.group(1) or "\\/", regex, flags=re.DOTALL)
-
-
 def _of_calls(
     request: ChatRequest, tools: Sequence[Tool], text: ModelText, opening: str
-) -> Constraint | None:
-    """Return the grammar of calls in Hermes's form; of other forms the beginning is all that is kept to."""
+) -> Constraint:
+    """Return what holds the answer to calls in the form of the model's family."""
     assert isinstance(request.input, Conversation)
     choice = request.input.tool_choice
-    if text.family.name != HERMES.name:
-        _refuse_strict(tools, text)
-        return None
+    says = call_grammars.Says(partial(_mark, text), _json)
+    _check_sayable(tools, text, says)
+    if choice.name is not None:
+        tools = [tool for tool in tools if tool.name == choice.name]
+    if text.family.in_messages:
+        lark = call_grammars.messages(tools, says, must_call=choice.mode == "required")
+        return Constraint(_checked(lark, "tools"))
+    form = text.family.form
+    assert form is not None, "or else it would have been refused"
     if choice.mode != "required":
-        return Constraint(
-            _calls(tools, text, "once"), tuple(_ids(text, "<tool_call>")), repeats=True
-        )
-    if choice.name is None:
-        return Constraint(_calls(tools, text, "more" if choice.is_parallel else "once"))
-    [tool] = [tool for tool in tools if tool.name == choice.name]
-    end = _mark(text, "</tool_call>")
-    return Constraint(_checked(f'start: " "? {_arguments(tool)} "}}" "\\n"? {end}', "tools"))
+        return _of_free_calls(request, form, tools, text, opening)
+    if choice.name is not None:
+        return Constraint(_checked(call_grammars.call_of(tools[0], form, says), "tools"))
+    lark = call_grammars.calls(tools, form, says, is_parallel=choice.is_parallel)
+    return Constraint(_checked(lark, "tools"))
 
 
-def _refuse_strict(tools: Sequence[Tool], text: ModelText) -> None:
+def _of_free_calls(
+    request: ChatRequest, form: CallForm, tools: Sequence[Tool], text: ModelText, opening: str
+) -> Constraint:
+    """Return what holds for the calls of an answer, and for nothing else in it."""
+    says = call_grammars.Says(partial(_mark, text), _json)
+    if form.begin:
+        lark = _checked(call_grammars.marked_call(tools, form, says), "tools")
+        return Constraint(lark, tuple(_ids(text, form.begin)), repeats=True)
+    body = call_grammars.call_or_text(tools, form, says)
+    if not _may_think(request, text, opening):
+        return Constraint(_checked(body, "tools"))
+    assert text.family.reasoning is not None
+    thought_ends = tuple(_ids(text, text.family.reasoning[1]))
+    lark = body.replace("start: ", f"start: {LEAD} answer\nanswer: ", 1)
+    return Constraint(_checked(lark, "tools"), thought_ends)
+
+
+def _check_sayable(tools: Sequence[Tool], text: ModelText, says: call_grammars.Says) -> None:
+    """Raise UnsupportedParameter where a strict tool is more than a grammar of the model's calls can say."""
     for number, tool in enumerate(tools):
-        if tool.is_strict:
+        if not tool.is_strict:
+            continue
+        try:
+            reason = _unsayable(tool, text, says)
+        except call_grammars.Unsayable as error:
+            reason = f"can't be held to {error}"
+        if reason is not None:
             raise UnsupportedParameter(
-                f"{text.model_id} writes calls in a form that can't be held to a schema yet. Leave 'strict' out.",
+                f"{text.model_id} writes calls in a form that {reason}. Leave 'strict' out.",
                 param=f"tools[{number}].function.strict",
             )
 
 
-def _calls(tools: Sequence[Tool], text: ModelText, count: str) -> str:
-    """Return the grammar of a call behind its mark; with `more`, of others behind it."""
-    begin, end = _mark(text, "<tool_call>"), _mark(text, "</tool_call>")
-    more = f'("\\n"? {begin} call)*' if count == "more" else ""
-    rules = [f"start: call {more}", f'call: "\\n"? ({_names(tools)}) "\\n"? {end}']
-    for number, tool in enumerate(tools):
-        head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
-        rules.append(f'c{number}: {head} a{number} "}}"\na{number}: {_arguments(tool)}')
-    return _checked("\n".join(rules), "tools")
-
-
-def _names(tools: Sequence[Tool]) -> str:
-    return " | ".join(f"c{number}" for number in range(len(tools)))
-
-
-def _arguments(tool: Tool) -> str:
-    """Return the grammar of a tool's arguments: any object unless they are to be held to the schema."""
-    if not tool.is_strict or not tool.parameters:
-        return _json({"type": "object"})
-    return _json({"type": "object", **tool.parameters})
+def _unsayable(tool: Tool, text: ModelText, says: call_grammars.Says) -> str | None:
+    """Return why a strict call can't be said; None when it can. Raises Unsayable."""
+    family = text.family
+    if family.in_messages:
+        is_marked = all(len(_ids(text, mark)) == 1 for mark in harmony.MARKS)
+        return None if is_marked else "is not of tokens of its own"
+    if family.form is None:
+        return "can't be held to a schema yet"
+    if family.form.begin and len(_ids(text, family.form.begin)) != 1:
+        return "does not begin with a token of its own"
+    call_grammars.call_of(tool, family.form, says)
+    return None
 
 
 def _mark(text: ModelText, mark: str) -> str:

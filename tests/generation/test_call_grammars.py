@@ -1,0 +1,332 @@
+"""What the grammar of a call lets through, the family's parser reads as that call, with valid arguments."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+from llguidance import LLMatcher
+
+import mlx_manager
+from mlx_manager.chat.events import Delta, TextDelta, ToolCallDelta, ToolCallStarted
+from mlx_manager.chat.request import (
+    AnswerFormat,
+    ChatRequest,
+    Conversation,
+    Message,
+    Origin,
+    Tool,
+    ToolChoice,
+)
+from mlx_manager.errors import UnsupportedParameter
+from mlx_manager.mlx_server.engine.constraint import Vocabulary
+from mlx_manager.mlx_server.engine.messages import Constraint
+from mlx_manager.mlx_server.families.family import FAMILIES, Family
+from mlx_manager.mlx_server.families.forms import Parameters
+from mlx_manager.mlx_server.families.harmony import MARKS
+from mlx_manager.mlx_server.generation.call_grammars import MARK
+from mlx_manager.mlx_server.generation.grammars import constraint_for
+from mlx_manager.mlx_server.generation.local import parser_for
+from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
+from mlx_manager.mlx_server.pool.catalog import ModelFiles
+
+STARTER = Path(mlx_manager.__file__).parent / "starter"
+FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+WALKS = 6
+MOST_TOKENS, LONG = 600, 60
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "unit": {"type": "string", "enum": ["C", "F"]},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}$", "maxLength": 2},
+        "days": {"type": "integer", "minimum": 0, "maximum": 9},
+        "exact": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 4}, "maxItems": 2},
+        "place": {"$ref": "#/$defs/place"},
+    },
+    "required": ["city", "code", "days"],
+    "additionalProperties": False,
+    "$defs": {
+        "place": {
+            "type": "object",
+            "properties": {"north": {"type": "number"}, "sea": {"type": ["boolean", "null"]}},
+            "required": ["north"],
+            "additionalProperties": False,
+        }
+    },
+}
+STRICT = (
+    Tool("get_weather", "The weather", SCHEMA, is_strict=True),
+    Tool("wait", None, {"type": "object", "properties": {}, "additionalProperties": False}, True),
+)
+LOOSE = (Tool("get_weather", "The weather", SCHEMA), Tool("look", None, {}))
+SAYABLE = [one for one in FAMILIES if one.form is not None or one.in_messages]
+LAST_MESSAGE = ("<|end|>", "<|end|><|start|>assistant<|channel|>final<|message|>")
+CALL_BEGINS = "<|end|><|start|>assistant<|channel|>commentary to=functions."
+Make = Callable[[Family], ModelText]
+
+
+def marks_of(family: Family) -> list[str]:
+    """What a model of the family has tokens for."""
+    if family.in_messages:
+        return list(MARKS)
+    form = family.form
+    if form is None:
+        return []
+    found = [form.before, form.begin, form.tail, form.last, form.head]
+    if isinstance(form.arguments, Parameters) and family.name == "glm":
+        found += [form.arguments.open, form.arguments.close]
+    marks = [mark for text in found for mark in MARK.findall(text)]
+    marks += [quote] if (quote := getattr(form.arguments, "quote", "")) else []
+    marks += [*family.reasoning] if family.reasoning and family.name != "gemma4" else []
+    plain = ("<function={name}>", "</function>", "</invoke>")
+    return [mark for mark in dict.fromkeys(marks) if mark not in plain]
+
+
+@pytest.fixture(scope="module")
+def model_text(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Makes the text side of a model of a family: the starter's tokens, and one for each of the family's marks."""
+
+    def make(family: Family) -> ModelText:
+        folder = tmp_path_factory.mktemp("model")
+        for name in FILES:
+            shutil.copy(STARTER / name, folder)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        added = tokenizer["added_tokens"]
+        known = {one["content"] for one in added}
+        for mark in marks_of(family):
+            if mark not in known:
+                added.append(
+                    {**added[-1], "id": added[-1]["id"] + 1, "content": mark, "special": True}
+                )
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        opened = "<think>\n" if family.reasoning and not family.in_messages else ""
+        template = f"{{# {' '.join(family.signs)} </think> #}}{{{{ tools }}}}{opened}"
+        (folder / "chat_template.jinja").write_text(template)
+        return load_model_text(ModelFiles("test/model", folder, "folder", 0), family.name)
+
+    return make
+
+
+def request_for(
+    tools: tuple[Tool, ...], choice: ToolChoice, asked: AnswerFormat | None = None
+) -> ChatRequest:
+    conversation = Conversation((Message("user", "Hi"),), tools=tools, tool_choice=choice)
+    return ChatRequest("m", conversation, Origin("r", "/v1/chat/completions"), format=asked)
+
+
+class Walk:
+    """Draws texts of a grammar by chance, and looks for their ends when they grow long."""
+
+    def __init__(self, text: ModelText, path: Path, seed: int) -> None:
+        self._text = text
+        self._vocabulary = Vocabulary(path)
+        self._chosen = random.Random(seed)
+        tokenizer = text.tokenizer
+        self._pieces = [
+            tokenizer.decode([token], skip_special_tokens=False) for token in range(len(tokenizer))
+        ]
+
+    def draw(self, constraint: Constraint, closers: Sequence[str]) -> str | None:
+        """Return a text of the grammar; None when it would be too long."""
+        ends = list(self._text.end_token_ids)
+        matcher = self._vocabulary.matcher(constraint.grammar, ends)
+        tokens = list[int]()
+        while len(tokens) < MOST_TOKENS:
+            if matcher.is_accepting() and (matcher.is_stopped() or self._chosen.random() < 0.3):
+                return str(self._text.tokenizer.decode(tokens, skip_special_tokens=False))
+            allowed = self._allowed(matcher, ends)
+            said = self._text.tokenizer.decode(tokens[-40:], skip_special_tokens=False)
+            token = self._next(allowed, said, closers, is_long=len(tokens) > LONG)
+            tokens.append(token)
+            assert matcher.consume_token(token), said
+        return None
+
+    def _allowed(self, matcher: LLMatcher, ends: list[int]) -> list[int]:
+        words = np.frombuffer(matcher.compute_bitmask(), np.uint32)
+        assert not matcher.is_error(), matcher.get_error()
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        return [int(token) for token in np.flatnonzero(bits) if token not in ends]
+
+    def _next(self, allowed: list[int], said: str, closers: Sequence[str], *, is_long: bool) -> int:
+        if is_long or self._chosen.random() < 0.5:
+            whole = [
+                one
+                for one in allowed
+                if self._pieces[one] in closers and len(self._pieces[one]) > 1
+            ]
+            if whole:
+                return whole[0]
+            for wanted in _rests(said, closers):
+                fitting = [one for one in allowed if wanted.startswith(self._pieces[one] or "\0")]
+                if fitting:
+                    return max(fitting, key=lambda one: len(self._pieces[one]))
+        return self._chosen.choice(allowed)
+
+
+def _rests(said: str, closers: Sequence[str]) -> Iterator[str]:
+    """Yield what is missing of each closer, of which some may stand at the end of what was said."""
+    for closer in closers:
+        for length in range(len(closer) - 1, -1, -1):
+            if said.endswith(closer[:length]):
+                yield closer[length:]
+                break
+
+
+def read(request: ChatRequest, text: ModelText, answer: str) -> tuple[list[tuple[str, Any]], str]:
+    """The calls of an answer with their arguments, and its text."""
+    parser = parser_for(request, text)
+    assert parser is not None
+    deltas: list[Delta] = parser.feed(answer) + parser.finish()
+    calls = [one for one in deltas if isinstance(one, ToolCallStarted)]
+    found = list[tuple[str, Any]]()
+    for call in calls:
+        own = (one for one in deltas if isinstance(one, ToolCallDelta) and one.index == call.index)
+        found.append((call.name, json.loads("".join(one.arguments for one in own))))
+    return found, "".join(one.text for one in deltas if isinstance(one, TextDelta))
+
+
+def closers_of(family: Family) -> list[str]:
+    arguments = family.form.arguments if family.form else None
+    found = [arguments.close] if isinstance(arguments, Parameters) else []
+    found += [quote] if (quote := getattr(arguments, "quote", "")) else []
+    # Within JSON a string is to end before anything else can.
+    if family.form is None:
+        return ['"', "<|end|>", CALL_BEGINS, "}", "]"]
+    form = family.form
+    return [*found, '"', form.last, form.tail + form.last, "}", "]", ")"]
+
+
+def walks(
+    text: ModelText, family: Family, request: ChatRequest, path: Path
+) -> Iterator[tuple[list[tuple[str, Any]], str]]:
+    """Read what several walks through the grammar of a request say."""
+    encoded = text.encode(request.input)
+    constraint = constraint_for(request, text, encoded.opening)
+    assert constraint is not None
+    walk, done = Walk(text, path, seed=len(family.name)), 0
+    begin = family.form.begin if family.form and constraint.trigger_token_ids else ""
+    for _ in range(WALKS):
+        answer = walk.draw(constraint, closers_of(family))
+        if answer is not None:
+            done += 1
+            whole = encoded.opening + begin + answer
+            yield read(request, text, whole)
+    assert done > WALKS // 2, "a walk that doesn't end"
+
+
+def path_of(text: ModelText) -> Path:
+    return Path(text.tokenizer.name_or_path)
+
+
+@pytest.mark.parametrize("family", SAYABLE, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "choice",
+    [ToolChoice("required"), ToolChoice("required", is_parallel=False)],
+    ids=["required", "one"],
+)
+def test_calls_that_must_be_made_are_calls_with_valid_arguments(
+    model_text: Make, family: Family, choice: ToolChoice
+) -> None:
+    text, request = model_text(family), request_for(STRICT, choice)
+    schemas = {tool.name: tool.parameters for tool in STRICT}
+    for calls, said in walks(text, family, request, path_of(text)):
+        assert calls
+        assert len(calls) == 1 or choice.is_parallel
+        assert not said.strip() or family.in_messages
+        for name, arguments in calls:
+            Draft202012Validator(schemas[name]).validate(arguments)
+
+
+@pytest.mark.parametrize("family", SAYABLE, ids=lambda one: one.name)
+@pytest.mark.parametrize("tools", [STRICT, LOOSE], ids=["strict", "loose"])
+def test_a_named_call_is_that_call(
+    model_text: Make, family: Family, tools: tuple[Tool, ...]
+) -> None:
+    text = model_text(family)
+    for tool in tools:
+        request = request_for(tools, ToolChoice("required", tool.name))
+        for calls, said in walks(text, family, request, path_of(text)):
+            assert len(calls) == 1, said
+            [(name, arguments)] = calls
+            assert name == tool.name
+            assert isinstance(arguments, dict)
+            if tool.is_strict:
+                Draft202012Validator(tool.parameters).validate(arguments)
+
+
+@pytest.mark.parametrize("family", SAYABLE, ids=lambda one: one.name)
+def test_a_strict_call_that_may_be_made_has_valid_arguments(
+    model_text: Make, family: Family
+) -> None:
+    text, request = model_text(family), request_for(STRICT, ToolChoice())
+    schemas = {tool.name: tool.parameters for tool in STRICT}
+    count = 0
+    for calls, _ in walks(text, family, request, path_of(text)):
+        for name, arguments in calls:
+            count += 1
+            Draft202012Validator(schemas[name]).validate(arguments)
+    assert count or not (family.form and family.form.begin)
+
+
+def test_a_format_holds_for_the_last_message_of_harmony(model_text: Make) -> None:
+    text, asked = model_text(one_of("gpt-oss")), AnswerFormat("regex", "yes|no", "response_format")
+    request = request_for((), ToolChoice(), asked)
+    constraint = constraint_for(request, text, "")
+    assert constraint is not None
+    walk = Walk(text, path_of(text), seed=3)
+    said = [walk.draw(constraint, [*LAST_MESSAGE, "yes"]) for _ in range(WALKS)]
+    found = [read(request, text, answer)[1] for answer in said if answer is not None]
+    assert found
+    assert set(found) <= {"yes", "no"}
+
+
+def named(family: Family, schema: dict[str, Any]) -> ChatRequest:
+    return request_for((Tool("look", None, schema, is_strict=True),), ToolChoice())
+
+
+def one_of(name: str) -> Family:
+    return next(one for one in FAMILIES if one.name == name)
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "reason"),
+    [
+        ("glm", {"properties": {"at": {"type": "string", "format": "date"}}}, "'format'"),
+        ("glm", {"properties": {"at": {"type": "string", "maxLength": 5000}}}, "1000 characters"),
+        ("glm", {"properties": {"at": {"enum": ["a</arg_value>"]}}}, "a</arg_value>"),
+        ("glm", {"properties": {"at": {"enum": ["3", 3]}}}, "the value '3'"),
+        ("glm", {"properties": {"a<b": {}}}, "argument named 'a<b'"),
+        ("qwen3-coder", {"patternProperties": {"a": {}}}, "'patternProperties'"),
+        ("qwen3-coder", {"properties": {"at": {"type": "string", "pattern": "^a|b$"}}}, "pattern"),
+        ("minimax", {"anyOf": [{"required": ["a"]}]}, "'anyOf'"),
+        ("lfm2", {"properties": {"a-b": {}}}, "argument named 'a-b'"),
+        ("gemma4", {"properties": {"at": {"type": "array", "uniqueItems": True}}}, "'uniqueItems'"),
+        ("gemma4", {"properties": {"at": {"type": ["string", "integer"]}}}, "integer, string"),
+        ("deepseek-v3.2", {"properties": {}}, "can't be held to a schema yet"),
+    ],
+)
+def test_what_a_family_s_form_can_not_say_is_refused(
+    model_text: Make, name: str, schema: dict[str, Any], reason: str
+) -> None:
+    family = one_of(name)
+    text = model_text(family)
+    with pytest.raises(UnsupportedParameter, match=re.escape(reason)) as caught:
+        constraint_for(named(family, {"type": "object", **schema}), text, "")
+    assert caught.value.param == "tools[0].function.strict"
+
+
+def test_a_strict_call_whose_mark_is_no_token_is_refused() -> None:
+    files = ModelFiles("test/model", STARTER, "folder", 0)
+    text = load_model_text(files, "mistral")
+    with pytest.raises(UnsupportedParameter, match="does not begin with a token of its own"):
+        constraint_for(named(one_of("mistral"), {}), text, "")
