@@ -15,7 +15,23 @@ import pytest
 import pytest_asyncio
 
 from mlx_manager.chat.backend import ChatBackend
-from mlx_manager.chat.request import ChatRequest, Conversation, Message, Origin, Sampling
+from mlx_manager.chat.events import (
+    ChatEvent,
+    Finished,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    Timeline,
+    Usage,
+)
+from mlx_manager.chat.request import (
+    ChatRequest,
+    Conversation,
+    Message,
+    Origin,
+    RawPrompt,
+    Sampling,
+)
 from mlx_manager.errors import EngineFailed, MlxManagerError
 from mlx_manager.mlx_server.api.streaming import EventStream, Ping, first_of
 from mlx_manager.mlx_server.audit.audited import AuditedBackend
@@ -26,8 +42,10 @@ from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.wire import sse
+from mlx_manager.wire.anthropic.streams import to_events
 from mlx_manager.wire.openai.errors import error_event
 from mlx_manager.wire.openai.streams import to_chunks
+from mlx_manager.wire.signature import Signer
 from tests.support.running import eventually
 
 MODEL = "test/tiny"
@@ -209,7 +227,7 @@ async def pinged(
     await stream({"type": "http"}, client.receive, client.send)
 
 
-async def test_pings_are_sent_while_a_prompt_is_read_and_not_after_that() -> None:
+async def test_pings_are_sent_while_a_prompt_is_read() -> None:
     client = Connection(takes=100)
     await pinged(slowly(0.15, b"a", b"b", END), client)
     begun, *pings, a, b, end = client.pieces
@@ -225,6 +243,53 @@ async def test_a_prompt_that_is_read_quickly_gets_no_ping(pieces: tuple[bytes, .
     await pinged(slowly(0, *pieces), client, every_s=5)
     assert client.pieces == [b"begun", *pieces]
     assert client.is_complete
+
+
+async def test_pings_are_sent_wherever_nothing_comes_for_a_while() -> None:
+    async def halting() -> AsyncGenerator[bytes, None]:
+        yield b"begun"
+        for piece in (b"a", b"b"):
+            yield piece
+            await asyncio.sleep(0.15)
+        yield END
+
+    client = Connection(takes=100)
+    await pinged(halting(), client)
+    assert [piece for piece in client.pieces if piece != b"ping"] == [b"begun", b"a", b"b", END]
+    b = client.pieces.index(b"b")
+    assert set(client.pieces[2:b]) == set(client.pieces[b + 1 : -1]) == {b"ping"}
+    assert client.is_complete
+
+
+async def test_pings_are_sent_while_thoughts_are_hidden() -> None:
+    async def thinking() -> AsyncGenerator[ChatEvent, None]:
+        yield Started("m", Timeline())
+        for _ in range(4):
+            yield ReasoningDelta("Hm. ")
+            await asyncio.sleep(0.05)
+        yield TextDelta("Yes.")
+        yield Finished("stop", Usage(1, 9))
+
+    request = ChatRequest("m", RawPrompt("Hi"), Origin("r", "/v1/messages"))
+    client = Connection(takes=100)
+    await pinged(to_events(thinking(), request, Signer(b"key"), shows_thinking=False), client)
+    kinds = [piece.split(b"\n")[0].removeprefix(b"event: ") for piece in client.pieces]
+    begun, thought, *pings, text, end, _ = kinds
+    assert (begun, thought) == (b"message_start", b"content_block_start")
+    assert (text, end) == (b"content_block_delta", b"content_block_stop")
+    assert len(pings) > 2
+    assert set(pings) == {b"ping"}
+
+
+async def test_no_ping_is_sent_to_a_client_that_has_not_taken_what_came() -> None:
+    client = Connection(takes=2)
+    writing = asyncio.create_task(pinged(slowly(0, b"a", b"b", END), client))
+    await eventually(lambda: len(client.pieces) == 2)
+    await asyncio.sleep(0.1)
+    assert b"ping" not in client.pieces
+    client.leaves.set()
+    async with asyncio.timeout(5):
+        await writing
 
 
 async def test_an_error_while_a_prompt_is_read_is_told_after_the_pings() -> None:

@@ -78,7 +78,7 @@ class _Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """What is sent every `every_s` seconds of the time until a stream's second piece: a long prompt is read in it."""
+    """What is sent when a stream has said nothing for `every_s` seconds: a long prompt is read, thoughts are hidden."""
 
     event: bytes
     every_s: float
@@ -112,6 +112,8 @@ class EventStream(Response):
         self._to_event = to_event
         self._limit_s = limit_s
         self._ping = ping
+        self._pieces = 0
+        self._is_sending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # An error of the work that its reader never came to: it is in the trace, and there is nobody to tell.
@@ -136,39 +138,41 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
+        pinging = asyncio.create_task(self._keep_alive(send, self._ping)) if self._ping else None
         try:
-            await _send_body(send, self._first)
-            if self._ping is not None:
-                second = await self._second(send, self._ping)
-                if second.endswith(self._end):
-                    await _send_body(send, second, is_last=True)
-                    return
-                await _send_body(send, second)
-            async for chunk in self._rest:
-                if chunk.endswith(self._end):
-                    # The end of the answer and the end of the body in one write.
-                    await _send_body(send, chunk, is_last=True)
-                    return
-                await _send_body(send, chunk)
-            await _send_body(send, b"", is_last=True)
+            await self._write_pieces(send)
         except MlxManagerError as error:
             # The headers are out, so the error comes in the stream's own words.
+            self._is_sending = True
             await _send_body(send, self._to_event(error), is_last=True)
-
-    async def _second(self, send: Send, ping: Ping) -> bytes:
-        """Wait for the second piece in a task of its own: a timeout would end the work that makes it."""
-        waiting = asyncio.create_task(self._next())
-        try:
-            while not (await asyncio.wait({waiting}, timeout=ping.every_s))[0]:
-                await _send_body(send, ping.event)
         finally:
-            # Of one that has just failed, too: its error is in the trace, and asyncio must not complain as well.
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-        return waiting.result()
+            if pinging is not None:
+                pinging.cancel()
+                await asyncio.gather(pinging, return_exceptions=True)
 
-    async def _next(self) -> bytes:
-        return await anext(self._rest, b"")
+    async def _write_pieces(self, send: Send) -> None:
+        self._is_sending = True
+        await _send_body(send, self._first)
+        self._is_sending = False
+        async for chunk in self._rest:
+            self._pieces += 1
+            self._is_sending = True
+            if chunk.endswith(self._end):
+                # The end of the answer and the end of the body in one write.
+                await _send_body(send, chunk, is_last=True)
+                return
+            await _send_body(send, chunk)
+            self._is_sending = False
+        self._is_sending = True
+        await _send_body(send, b"", is_last=True)
+
+    async def _keep_alive(self, send: Send, ping: Ping) -> None:
+        """Send a ping whenever no piece has come for a while; never while one is being sent, which may be the last."""
+        while True:
+            pieces = self._pieces
+            await asyncio.sleep(ping.every_s)
+            if self._pieces == pieces and not self._is_sending:
+                await _send_body(send, ping.event)
 
 
 def _send_body(send: Send, chunk: bytes, *, is_last: bool = False) -> Awaitable[None]:
