@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.compare import compare
+from benchmarks.contended import measure_contended
 from benchmarks.figures import comparison_figures, memory_figures, telemetry_figures
 from benchmarks.memory import REQUESTS, measure_memory
 from benchmarks.report import WIDTH, Report, print_report
@@ -18,7 +19,7 @@ from benchmarks.rounds import Say
 from benchmarks.telemetry import measure_telemetry
 from benchmarks.work import CLIENT_COUNTS, MODEL_NAMES, ModelName
 
-PARTS = (*MODEL_NAMES, "telemetry", "memory")
+PARTS = (*MODEL_NAMES, "contended", "telemetry", "memory")
 DEFAULT_PARTS = (*MODEL_NAMES, "telemetry")
 ROUNDS, QUICK_ROUNDS = 5, 2
 QUICK_CLIENT_COUNTS = (1, 32)
@@ -48,6 +49,11 @@ def _measure(
         _measure_telemetry(options, folder, report, say)
     elif part == "memory":
         _measure_memory(options, folder, report, say)
+    elif part == "contended":
+        has_mlx_lm = not options.without_mlx_lm
+        report.contended = measure_contended(
+            options.rounds, folder, say, has_mlx_lm=has_mlx_lm, is_quick=options.quick
+        )
     else:
         _compare("tiny" if part == "tiny" else "small", options, folder, report, say)
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.compare import MLX_LM_STREAMED, OURS, OURS_STREAMED
-from benchmarks.figures import Figures, MemoryFigures, TelemetryPart
+from benchmarks.contended import Contended
+from benchmarks.figures import Figures, MemoryFigures, TelemetryPart, percentile
 from benchmarks.telemetry import OFF, SPANS, STORE
 from benchmarks.work import ModelName
 
@@ -25,6 +26,7 @@ TELEMETRY_GOALS = {
     (STORE, OFF): "telemetry into the store: cost in throughput",
     (STORE, SPANS): "writing to the store: cost in throughput",
 }
+CONTENDED_PIECES = 1.5
 # A leak of a quarter of a KiB a request shows; what the allocator moves back and forth does not.
 MEMORY_GROWTH_MIB = 2.0
 
@@ -67,6 +69,18 @@ def telemetry_goals(part: TelemetryPart) -> Iterator[Goal]:
                 f"< {TELEMETRY_SHARE:.0%}",
                 f"{cost:.1%}",
                 cost < TELEMETRY_SHARE,
+            )
+
+
+def contended_goals(rows: Sequence[Contended]) -> Iterator[Goal]:
+    """Yield whether a short request waits for little more than what it finds under way."""
+    for row in rows:
+        first_s = percentile(row.beside_s, 0.5)
+        if first_s is not None and row.piece_s is not None:
+            pieces = first_s / row.piece_s
+            name = f"{row.server}: first token beside a long prompt, in pieces of that"
+            yield Goal(
+                name, f"<= {CONTENDED_PIECES:g}", f"{pieces:.2f}", pieces <= CONTENDED_PIECES
             )
 
 

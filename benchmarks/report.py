@@ -16,10 +16,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.figures import Figures, MemoryFigures, Spread, TelemetryFigures, TelemetryPart
+from benchmarks.contended import Contended
+from benchmarks.figures import (
+    Figures,
+    MemoryFigures,
+    Spread,
+    TelemetryFigures,
+    TelemetryPart,
+    percentile,
+)
 from benchmarks.goals import (
     Goal,
     comparison_goals,
+    contended_goals,
     failures_goal,
     memory_goal,
     telemetry_goals,
@@ -38,6 +47,15 @@ COLUMNS = (
     "beyond bare",
     "range",
     "client's\nCPU",
+)
+CONTENDED_COLUMNS = (
+    "server",
+    "short alone ms\np50 / p99",
+    "short beside ms\np50 / p99",
+    "requests",
+    "long alone s",
+    "long beside s",
+    "piece ms",
 )
 TELEMETRY_COLUMNS = (
     "telemetry",
@@ -60,6 +78,7 @@ class Report:
     rounds: int
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     comparisons: list[Figures] = field(default_factory=list)
+    contended: list[Contended] = field(default_factory=list)
     telemetry: list[TelemetryPart] = field(default_factory=list)
     memory: MemoryFigures | None = None
     failures: list[str] = field(default_factory=list)
@@ -67,12 +86,12 @@ class Report:
     @property
     def requests(self) -> int:
         """Requests that were sent and checked."""
-        parts = (*self.comparisons, *self.telemetry, self.memory)
+        parts = (*self.comparisons, *self.contended, *self.telemetry, self.memory)
         return sum(part.requests for part in parts if part is not None)
 
     def goals(self) -> list[Goal]:
         """Return every goal that has been measured."""
-        goals = [*comparison_goals(self.comparisons)]
+        goals = [*comparison_goals(self.comparisons), *contended_goals(self.contended)]
         for part in self.telemetry:
             goals += telemetry_goals(part)
         if self.memory is not None:
@@ -86,6 +105,7 @@ class Report:
             "rounds": self.rounds,
             "machine": machine(),
             "comparisons": [asdict(row) for row in self.comparisons],
+            "contended": [asdict(row) for row in self.contended],
             "telemetry": [asdict(part) for part in self.telemetry],
             "memory": asdict(self.memory) if self.memory else None,
             "goals": [asdict(goal) for goal in self.goals()],
@@ -116,6 +136,10 @@ def print_report(report: Report, screen: Console) -> None:
         screen.print(_comparison_table(f"{model}, {clients} clients", rows))
     for part in report.telemetry:
         screen.print(_telemetry_table(part))
+    if report.contended:
+        title = "first token of short requests, alone and beside a long prompt: tiny"
+        cells = map(_contended_cells, report.contended)
+        screen.print(_filled(_table(title), CONTENDED_COLUMNS, cells))
     if report.memory is not None:
         screen.print(_memory_lines(report.memory), highlight=False)
     screen.print(_goals_table(report.goals()))
@@ -178,6 +202,18 @@ def _telemetry_cells(row: TelemetryFigures) -> Sequence[str]:
         f"{row.api_cpu_us_per_request:,.0f}",
         f"{extra_us.median:+,.0f}",
         _range(extra_us, "+,.0f"),
+    )
+
+
+def _contended_cells(row: Contended) -> Sequence[str]:
+    return (
+        row.server,
+        _milliseconds(percentile(row.alone_s, 0.5), percentile(row.alone_s, 0.99)),
+        _milliseconds(percentile(row.beside_s, 0.5), percentile(row.beside_s, 0.99)),
+        str(len(row.beside_s)),
+        f"{row.alone_long_s:.1f}",
+        f"{percentile(row.long_s, 0.5):.1f}",
+        "-" if row.piece_s is None else f"{row.piece_s * 1e3:,.0f}",
     )
 
 

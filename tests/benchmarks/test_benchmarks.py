@@ -62,6 +62,21 @@ def test_a_run_reports_every_contender_and_checks_every_answer(tmp_path: Path) -
     assert report["goals"][-1]["is_met"]
 
 
+def test_short_requests_are_timed_beside_a_long_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+
+    status = main([*"contended --without-mlx-lm --rounds 1 --quick --json".split(), str(file)])
+
+    report = json.loads(file.read_text())
+    [row] = report["contended"]
+    assert status == 0
+    assert len(row["alone_s"]) > 5
+    assert len(row["beside_s"]) >= 1
+    assert max(row["beside_s"]) < min(row["long_s"])
+    assert 0 < row["piece_s"] <= row["alone_long_s"]
+    assert report["goals"][0]["name"].startswith("MLX Manager: first token")
+
+
 def test_an_unknown_part_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "huge"])

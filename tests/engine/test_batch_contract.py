@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.models.cache import QuantizedKVCache
 
 from mlx_manager.mlx_server.engine.runner import (
     INSERT_ARGUMENTS,
@@ -131,6 +132,15 @@ def test_with_chunks_of_nothing_prompts_stand_still_and_all_else_goes_on(
     assert all(tokens == 1 for _, tokens in model.shapes)
     batch.prefill_step_size = 512
     assert long in [row.uid for row in run(batch)]
+
+
+def test_quantised_keys_and_values_can_not_be_batched(model: WatchedModel) -> None:
+    """Until mlx-lm can, there is no setting for them: docs/decisions/0051."""
+    assert not hasattr(QuantizedKVCache, "merge")
+    batch = generator(model)
+    batch.insert([PROMPT], max_tokens=[3], caches=[[QuantizedKVCache() for _ in model.layers]])
+    with pytest.raises(ValueError, match="does not yet support batching"):
+        batch.next()
 
 
 def test_the_chunk_size_can_change_between_steps(model: WatchedModel) -> None:

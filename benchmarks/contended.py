@@ -1,0 +1,149 @@
+"""How long does a short request wait for its first token while a long prompt is read?"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.contenders import CHAT_PATH
+from benchmarks.models import make_model
+from benchmarks.prompts import WORDS
+from benchmarks.rounds import Say
+from benchmarks.servers import HOST, Server, mlx_lm_server, mlx_manager_server
+from benchmarks.work import ModelName
+from mlx_manager.observability import attributes as names
+from mlx_manager.traces.reader import TraceReader
+from mlx_manager.traces.summary import TraceFilter
+
+MODEL: ModelName = "tiny"
+OURS = "MLX Manager"
+MLX_LM = "mlx_lm.server"
+# Of about four tokens each.
+LONG_WORDS, QUICK_LONG_WORDS = 2_000, 500
+SHORT_WORDS = 16
+ALONE = 12
+# Between two short requests; no more than a part of what a long prompt takes.
+PAUSE_S = (0.05, 0.35)
+BY_ITSELF = "by-itself"
+
+
+@dataclass(slots=True)
+class Contended:
+    """Seconds to the first token of one server's short requests, with the server for themselves and beside a long one.
+
+    `long_s` are those of the long ones, `alone_long_s` of one that nothing was beside. `piece_s` is what a piece of
+    that took, on average: what a short request finds under way. None where the server doesn't say.
+    """
+
+    server: str
+    alone_s: list[float] = field(default_factory=list)
+    beside_s: list[float] = field(default_factory=list)
+    long_s: list[float] = field(default_factory=list)
+    alone_long_s: float = 0.0
+    piece_s: float | None = None
+
+    @property
+    def requests(self) -> int:
+        """Requests that were sent. An answer that is not one ends the benchmark."""
+        return len(self.alone_s) + len(self.beside_s) + len(self.long_s) + 1
+
+
+def measure_contended(
+    rounds: int, folder: Path, say: Say, *, has_mlx_lm: bool = True, is_quick: bool = False
+) -> list[Contended]:
+    """Measure each server by itself: `rounds` long prompts, beside which short ones are sent one after the other."""
+    path = make_model(folder / "models", MODEL)
+    words = QUICK_LONG_WORDS if is_quick else LONG_WORDS
+    with ExitStack() as stack:
+        ours = stack.enter_context(mlx_manager_server(path, folder / "mlx-manager"))
+        servers = {OURS: ours}
+        if has_mlx_lm:
+            servers[MLX_LM] = stack.enter_context(mlx_lm_server(path, folder / "mlx-lm"))
+        found = [
+            asyncio.run(_measure(name, server, rounds, words, say))
+            for name, server in servers.items()
+        ]
+    # The store is complete when its server has ended.
+    found[0].piece_s = _piece_s(folder / "mlx-manager" / "traces.db")
+    return found
+
+
+async def _measure(name: str, server: Server, rounds: int, words: int, say: Say) -> Contended:
+    found = Contended(name)
+    async with _client(server) as ask:
+        await ask(SHORT_WORDS)
+        found.alone_s = [await ask(SHORT_WORDS) for _ in range(ALONE)]
+        found.alone_long_s = await ask(words, BY_ITSELF)
+        for number in range(1, rounds + 1):
+            say(f"{name}, long prompt {number} of {rounds}")
+            long = asyncio.create_task(ask(words))
+            chance = random.Random(number)
+            await asyncio.sleep(chance.uniform(*PAUSE_S))
+            while not long.done():
+                first_s = await ask(SHORT_WORDS)
+                if not long.done():
+                    found.beside_s.append(first_s)
+                    await asyncio.sleep(chance.uniform(*PAUSE_S))
+            found.long_s.append(await long)
+    return found
+
+
+@asynccontextmanager
+async def _client(server: Server) -> AsyncIterator[Any]:
+    """Yield what asks with a prompt of so many words, in a session, and returns the seconds to its first token."""
+    chance = random.Random(0)
+    async with httpx.AsyncClient(base_url=f"http://{HOST}:{server.port}", timeout=600) as client:
+
+        async def ask(words: int, session: str = "any") -> float:
+            text = f"{chance.random()} {' '.join(chance.choices(WORDS, k=words))}"
+            return await _first_token_s(client, server.model_id, text, session)
+
+        yield ask
+
+
+async def _first_token_s(client: httpx.AsyncClient, model: str, text: str, session: str) -> float:
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 4,
+        "temperature": 0,
+        "stream": True,
+    }
+    began_s, first_s = time.perf_counter(), None
+    headers = {"X-Session-ID": session}
+    async with client.stream("POST", CHAT_PATH, json=body, headers=headers) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if first_s is None and _has_text(line):
+                first_s = time.perf_counter() - began_s
+    if first_s is None:
+        raise RuntimeError("an answer without a token")
+    return first_s
+
+
+def _has_text(line: str) -> bool:
+    if not line.startswith("data: {"):
+        return False
+    choices = json.loads(line.removeprefix("data: "))["choices"]
+    return bool(choices and choices[0]["delta"].get("content"))
+
+
+def _piece_s(traces: Path) -> float:
+    """Return what a piece of the long prompt took that was read by itself."""
+    with TraceReader(traces) as reader:
+        [found] = reader.list_traces(TraceFilter(session=BY_ITSELF)).traces
+        trace = reader.get_trace(found.trace_id)
+    assert trace is not None
+    [prefill] = [span for span in trace.spans if span.name == names.SPAN_PREFILL]
+    pieces = prefill.attributes[names.PREFILL_CHUNKS]
+    assert isinstance(pieces, int)
+    return prefill.duration_ns / 1e9 / pieces
