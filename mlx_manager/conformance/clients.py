@@ -1,24 +1,32 @@
 """Bodies as real clients send them, from what is public of each: they must be answered.
 
-Each is written anew after the client's published source or documentation, with made-up content.
 `may_refuse` says why a model's family may refuse one; `/v1/responses` is asked only where the server has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from mlx_manager.conformance.anthropic_checks import check_order
 from mlx_manager.conformance.check import Check
+from mlx_manager.conformance.claude_code import CLAUDE_CODE
+from mlx_manager.conformance.codex import CODEX
+from mlx_manager.conformance.recorded import (
+    OBJECT_SCHEMA,
+    PNG,
+    RESPONSES,
+    STREAMED,
+    SYSTEM,
+    USER,
+    Recorded,
+    function,
+)
 from mlx_manager.conformance.subject import (
     ANTHROPIC_HEADERS,
     CHAT,
-    COUNT,
     MESSAGES,
     Broken,
+    Event,
     NotApplicable,
     Subject,
     chunks_of,
@@ -28,223 +36,7 @@ from mlx_manager.conformance.subject import (
 )
 from mlx_manager.conformance.words import ARGUMENTS, CALL, QUESTION, RESULT, USE, WEATHER
 
-RESPONSES = "/v1/responses"
-USER = {"role": "user", "content": QUESTION}
-SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
-EPHEMERAL = {"type": "ephemeral"}
-STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
-CLAUDE_CODE_HEADERS = {
-    **ANTHROPIC_HEADERS,
-    "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14,fine-grained-tool-streaming-2025-05-14",
-    "x-app": "cli",
-    "user-agent": "claude-cli/2.0.0 (external, cli)",
-}
-OBJECT_SCHEMA = {
-    "properties": {"city": {"title": "City", "enum": ["Bern", "Oslo"], "type": "string"}},
-    "required": ["city"],
-    "title": "Place",
-    "type": "object",
-    "additionalProperties": False,
-}
 FORCED = "this family of models can't be made to call a tool"
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A body of a client, where it goes, and why it may be refused, if it may."""
-
-    client: str
-    what: str
-    path: str
-    body: Mapping[str, Any]
-    headers: Mapping[str, str] = field(default_factory=dict)
-    may_refuse: str = ""
-
-
-def _function(name: str, description: str, **parameters: Any) -> dict[str, Any]:
-    schema = {"type": "object", "properties": parameters, "additionalProperties": False}
-    return {
-        "type": "function",
-        "function": {"name": name, "description": description, "parameters": schema},
-    }
-
-
-def _claude_tool(name: str, description: str, required: list[str], **properties: Any) -> Any:
-    schema = {
-        "$schema": "http://json-schema.org/draft-07/schema#",
-        "type": "object",
-        "properties": properties,
-        "required": required,
-        "additionalProperties": False,
-    }
-    return {"name": name, "description": description, "input_schema": schema}
-
-
-TEXT = {"type": "string"}
-CLAUDE_TOOLS = [
-    _claude_tool(
-        "Bash",
-        "Executes a given bash command",
-        ["command"],
-        command={"type": "string", "description": "The command to execute"},
-        timeout={"type": "number", "description": "Optional timeout in milliseconds"},
-    ),
-    _claude_tool(
-        "Read",
-        "Reads a file from the local filesystem",
-        ["file_path"],
-        file_path=TEXT,
-        offset={"type": "number"},
-    ),
-    _claude_tool(
-        "TodoWrite",
-        "Keeps a list of what is to be done",
-        ["todos"],
-        todos={
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "content": {"type": "string", "minLength": 1},
-                    "status": {"type": "string", "enum": ["pending", "in_progress", "completed"]},
-                },
-                "required": ["content", "status"],
-                "additionalProperties": False,
-            },
-        },
-    ),
-]
-CLAUDE_SYSTEM = [
-    {"type": "text", "text": "You are Claude Code.", "cache_control": EPHEMERAL},
-    {"type": "text", "text": "Working directory: /tmp", "cache_control": EPHEMERAL},
-]
-CLAUDE_TURN = {
-    "role": "user",
-    "content": [
-        {"type": "text", "text": "<system-reminder>\nBe brief.\n</system-reminder>\n"},
-        {"type": "text", "text": QUESTION, "cache_control": EPHEMERAL},
-    ],
-}
-CLAUDE_USER = {"user_id": "user_0_account__session_0"}
-BASH_USE = {"type": "tool_use", "id": "toolu_01", "name": "Bash", "input": {"command": "ls"}}
-BASH_RESULT = {
-    "type": "tool_result",
-    "tool_use_id": "toolu_01",
-    "content": "a.py\nb.py",
-    "is_error": False,
-    "cache_control": EPHEMERAL,
-}
-
-CLAUDE_CODE = (
-    Recorded(
-        "Claude Code",
-        "first turn",
-        f"{MESSAGES}?beta=true",
-        {
-            "messages": [CLAUDE_TURN],
-            "system": CLAUDE_SYSTEM,
-            "tools": CLAUDE_TOOLS,
-            "metadata": CLAUDE_USER,
-            "max_tokens": 32000,
-            "thinking": {"type": "enabled", "budget_tokens": 31999},
-            "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
-            "stream": True,
-        },
-        CLAUDE_CODE_HEADERS,
-    ),
-    Recorded(
-        "Claude Code",
-        "after a tool",
-        f"{MESSAGES}?beta=true",
-        {
-            "messages": [
-                CLAUDE_TURN,
-                {"role": "assistant", "content": [{"type": "text", "text": "I look."}, BASH_USE]},
-                {"role": "user", "content": [BASH_RESULT]},
-            ],
-            "system": CLAUDE_SYSTEM,
-            "tools": CLAUDE_TOOLS,
-            "metadata": CLAUDE_USER,
-            "max_tokens": 200,
-            "temperature": 1,
-            "stream": True,
-        },
-        CLAUDE_CODE_HEADERS,
-    ),
-    Recorded(
-        "Claude Code",
-        "quota",
-        f"{MESSAGES}?beta=true",
-        {
-            "max_tokens": 1,
-            "messages": [{"role": "user", "content": "quota"}],
-            "metadata": CLAUDE_USER,
-        },
-        CLAUDE_CODE_HEADERS,
-    ),
-    Recorded(
-        "Claude Code",
-        "count_tokens",
-        f"{COUNT}?beta=true",
-        {"messages": [CLAUDE_TURN], "tools": CLAUDE_TOOLS},
-        CLAUDE_CODE_HEADERS,
-    ),
-)
-SHELL = {
-    "type": "array",
-    "items": {"type": "string"},
-    "description": "The command to execute",
-}
-CODEX_SHELL = {
-    "type": "function",
-    "name": "shell",
-    "description": "Runs a shell command and returns its output.",
-    "strict": False,
-    "parameters": {
-        "type": "object",
-        "properties": {"command": SHELL, "workdir": TEXT, "timeout_ms": {"type": "number"}},
-        "required": ["command"],
-        "additionalProperties": False,
-    },
-}
-CODEX = (
-    Recorded(
-        "Codex CLI",
-        "responses",
-        RESPONSES,
-        {
-            "instructions": "You are a coding agent running in the Codex CLI.",
-            "input": [
-                {
-                    "type": "message",
-                    "role": "user",
-                    "content": [{"type": "input_text", "text": QUESTION}],
-                }
-            ],
-            "tools": [CODEX_SHELL],
-            "tool_choice": "auto",
-            "parallel_tool_calls": False,
-            "reasoning": {"effort": "medium", "summary": "auto"},
-            "store": False,
-            "stream": True,
-            "include": ["reasoning.encrypted_content"],
-            "prompt_cache_key": "0",
-        },
-    ),
-    Recorded(
-        "Codex CLI",
-        "chat",
-        CHAT,
-        {
-            "messages": [SYSTEM, USER],
-            "stream": True,
-            "tools": [
-                _function("shell", "Runs a shell command", command=SHELL, workdir=TEXT),
-                _function("update_plan", "Updates the plan", explanation=TEXT),
-            ],
-        },
-    ),
-)
 FINAL = {
     "type": "function",
     "function": {
@@ -253,6 +45,15 @@ FINAL = {
         "parameters": OBJECT_SCHEMA,
     },
 }
+FLAT_WEATHER = {"type": "function", "strict": False, **WEATHER["function"]}
+FLAT_CALL = {
+    "type": "function_call",
+    "id": "fc_1",
+    "call_id": "call_1",
+    "name": "get_weather",
+    "arguments": '{"city":"Bern"}',
+}
+FLAT_OUTPUT = {"type": "function_call_output", "call_id": "call_1", "output": "sunny, 21 degrees"}
 PYDANTIC_AI = (
     Recorded(
         "pydantic-ai",
@@ -286,6 +87,43 @@ PYDANTIC_AI = (
             "tools": [WEATHER],
             "tool_choice": "auto",
             "stream": False,
+        },
+    ),
+    Recorded(
+        "pydantic-ai",
+        "responses",
+        RESPONSES,
+        {
+            "instructions": "Be brief.",
+            "input": [USER],
+            "tools": [FLAT_WEATHER],
+            "tool_choice": "auto",
+            "include": ["reasoning.encrypted_content"],
+            "stream": False,
+            "max_output_tokens": 64,
+        },
+    ),
+    Recorded(
+        "pydantic-ai",
+        "responses, after a tool",
+        RESPONSES,
+        {
+            "input": [
+                USER,
+                {
+                    "type": "reasoning",
+                    "id": "rs_1",
+                    "summary": [],
+                    "encrypted_content": "Z2liYmVyaXNo",
+                },
+                FLAT_CALL,
+                FLAT_OUTPUT,
+            ],
+            "tools": [FLAT_WEATHER],
+            "tool_choice": "auto",
+            "include": ["reasoning.encrypted_content"],
+            "stream": True,
+            "max_output_tokens": 64,
         },
     ),
 )
@@ -335,6 +173,24 @@ LANGCHAIN = (
         },
         ANTHROPIC_HEADERS,
     ),
+    Recorded(
+        "LangChain",
+        "use_responses_api",
+        RESPONSES,
+        {
+            "input": [
+                {"role": "developer", "content": "Be brief.", "type": "message"},
+                {**USER, "type": "message"},
+                FLAT_CALL,
+                FLAT_OUTPUT,
+            ],
+            "tools": [{**FLAT_WEATHER, "strict": None}],
+            "parallel_tool_calls": True,
+            "store": False,
+            "stream": True,
+            "max_output_tokens": 64,
+        },
+    ),
 )
 LITELLM = (
     Recorded(
@@ -357,6 +213,57 @@ LITELLM = (
         CHAT,
         {"messages": [USER], "max_completion_tokens": 100, "reasoning_effort": "low", **STREAMED},
     ),
+    Recorded(
+        "LiteLLM",
+        "a picture from a tool",
+        CHAT,
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": "", "tool_calls": [CALL], "function_call": None},
+                {
+                    "role": "tool",
+                    "tool_call_id": "call_1",
+                    "name": "get_weather",
+                    "content": [
+                        {"type": "text", "text": "as of noon"},
+                        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}},
+                    ],
+                },
+            ],
+            "tools": [WEATHER],
+            "max_tokens": 64,
+            "stream": True,
+        },
+    ),
+    Recorded(
+        "LiteLLM",
+        "messages",
+        MESSAGES,
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}],
+            "system": [
+                {
+                    "type": "text",
+                    "text": "Be brief.",
+                    "cache_control": {"type": "ephemeral", "ttl": "1h"},
+                }
+            ],
+            "max_tokens": 64,
+            "thinking": {"type": "enabled", "budget_tokens": 1024},
+            "tool_choice": {"type": "auto"},
+            "tools": [
+                {
+                    "name": "get_weather",
+                    "input_schema": ARGUMENTS,
+                    "type": "custom",
+                    "cache_control": {"type": "ephemeral"},
+                }
+            ],
+            "stream": True,
+        },
+        ANTHROPIC_HEADERS,
+    ),
 )
 LLM = (
     Recorded("llm", "prompt", CHAT, {"messages": [SYSTEM, USER], **STREAMED}),
@@ -370,6 +277,20 @@ LLM = (
                 "type": "json_schema",
                 "json_schema": {"name": "output", "schema": OBJECT_SCHEMA},
             },
+            **STREAMED,
+        },
+    ),
+    Recorded(
+        "llm",
+        "--tool",
+        CHAT,
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "tool_calls": [CALL]},
+                {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+            ],
+            "tools": [function("llm_time", "Returns the current time")],
             **STREAMED,
         },
     ),
@@ -429,8 +350,17 @@ async def _streamed(recorded: Recorded, subject: Subject) -> None:
     elif recorded.path.startswith(MESSAGES):
         check_order(events)
     else:
-        names = [event.name for event in events]
-        expect(names[-1:] == ["response.completed"], f"the stream ends with {names[-1:]}")
+        check_response(events)
+
+
+def check_response(events: list[Event]) -> None:
+    """Raise Broken unless a response's stream begins and ends as it should, with its events numbered."""
+    names = [event.name for event in events]
+    expect(names[:1] == ["response.created"], f"the stream begins with {names[:1]}")
+    ends = ("response.completed", "response.incomplete")
+    expect(names[-1] in ends, f"the stream ends with {names[-1]}")
+    numbers = [event.json["sequence_number"] for event in events]
+    expect(numbers == list(range(len(events))), "the events are not numbered from 0 on")
 
 
 async def _may_refuse(recorded: Recorded, subject: Subject) -> None:

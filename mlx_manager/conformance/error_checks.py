@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import httpx
 
 from mlx_manager.conformance.check import Check
+from mlx_manager.conformance.recorded import PNG, RESPONSES
 from mlx_manager.conformance.subject import (
     ANTHROPIC_HEADERS,
     CHAT,
@@ -106,6 +107,34 @@ async def no_messages(subject: Subject) -> None:
     check_anthropic_error(refused, 400, "invalid_request_error")
 
 
+async def hosted_tool(subject: Subject) -> None:
+    """A tool that only OpenAI or Anthropic can run is refused where it stands, before any token."""
+    anthropic = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
+    refused = await subject.post(MESSAGES, asking("x", tools=[anthropic]), ANTHROPIC_HEADERS)
+    check_anthropic_error(refused, 400, "invalid_request_error")
+    expect("tools[0]" in error_of(refused)["message"], said(refused))
+    codex = {"type": "web_search", "external_web_access": False}
+    refused = await subject.post(RESPONSES, {"input": "x", "tools": [codex]})
+    if refused.status_code == 404 and error_of(refused).get("code") == "not_found":
+        raise NotApplicable("this server has no /v1/responses")
+    check_error(refused, 400)
+    expect(
+        error_of(refused)["param"] == "tools[0].type", f"param is {error_of(refused)['param']!r}"
+    )
+
+
+async def user_image(subject: Subject) -> None:
+    """A picture that the user shows to a model of text is refused where it stands, and not answered unseen."""
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
+    shown = [{"type": "text", "text": "What is this?"}, picture]
+    refused = await subject.post(CHAT, asking("", messages=[{"role": "user", "content": shown}]))
+    if refused.status_code == 200:
+        raise NotApplicable("the server takes pictures")
+    check_error(refused, 400)
+    named = str(error_of(refused)["param"])
+    expect(named.startswith("messages[0].content[1]"), f"param is {named!r}")
+
+
 async def wrong_method(subject: Subject) -> None:
     """A path that has no GET says so."""
     check_error(await subject.client.get(CHAT), 405)
@@ -146,6 +175,8 @@ ERROR_CHECKS = (
     Check("errors", "bad JSON", bad_json),
     Check("errors", "oversized", oversized),
     Check("errors", "no messages", no_messages),
+    Check("errors", "hosted tool", hosted_tool),
+    Check("errors", "a user's picture", user_image),
     Check("errors", "wrong method", wrong_method),
 )
 CANCEL_CHECKS = (Check("cancelling", "by leaving", cancelled),)
