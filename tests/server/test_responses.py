@@ -248,8 +248,10 @@ async def test_input_items_come_in_pages(openai: AsyncOpenAI) -> None:
     items: Any = openai.responses.input_items
     page = await items.list(response.id, limit=2, order="asc")
     assert [item.content[0].text async for item in page] == ["Turn 0", "Turn 1", "Turn 2"]
-    latest = await items.list(response.id, limit=1)
+    latest = await items.list(response.id, limit=1, include=[ENCRYPTED])
     assert latest.data[0].content[0].text == "Turn 2"
+    with pytest.raises(sdk.BadRequestError, match=r"can't include 'file_search_call\.results'"):
+        await items.list(response.id, include=["file_search_call.results"])
 
 
 async def test_an_id_can_not_be_used_twice(openai: AsyncOpenAI) -> None:
@@ -489,6 +491,26 @@ async def test_reasoning_goes_back_encrypted_where_nothing_is_stored(openai: Asy
     opened = await ask(openai, input=turns, store=False)
     assert sealed.output_text == opened.output_text
     assert sealed.usage.input_tokens == opened.usage.input_tokens
+
+
+async def test_tokens_are_counted_as_the_answer_reads_them(
+    openai: AsyncOpenAI, server: RunningServer
+) -> None:
+    first = await ask(openai, instructions="Be brief.", tools=[WEATHER], max_output_tokens=5)
+    asked: dict[str, Any] = {"model": MODEL, "input": QUESTION, "tools": [WEATHER]}
+    told = await openai.responses.input_tokens.count(**asked, instructions="Be brief.")
+    assert told.object == "response.input_tokens"
+    assert told.input_tokens == first.usage.input_tokens
+    whole = await ask(openai)
+    after: dict[str, Any] = {"input": "And now?", "previous_response_id": whole.id}
+    then = await openai.responses.input_tokens.count(model=MODEL, **after)
+    answered = await ask(openai, **after)
+    assert then.input_tokens == answered.usage.input_tokens > whole.usage.input_tokens
+    row = await row_of(server, then._request_id)  # type: ignore[arg-type]
+    assert (row.endpoint, row.operation) == ("/v1/responses/input_tokens", None)
+    assert row.outcome == "completed"
+    with pytest.raises(sdk.NotFoundError):
+        await openai.responses.input_tokens.count(model=MODEL, previous_response_id="resp_no")
 
 
 async def test_where_a_stream_starts_is_for_streams_only(openai: AsyncOpenAI) -> None:

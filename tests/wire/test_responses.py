@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from mlx_manager.chat.events import (
     ChatEvent,
@@ -281,6 +281,45 @@ def test_a_streams_events_are_those_of_the_sdk_and_are_numbered() -> None:
     indexes = [payload["output_index"] for payload in found if "output_index" in payload]
     assert indexes == sorted(indexes)
     assert set(indexes) == {0, 1, 2}
+
+
+# In what OpenAI's own API sends, and in no type of the SDK.
+SENT_BESIDES = {"store", "bytes"}
+
+
+def unknown_to_the_sdk(value: Any) -> set[str]:
+    """The fields of an event, at any depth, that the SDK's types don't have."""
+    if isinstance(value, list):
+        return {name for one in value for name in unknown_to_the_sdk(one)}
+    if not isinstance(value, BaseModel):
+        return set()
+    inner = {
+        name
+        for field in type(value).model_fields
+        for name in unknown_to_the_sdk(getattr(value, field))
+    }
+    return inner | set(value.model_extra or {})
+
+
+def test_events_have_no_field_that_the_sdk_does_not_know() -> None:
+    token = LikelyToken(b"I", -0.5)
+    spoken = TextDelta("I", (TokenLogprobs(token, (token,), 0),))
+    _, whole = written(
+        [ReasoningDelta("Hm."), spoken, *ANSWER[4:]],
+        "tool_calls",
+        tools=[LOOK],
+        include=[LOGPROBS],
+        reasoning={"effort": "low"},
+        text={"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}},
+        metadata={"a": "b"},
+    )
+    failing, _ = written([TextDelta("Half")], None)
+    _, cut = written([TextDelta("Half")], "length")
+    failed = payloads(failing.fail(EngineFailed("The engine died.")))
+    adapter: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+    for payload in [*whole, *failed, *cut]:
+        unknown = unknown_to_the_sdk(adapter.validate_python(payload))
+        assert unknown <= SENT_BESIDES, payload["type"]
 
 
 def test_deltas_add_up_to_what_is_done_and_to_the_response() -> None:

@@ -52,10 +52,12 @@ from openai.types.chat import (
 )
 from openai.types.responses import (
     FunctionToolParam,
+    InputTokenCountParams,
     ResponseTextConfigParam,
     response_create_params,
     response_retrieve_params,
 )
+from openai.types.responses.input_item_list_params import InputItemListParams
 from openai.types.responses.response_function_tool_call_param import ResponseFunctionToolCallParam
 from openai.types.responses.response_input_item_param import FunctionCallOutput
 from openai.types.responses.response_reasoning_item_param import ResponseReasoningItemParam
@@ -75,7 +77,12 @@ from mlx_manager.wire.openai.embeddings import EmbeddingsBody, embedding_request
 from mlx_manager.wire.openai.requests import chat_request, completion_request
 from mlx_manager.wire.openai.responses.items import input_items
 from mlx_manager.wire.openai.responses.requests import check_body, response_request
-from mlx_manager.wire.openai.responses.schema import Item, ResponsesBody, RetrieveQuery
+from mlx_manager.wire.openai.responses.schema import (
+    Item,
+    ItemsQuery,
+    ResponsesBody,
+    RetrieveQuery,
+)
 from mlx_manager.wire.openai.schema import (
     ChatCompletionBody,
     CompletionBody,
@@ -182,6 +189,7 @@ BODIES: list[tuple[Ask, set[str]]] = [
             response_create_params.ResponseCreateParamsStreaming,
         ),
     ),
+    (ask_response, fields_of(InputTokenCountParams)),
     (ask_message, fields_of(MessageCreateParamsNonStreaming, MessageCreateParamsStreaming)),
     (
         ask_message,
@@ -354,6 +362,7 @@ def test_how_a_stored_response_is_asked_for_is_all_read() -> None:
         response_retrieve_params.ResponseRetrieveParamsStreaming,
     )
     assert sent <= set(RetrieveQuery.model_fields)
+    assert fields_of(InputItemListParams) <= set(ItemsQuery.model_fields)
 
 
 def values_of(kind: type[BaseModel], field: str) -> set[str]:

@@ -37,9 +37,9 @@ from mlx_manager.wire.openai.responses.objects import (
     items_page,
     new_response,
 )
-from mlx_manager.wire.openai.responses.parameters import ENCRYPTED
+from mlx_manager.wire.openai.responses.parameters import ENCRYPTED, check_included
 from mlx_manager.wire.openai.responses.requests import check_body, check_query, response_request
-from mlx_manager.wire.openai.responses.schema import ResponsesBody, RetrieveQuery
+from mlx_manager.wire.openai.responses.schema import ItemsQuery, ResponsesBody, RetrieveQuery
 from mlx_manager.wire.openai.responses.streams import ResponseWriter
 
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
@@ -66,6 +66,21 @@ async def create_response(
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return EventStream(first, frames, (), asked.writer.error, limit_s)
+
+
+@router.post("/input_tokens", response_model=None)
+async def count_input_tokens(
+    body: ResponsesBody, state: CurrentState, entry: CurrentEntry, http: Request
+) -> Response:
+    """Say how many tokens the prompt of a response would have, with its tools and what it goes on from."""
+    entry.asked(body.model, False)
+    check_body(body)
+    request, _ = await _request(body, state, entry)
+    try:
+        count = await until_disconnect(http.receive, state.token_counter.count_tokens(request))
+    except ClientLeft:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": count})
 
 
 @router.get("/{response_id}", response_model=None)
@@ -103,13 +118,13 @@ async def list_input_items(
     response_id: str,
     state: CurrentState,
     key_id: CurrentKeyId,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
-    after: str | None = None,
+    query: Annotated[ItemsQuery, Query()],
 ) -> Response:
     """List the items that a response's own request brought, in pages."""
+    check_included(query.included)
     kept = await state.responses.find(response_id, key_id)
-    return JSONResponse(items_page(kept.input, limit, after, order == "asc"))
+    is_ascending = query.order == "asc"
+    return JSONResponse(items_page(kept.input, query.limit, query.after, is_ascending))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +145,23 @@ class _Asked:
 
 
 async def _asked(body: ResponsesBody, state: ServerState, entry: Entry) -> _Asked:
-    origin = entry.origin
-    items = input_items(body.input, origin.request_id, state.signer)
-    earlier = await state.responses.history(body.previous_response_id, origin.key_id)
-    request = response_request(body, origin, [*earlier, *items])
+    request, items = await _request(body, state, entry)
     if body.is_stored:
         await state.responses.check_new(request.response_id)
     status: Literal["queued", "in_progress"] = "queued" if body.background else "in_progress"
     response = new_response(body, request.response_id, int(time.time()), status)
     sealer = state.signer if ENCRYPTED in (body.include or ()) else None
     return _Asked(state, entry, request, ResponseWriter(request, response, sealer), items)
+
+
+async def _request(
+    body: ResponsesBody, state: ServerState, entry: Entry
+) -> tuple[ChatRequest, list[ItemObject]]:
+    """What a body asks for, with the conversation that it goes on from; and the items that are its own."""
+    origin = entry.origin
+    items = input_items(body.input, origin.request_id, state.signer)
+    earlier = await state.responses.history(body.previous_response_id, origin.key_id)
+    return response_request(body, origin, [*earlier, *items]), items
 
 
 async def _whole(asked: _Asked, events: AsyncGenerator[ChatEvent, None]) -> ResponseObject:

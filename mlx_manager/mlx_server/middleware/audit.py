@@ -15,7 +15,7 @@ from mlx_manager.mlx_server.state import ServerState
 from mlx_manager.observability.paths import route_path
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 
-STORED_RESPONSES = "/v1/responses/"
+STORED_RESPONSES, CANCEL = "/v1/responses/", "/cancel"
 
 
 class AuditMiddleware:
@@ -76,4 +76,5 @@ def _is_for_a_model(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
     path = route_path(scope)
-    return path.startswith(MODEL_API) and not path.startswith(STORED_RESPONSES)
+    cancels = path.startswith(STORED_RESPONSES) and path.endswith(CANCEL)
+    return path.startswith(MODEL_API) and not cancels

@@ -33,6 +33,7 @@ HARMLESS = frozenset(
 NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
     "conversation": (),
+    "personality": (),
     "prompt": (),
     "context_management": ([],),
     "access_programs": (),

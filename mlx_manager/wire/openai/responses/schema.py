@@ -107,22 +107,32 @@ class Reasoning(BaseModel):
     effort: Effort | None = None
 
 
-class RetrieveQuery(BaseModel):
-    """How a stored response is asked for. The SDK writes a list as `include[]`.
+class IncludeQuery(BaseModel):
+    """What is asked for besides. The SDK writes a list as `include[]`."""
 
-    Nothing here is padded, with `include_obfuscation` or without.
-    """
-
-    stream: bool = False
-    starting_after: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     include: list[str] = Field(default_factory=list)
     include_in_brackets: list[str] = Field(default_factory=list, alias="include[]")
-    include_obfuscation: bool | None = None
 
     @property
     def included(self) -> list[str]:
-        """What is to be in the response besides."""
+        """The names, however they were written."""
         return [*self.include, *self.include_in_brackets]
+
+
+class ItemsQuery(IncludeQuery):
+    """Which page of items is asked for."""
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = None
+
+
+class RetrieveQuery(IncludeQuery):
+    """How a stored response is asked for. Nothing here is padded, with `include_obfuscation` or without."""
+
+    stream: bool = False
+    starting_after: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    include_obfuscation: bool | None = None
 
     @property
     def after(self) -> int:
