@@ -112,7 +112,9 @@ class Timeline:
     first. `queue_reason` says what a request that had to wait for its turn waited for, `overtaken` how many that came
     later went first, and `kv_bytes` the memory that its keys and values were predicted to need.
 
-    A request for embeddings has one, too, without tokens but with the `batches` that its inputs were part of.
+    A request for embeddings has one, too, without tokens but with the `batches` that its inputs were part of. An
+    answer that is held to a grammar waits for it until `grammar_ready_ns`; compiling took `grammar_compile_ns`, 0 when
+    the grammar was known.
     """
 
     routing: Interval | None = None
@@ -123,6 +125,8 @@ class Timeline:
     engine_restarts: int | None = None
     tokenize: Interval | None = None
     queued_ns: int | None = None
+    grammar_ready_ns: int | None = None
+    grammar_compile_ns: int = 0
     waited_behind: tuple[TraceContext, ...] = ()
     priority: Literal["high", "normal", "low"] | None = None
     queue_reason: Literal["places", "prompts", "memory"] | None = None

@@ -20,6 +20,9 @@ SPAN_DECODE: Final = "decode"
 SPAN_COMPUTE: Final = "compute"
 SPAN_PARSE: Final = "parse"
 
+# An event of `queue`.
+EVENT_GRAMMAR_READY: Final = "grammar.ready"
+
 # Events of `decode`.
 EVENT_STALL: Final = "stall"
 
@@ -104,6 +107,8 @@ WEIGHTS_BYTES: Final = "mlx.model.weights_bytes"
 LOAD_PROCESS_S: Final = "mlx.model.load.process_s"
 LOAD_WEIGHTS_S: Final = "mlx.model.load.weights_s"
 LOAD_TOKENIZER_S: Final = "mlx.model.load.tokenizer_s"
+GRAMMAR_WAIT_S: Final = "mlx.grammar.wait_s"
+GRAMMAR_COMPILE_S: Final = "mlx.grammar.compile_s"
 CACHE_OUTCOME: Final = "mlx.cache.outcome"
 CACHE_MISS_REASON: Final = "mlx.cache.miss_reason"
 CACHE_MATCHED_TOKENS: Final = "mlx.cache.matched_tokens"

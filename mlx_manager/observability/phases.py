@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import Link, SpanContext, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
@@ -24,7 +25,10 @@ def phases_until_admitted(timeline: Timeline, ended_ns: int) -> Iterator[Finishe
     for phase in phase_span(
         names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, _queued(timeline)
     ):
-        yield phase._replace(links=tuple(map(_waited_behind, timeline.waited_behind)))
+        yield phase._replace(
+            links=tuple(map(_waited_behind, timeline.waited_behind)),
+            events=tuple(_grammar_ready(timeline)),
+        )
 
 
 def phase_span(
@@ -64,6 +68,18 @@ def _waited_behind(other: TraceContext) -> Link:
     flags = TraceFlags(other.flags)
     context = SpanContext(other.trace_id, other.span_id, is_remote=False, trace_flags=flags)
     return Link(context, {names.LINK_REASON: names.REASON_WAITED_BEHIND})
+
+
+def _grammar_ready(timeline: Timeline) -> Iterator[Event]:
+    """When an answer's grammar was ready, if it waited for one."""
+    if timeline.grammar_ready_ns is None:
+        return
+    compile_s = timeline.grammar_compile_ns / 1e9
+    attributes: dict[str, AttributeValue | None] = {
+        names.GRAMMAR_WAIT_S: between_s(timeline.queued_ns, timeline.grammar_ready_ns),
+        names.GRAMMAR_COMPILE_S: compile_s or None,
+    }
+    yield Event(names.EVENT_GRAMMAR_READY, known(attributes), timeline.grammar_ready_ns)
 
 
 def _routed(timeline: Timeline) -> Attributes:

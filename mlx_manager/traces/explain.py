@@ -63,12 +63,32 @@ def model_was_loaded(trace: Trace) -> Iterator[Finding]:
 def waited_in_queue(trace: Trace) -> Iterator[Finding]:
     """It wasn't its turn, or there was no room; the links name who had it."""
     for span in _noticeable_phases(trace, names.SPAN_QUEUE):
-        took = duration_text(_seconds(span))
+        waited_s = _seconds(span) - (_grammar_wait_s(span) or 0)
+        if waited_s * 1e9 < _least_ns(trace):
+            continue
+        took = duration_text(waited_s)
         others = [link.trace_id for link in span.links if link.trace_id != span.trace_id]
         behind = f" behind {_traces(others)}" if others else ""
         wanted = _wanted(span) or ("" if others else " for a place in the batch")
         sentence = f"Waited {took} in the queue{behind}{wanted}{_overtaken(span)}."
-        yield _finding("queue", span, sentence, others[0] if others else None)
+        other = others[0] if others else None
+        yield Finding("queue", round(waited_s * 1e9), sentence, span.span_id, other)
+
+
+def waited_for_grammar(trace: Trace) -> Iterator[Finding]:
+    """What the answer is held to had to be compiled, or waited for others' that were."""
+    for span in _noticeable_phases(trace, names.SPAN_QUEUE):
+        waited_s = _grammar_wait_s(span)
+        if waited_s is None or waited_s * 1e9 < _least_ns(trace):
+            continue
+        compile_s = _grammar_number(span, names.GRAMMAR_COMPILE_S)
+        compiled = (
+            "was known already"
+            if compile_s is None
+            else f"took {duration_text(compile_s)} to compile"
+        )
+        sentence = f"Waited {duration_text(waited_s)} for the grammar that the answer is held to, which {compiled}."
+        yield Finding("grammar", round(waited_s * 1e9), sentence, span.span_id)
 
 
 def prompt_was_computed(trace: Trace) -> Iterator[Finding]:
@@ -103,7 +123,7 @@ def model_thought(trace: Trace) -> Iterator[Finding]:
     """The answer had to wait until the model had done thinking."""
     for span in _phases(trace, names.SPAN_PARSE):
         took_ns = _reasoning_ns(span)
-        if took_ns < max(NOTICEABLE_NS, NOTICEABLE_SHARE * trace.summary.duration_ns):
+        if took_ns < _least_ns(trace):
             continue
         chat = next(one for one in trace.spans if one.span_id == span.parent_span_id)
         tokens = _number(chat, names.REASONING_TOKENS)
@@ -225,6 +245,7 @@ RULES: tuple[Rule, ...] = (
     client_left,
     model_was_loaded,
     waited_in_queue,
+    waited_for_grammar,
     prompt_was_computed,
     answer_was_decoded,
     model_thought,
@@ -299,6 +320,18 @@ def _reasoning_ns(span: SpanRecord) -> int:
     return total_ns + (0 if began_ns is None else span.end_ns - began_ns)
 
 
+def _grammar_wait_s(span: SpanRecord) -> float | None:
+    return _grammar_number(span, names.GRAMMAR_WAIT_S)
+
+
+def _grammar_number(span: SpanRecord, name: str) -> float | None:
+    """Return a number of the event that a grammar was ready; None when there was no grammar."""
+    for event in span.events:
+        if event.name == names.EVENT_GRAMMAR_READY:
+            return _as_number(event.attributes.get(name))
+    return None
+
+
 def _as_words(reason: str) -> str:
     return reason.replace("_", " ").rstrip(".")
 
@@ -313,8 +346,11 @@ def _in_batch(span: SpanRecord) -> str:
 
 
 def _noticeable_phases(trace: Trace, name: str) -> Iterator[SpanRecord]:
-    least_ns = max(NOTICEABLE_NS, NOTICEABLE_SHARE * trace.summary.duration_ns)
-    return (span for span in _phases(trace, name) if span.duration_ns >= least_ns)
+    return (span for span in _phases(trace, name) if span.duration_ns >= _least_ns(trace))
+
+
+def _least_ns(trace: Trace) -> float:
+    return max(NOTICEABLE_NS, NOTICEABLE_SHARE * trace.summary.duration_ns)
 
 
 def _phases(trace: Trace, name: str) -> Iterator[SpanRecord]:
@@ -332,7 +368,10 @@ def _children(trace: Trace, parent: SpanRecord) -> Iterator[SpanRecord]:
 
 
 def _number(span: SpanRecord, name: str) -> float | None:
-    value = span.attributes.get(name)
+    return _as_number(span.attributes.get(name))
+
+
+def _as_number(value: object) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

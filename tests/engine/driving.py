@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
-from mlx_manager.mlx_server.engine.constraint import Vocabulary
 from mlx_manager.mlx_server.engine.engine import Engine
+from mlx_manager.mlx_server.engine.grammar import Vocabulary
+from mlx_manager.mlx_server.engine.grammar_compiler import GrammarCompiler
 from mlx_manager.mlx_server.engine.kv_cost import measure_kv_cost
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
@@ -50,8 +52,10 @@ class Driver:
         limits = Limits(max_batch, chunk, idle_chunk, token_gap_ns, cost, kv_budget_bytes)
         scheduler = Scheduler(limits)
         self.paused_ns = 0
-        runner = Runner(model, max_batch, vocabulary, prefix_cache_bytes)
-        self.engine = Engine(runner, scheduler, BlasThreads(0), self._clock_ns)
+        runner = Runner(model, max_batch, prefix_cache_bytes)
+        self._compiled = threading.Event()
+        grammars = None if vocabulary is None else GrammarCompiler(vocabulary, self._compiled.set)
+        self.engine = Engine(runner, scheduler, BlasThreads(0), self._clock_ns, grammars)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.logprobs: defaultdict[int, list[Logprobs]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
@@ -116,10 +120,18 @@ class Driver:
         """The time; a test that wants a step to take longer adds to `paused_ns` before it."""
         return time.monotonic_ns() + self.paused_ns
 
+    def wait_for_grammar(self) -> None:
+        """Wait, if nothing runs, until a grammar is compiled."""
+        if not self.engine.has_work:
+            assert self._compiled.wait(60), "no grammar was compiled"
+        self._compiled.clear()
+
     def finish(self) -> None:
         """Step until there is nothing left to do."""
         for _ in range(MAX_STEPS):
-            if not self.engine.has_work:
+            if self.engine.is_compiling:
+                self.wait_for_grammar()
+            elif not self.engine.has_work:
                 return
             self.step()
         raise AssertionError("the engine makes no progress")

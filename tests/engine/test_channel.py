@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import resource
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -134,3 +135,19 @@ def test_a_channel_works_whatever_the_number_of_its_file_descriptor() -> None:
         assert time.monotonic() - started_s < FAR_AWAY_S
         assert len(read_reports(channel, ours, 300)) == 300
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_another_thread_can_wake_it_and_nothing_is_lost_by_that(
+    peers: tuple[Channel, socket.socket],
+) -> None:
+    channel, ours = peers
+    waker = threading.Timer(0.05, channel.wake)
+    waker.start()
+    assert channel.receive(FAR_AWAY_S) == []
+    waker.join()
+    began_s = time.monotonic()
+    assert channel.receive(0.05) == [], "it was woken once"
+    assert time.monotonic() - began_s >= 0.05
+    channel.wake()
+    ours.sendall(encode(Cancel(7)))
+    assert channel.receive(FAR_AWAY_S) == [Cancel(7)]

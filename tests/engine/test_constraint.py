@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
 from mlx_lm import load
 
-from mlx_manager.mlx_server.engine.constraint import Vocabulary
+from mlx_manager.mlx_server.engine.grammar import Vocabulary
 from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters
 from tests.engine.driving import GREEDY, Driver
 
@@ -154,16 +154,16 @@ def test_an_answer_matches_a_regular_expression(starter: tuple[Any, Any], regex:
     assert re.fullmatch(regex, asked.text(sequence_id))
 
 
-def test_a_grammar_that_is_given_up_is_not_quoted_in_the_log(
-    starter: tuple[Any, Any], capsys: pytest.CaptureFixture[str]
+def test_a_schema_that_only_refers_to_itself_is_refused(
+    starter: tuple[Any, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     asked = Asked(starter)
     round_about = {"title": "secret", "$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
-    asked.ask(of_schema(round_about))
+    sequence_id = asked.ask(of_schema(round_about))
     asked.driver.finish()
-    said = capsys.readouterr().err
-    assert said.startswith("grammar given up: ")
-    assert "secret" not in said
+    assert asked.driver.ended[sequence_id].reason == "refused"
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
 
 
 def test_a_trigger_leaves_what_comes_before_it_free(starter: tuple[Any, Any]) -> None:
@@ -205,14 +205,14 @@ def test_a_seed_gives_the_same_text_of_a_grammar_whoever_runs_beside(
     assert len({crowd.text(other) for other in others}) >= 1
 
 
-def test_what_is_no_grammar_fails_its_own_sequence_only(starter: tuple[Any, Any]) -> None:
+def test_what_is_no_grammar_is_refused_by_itself_only(starter: tuple[Any, Any]) -> None:
     asked = Asked(starter)
-    bad, good = asked.ask(Constraint("{")), asked.ask(of_schema({"type": "boolean"}))
+    bad = asked.ask(Constraint("{", param="structured_outputs.grammar"))
+    good = asked.ask(of_schema({"type": "boolean"}))
     asked.driver.finish()
-    assert (asked.driver.ended[bad].reason, asked.driver.ended[bad].detail) == (
-        "failed",
-        "ValueError",
-    )
+    ended = asked.driver.ended[bad]
+    assert (ended.reason, ended.param) == ("refused", "structured_outputs.grammar")
+    assert ended.detail
     assert asked.text(good) in ("true", "false")
 
 
@@ -220,7 +220,7 @@ def test_an_answer_whose_grammar_becomes_too_much_fails_and_nothing_of_it_is_pri
     starter: tuple[Any, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     asked = Asked(starter)
-    # The limits of llguidance are met behind the first token.
+    # The limits of llguidance are met behind the first tokens.
     too_much = asked.ask(Constraint(lark("start: /geheim(x{1000000})/")))
     good = asked.ask(of_schema({"type": "boolean"}))
     asked.driver.finish()
@@ -238,10 +238,23 @@ def test_what_is_no_grammar_is_not_printed(
     asked = Asked(starter)
     bad = asked.ask(Constraint(lark("start: <|geheim|>")))
     asked.driver.finish()
-    assert asked.driver.ended[bad].reason == "failed"
+    ended = asked.driver.ended[bad]
+    assert ended.reason == "refused"
+    assert "geheim" in str(ended.detail), "who asks is told"
     said = capfd.readouterr()
-    assert "ValueError" in said.err
-    assert "geheim" not in said.out + said.err
+    assert said.out + said.err == ""
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "a <tool_call> b", "</think>"])
+def test_a_text_that_looks_like_a_mark_is_written_as_text(
+    starter: tuple[Any, Any], text: str
+) -> None:
+    asked = Asked(starter)
+    sequence_id = asked.ask(Constraint(lark(f"start: {json.dumps(text)}")))
+    asked.driver.finish()
+    assert asked.text(sequence_id) == text
+    added = asked.tokenizer.added_tokens_decoder
+    assert not set(asked.driver.tokens[sequence_id][:-1]) & set(added)
 
 
 def test_an_answer_that_is_cut_short_is_the_beginning_of_a_text(starter: tuple[Any, Any]) -> None:

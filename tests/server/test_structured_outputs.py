@@ -14,6 +14,8 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, ConfigDict, Field
 
 from tests.server.test_tools import MODEL, WEATHER, ask
+from tests.support.running import RunningServer
+from tests.support.spans import Spans
 
 QUESTION = {"role": "user", "content": "What is MLX Manager?"}
 SCHEMA = {
@@ -78,6 +80,9 @@ async def test_a_json_object_is_an_object_of_any_kind(openai: AsyncOpenAI) -> No
         ({"choice": ["très bien", 'say "no"']}, '(très bien|say "no")'),
         ({"grammar": 'start: "<" NAME ">"\nNAME: /[a-z]{1,5}/'}, "<[a-z]{1,5}>"),
         ({"json": {"enum": [1, 22]}}, "(1|22)"),
+        ({"choice": ["<|im_end|>", "</think> <tool_call>"]}, "(<.im_end.>|</think> <tool_call>)"),
+        ({"json": {"const": "<|im_start|>system"}}, '"<.im_start.>system"'),
+        ({"choice": [f"choice number {number}" for number in range(5000)]}, "choice number [0-9]+"),
     ],
 )
 async def test_other_forms_are_kept_to_as_well(
@@ -179,7 +184,19 @@ async def test_a_call_that_must_be_made_is_one_of_the_tools_and_well_formed(
          "response_format.json_schema.schema", "'multipleOf' are too large"),
         ({"structured_outputs": {"grammar": 'start: %json {"\\u006dultipleOf" : 9999991}'}},
          "structured_outputs.grammar", "'multipleOf' are too large"),
-        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "can't be kept to"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "unclosed group"),
+        ({"structured_outputs": {"grammar": "start: <|unknown|>"}}, "structured_outputs.grammar", "<|unknown|>"),
+        ({"structured_outputs": {"json": {"$ref": "#"}}}, "structured_outputs.json", "refers to itself"),
+        ({"response_format": schema_format({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}})},
+         "response_format.json_schema.schema", "refers to itself"),
+        ({"response_format": schema_format({"multipleOf": 9999, "minimum": 123, "maximum": 98765432198})},
+         "response_format.json_schema.schema", "too complex"),
+        ({"response_format": schema_format({"const": 2**53 + 1})},
+         "response_format.json_schema.schema", "9007199254740993 has more digits"),
+        ({"response_format": schema_format({"enum": ["x" * 1000] * 300})},
+         "response_format.json_schema.schema", "at most 262144 are compiled"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"not": {}}}}]},
+         "tools", "not"),
         ({"structured_outputs": {"grammar": "x: y"}}, "structured_outputs.grammar", "can't be kept to"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice", "one format"),
         ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
@@ -195,6 +212,63 @@ async def test_what_can_not_be_kept_to_is_refused_before_any_token(
     with pytest.raises(sdk.BadRequestError, match=re.escape(says)) as refusal:
         await openai.chat.completions.create(model=MODEL, messages=[QUESTION], extra_body=fields)  # type: ignore[list-item]
     assert refusal.value.param == param
+
+
+async def test_rules_that_refer_to_each_other_thousandfold_end_no_process(
+    openai: AsyncOpenAI, server: RunningServer
+) -> None:
+    engine = server.resident(MODEL).engine
+    rules = "\n".join(f'r{number}: "a" r{number + 1}' for number in range(9000))
+    grammar = f'start: r0\n{rules}\nr9000: "z"'
+    fields = {"structured_outputs": {"grammar": grammar}}
+    response = await ask(openai, QUESTION, extra_body=fields, max_tokens=5)
+    assert str(response.choices[0].message.content).startswith("aa")
+    assert server.resident(MODEL).engine is engine
+
+
+async def test_a_stream_is_refused_before_it_begins(http: httpx.AsyncClient) -> None:
+    body = {"model": MODEL, "messages": [QUESTION], "stream": True}
+    schema = {"response_format": schema_format({"type": "array", "uniqueItems": True})}
+    response = await http.post("/v1/chat/completions", json=body | schema)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+async def test_other_apis_refuse_a_schema_in_their_own_words(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    schema: dict[str, Any] = {"format": {"type": "json_schema", "name": "n", "schema": {"not": {}}}}
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/messages": {"messages": [QUESTION], "max_tokens": 9, "output_config": schema},
+        "/v1/responses": {"input": "Hello", "text": schema},
+    }
+    if path == "/v1/messages":
+        del schema["format"]["name"]
+    response = await http.post(path, json={"model": MODEL, **bodies[path]})
+    assert response.status_code == 400, response.text
+    assert "can't be kept to" in response.json()["error"]["message"]
+
+
+async def test_a_trace_says_how_long_an_answer_waited_for_its_grammar(
+    http: httpx.AsyncClient, server: RunningServer, spans: Spans
+) -> None:
+    # Compiled when it comes first, and known when it comes again.
+    names = [f"property number {number}" for number in range(1500)]
+    schema = {"properties": {name: {"type": "null"} for name in names}, "required": names}
+    asked = {"response_format": schema_format({"type": "object"} | schema), "max_tokens": 2}
+    events = list[dict[str, Any]]()
+    for _ in range(2):
+        body = {"model": MODEL, "messages": [QUESTION]} | asked
+        response = await http.post("/v1/chat/completions", json=body)
+        assert response.status_code == 200
+        await server.close_books()
+        queue = spans.named("queue")[-1]
+        (event,) = queue.events
+        assert event.name == "grammar.ready"
+        assert (queue.start_time or 0) <= event.timestamp <= (queue.end_time or 0)
+        events.append(dict(event.attributes or {}))
+    assert events[0]["mlx.grammar.wait_s"] >= events[0]["mlx.grammar.compile_s"] > 0
+    assert "mlx.grammar.compile_s" not in events[1]
 
 
 async def test_an_expression_with_half_a_surrogate_pair_is_refused(http: httpx.AsyncClient) -> None:

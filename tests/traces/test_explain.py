@@ -336,6 +336,34 @@ def test_a_client_that_left_is_told_once() -> None:
     assert silent(rules.client_left, chat_trace(span("decode", 1, 900)))
 
 
+def test_the_wait_for_a_grammar_is_told_apart_from_that_for_a_place() -> None:
+    event = SpanEvent(
+        "grammar.ready",
+        BEGIN_NS + 255 * MS,
+        {"mlx.grammar.wait_s": 0.25, "mlx.grammar.compile_s": 0.2},
+    )
+    found = chat_trace(span("queue", 5, 305, events=(event,)))
+    grammar, queue = only(rules.waited_for_grammar, found), only(rules.waited_in_queue, found)
+    assert grammar.sentence == (
+        "Waited 250 ms for the grammar that the answer is held to, which took 200 ms to compile."
+    )
+    assert (grammar.duration_ns, grammar.span_id) == (250 * MS, id_of("queue"))
+    assert queue.sentence == "Waited 50.0 ms in the queue for a place in the batch."
+
+
+def test_a_grammar_that_was_known_is_said_to_be() -> None:
+    event = SpanEvent("grammar.ready", BEGIN_NS + 305 * MS, {"mlx.grammar.wait_s": 0.3})
+    found = chat_trace(span("queue", 5, 305, events=(event,)))
+    assert only(rules.waited_for_grammar, found).sentence == (
+        "Waited 300 ms for the grammar that the answer is held to, which was known already."
+    )
+    assert silent(rules.waited_in_queue, found)
+
+
+def test_an_answer_without_a_grammar_waited_for_none() -> None:
+    assert silent(rules.waited_for_grammar, chat_trace(span("queue", 5, 305)))
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_no_rule_trips_over_attributes_of_another_type(rule: Rule) -> None:
     """Spans come from other programs too, which put there what they like."""

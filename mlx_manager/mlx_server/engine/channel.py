@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import select
 import socket
 
@@ -20,6 +22,9 @@ class Channel:
         self._sock = sock
         self._reader = commands_reader()
         self._unsent = bytearray()
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
         self.is_closed = False
 
     def send(self, message: FromEngine) -> None:
@@ -28,12 +33,21 @@ class Channel:
         self._flush()
 
     def receive(self, wait_s: float) -> list[ToEngine]:
-        """Return what has arrived, waiting up to `wait_s` for the first; `is_closed` says when the peer has gone."""
+        """Return what has arrived, waiting up to `wait_s` for the first or for `wake`.
+
+        `is_closed` says when the peer has gone.
+        """
         wanted = select.POLLIN | (select.POLLOUT if self._unsent else 0)
         events = self._wait(wanted, wait_s)
         if events & select.POLLOUT:
             self._flush()
         return self._read() if events & ~select.POLLOUT else []
+
+    def wake(self) -> None:
+        """Have `receive` return: the only method for other threads."""
+        # A full pipe wakes as well.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._waker, b"\0")
 
     def drain(self, wait_s: float) -> None:
         """Try for `wait_s` to get the last messages out before the process ends."""
@@ -46,7 +60,11 @@ class Channel:
         # Not `select.select`: it takes no descriptor above 1,023, and the number is the one it had in a busy server.
         poll = select.poll()
         poll.register(self._sock, wanted)
-        return sum(events for _descriptor, events in poll.poll(math.ceil(wait_s * 1000)))
+        poll.register(self._woken, select.POLLIN)
+        events = dict(poll.poll(math.ceil(wait_s * 1000)))
+        if self._woken in events:
+            os.read(self._woken, READ_BYTES)
+        return events.get(self._sock.fileno(), 0)
 
     def _read(self) -> list[ToEngine]:
         messages: list[ToEngine] = []

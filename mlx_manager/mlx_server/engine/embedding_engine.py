@@ -77,6 +77,9 @@ class EmbeddingEngine:
         ended, self._ended = self._ended, []
         return Pass(began_ns, vectors, [request.id for request in admitted], ended, waited)
 
+    def close(self) -> None:
+        """There is no thread beside the engine's own."""
+
     def vitals(self) -> Vitals:
         """Say how the engine is, and how long the passes since the last such report took."""
         begun = sum(request.stamps.admitted_ns is not None for request in self._scheduler)

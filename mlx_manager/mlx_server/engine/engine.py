@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
+from mlx_manager.mlx_server.engine.grammar_compiler import Compiled, GrammarCompiler
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
     Ended,
@@ -36,11 +37,14 @@ class Engine:
         scheduler: Scheduler,
         threads: BlasThreads,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._threads = threads
         self._clock_ns = clock_ns
+        self._grammars = grammars
+        self._compiling: dict[int, Sequence] = {}
         self._ended: list[Ended] = []
         self._step_clock = StepClock()
         self._last_began_ns = 0
@@ -48,19 +52,26 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do or to report."""
-        return self._scheduler.has_work or bool(self._ended)
+        is_compiled = self._grammars is not None and self._grammars.has_finished
+        return self._scheduler.has_work or bool(self._ended) or is_compiled
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether sequences wait for their grammars."""
+        return bool(self._compiling)
 
     def handle(self, message: ToEngine) -> None:
         """Take one message from the inbox; its effect shows in the next step."""
         match message:
             case Submit():
-                self._scheduler.add(Sequence.received(message, self._clock_ns()))
+                self._receive(Sequence.received(message, self._clock_ns()))
             case Cancel(sequence_id):
                 self._cancel(sequence_id)
 
     def step(self) -> Step:
         """Advance everything by one step and say what happened."""
         began_ns = self._clock_ns()
+        self._take_compiled(began_ns)
         admitted = [one for one in self._scheduler.admit(began_ns) if self._start(one)]
         waited = [one.id for one in admitted if self._has_waited(one)]
         self._last_began_ns = began_ns
@@ -81,7 +92,7 @@ class Engine:
         """Say how the engine is, and how long the steps since the last such report took."""
         memory = self._runner.memory()
         return Vitals(
-            waiting=self._scheduler.waiting,
+            waiting=self._scheduler.waiting + len(self._compiling),
             running=len(self._scheduler.running),
             kv_bytes=memory.kv_bytes,
             active_bytes=memory.active_bytes,
@@ -90,10 +101,39 @@ class Engine:
             steps=self._step_clock.take(),
         )
 
+    def close(self) -> None:
+        """Compile nothing more."""
+        if self._grammars is not None:
+            self._grammars.close()
+
+    def _receive(self, sequence: Sequence) -> None:
+        """Queue a sequence; one that has a grammar first waits until that is compiled."""
+        constraint = sequence.submit.constraint
+        if constraint is None:
+            self._scheduler.add(sequence)
+        elif self._grammars is None:
+            self._refuse(sequence, "this engine was started without a vocabulary")
+        else:
+            self._compiling[sequence.id] = sequence
+            self._grammars.compile(sequence.id, constraint.grammar)
+
+    def _take_compiled(self, now_ns: int) -> None:
+        for compiled in self._grammars.finished() if self._grammars is not None else ():
+            self._ready(self._compiling.pop(compiled.sequence_id), compiled, now_ns)
+
+    def _ready(self, sequence: Sequence, compiled: Compiled, now_ns: int) -> None:
+        sequence.stamps.grammar_ready_ns = now_ns
+        sequence.stamps.grammar_compile_ns = compiled.compile_ns
+        if compiled.matcher is None:
+            self._refuse(sequence, compiled.refusal)
+            return
+        sequence.matcher = compiled.matcher
+        self._scheduler.add(sequence)
+
     def _start(self, sequence: Sequence) -> bool:
         sequence.stamps.admitted_ns = self._clock_ns()
         try:
-            match = self._runner.insert(sequence.submit)
+            match = self._runner.insert(sequence.submit, sequence.matcher)
         except Exception as error:  # noqa: BLE001 - reported with the sequence; the engine goes on
             traceback.print_exception(error)
             self._fail(sequence, error)
@@ -104,7 +144,7 @@ class Engine:
 
     def _has_waited(self, sequence: Sequence) -> bool:
         """Whether there was no room: what was there when the last step began could have been taken then."""
-        has_waited = sequence.stamps.received_ns < self._last_began_ns
+        has_waited = sequence.ready_ns < self._last_began_ns
         if not has_waited:
             sequence.stamps.queue_reason = None
         return has_waited
@@ -118,6 +158,10 @@ class Engine:
         self._scheduler.note(step_ns, computed_tokens, len(output.tokens))
 
     def _cancel(self, sequence_id: int) -> None:
+        if (sequence := self._compiling.pop(sequence_id, None)) and self._grammars is not None:
+            self._grammars.cancel(sequence_id)
+            self._end(sequence, "cancelled")
+            return
         sequence = self._scheduler.remove(sequence_id)
         if sequence is None:
             return
@@ -156,6 +200,11 @@ class Engine:
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         self._scheduler.remove(sequence.id)
         self._end(sequence, "failed", type(error).__name__)
+
+    def _refuse(self, sequence: Sequence, why: str | None) -> None:
+        constraint = sequence.submit.constraint
+        param = None if constraint is None else constraint.param
+        self._ended.append(Ended(sequence.id, "refused", sequence.stamps, why, param))
 
     def _end(self, sequence: Sequence, reason: EndReason, detail: str | None = None) -> None:
         self._ended.append(Ended(sequence.id, reason, sequence.stamps, detail))

@@ -11,7 +11,7 @@ import msgspec
 
 # Upper bounds of what step durations are counted by, one group more than there are bounds.
 STEP_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-EndReason = Literal["stop", "length", "cancelled", "failed"]
+EndReason = Literal["stop", "length", "cancelled", "failed", "refused"]
 # What an engine makes of its input: tokens one after another, or vectors.
 EngineKind = Literal["chat", "embeddings"]
 Priority = Literal["high", "normal", "low"]
@@ -44,12 +44,14 @@ class SamplingParameters(msgspec.Struct, frozen=True, array_like=True):
 class Constraint(msgspec.Struct, frozen=True, array_like=True):
     """A grammar in llguidance's form that the answer must be a text of.
 
-    With `trigger_token_ids` it begins behind the first of them that is drawn; when it `repeats`, behind each.
+    With `trigger_token_ids` it begins behind the first of them that is drawn; when it `repeats`, behind each. `param`
+    is the part of the request that asks for it, which a refusal names.
     """
 
     grammar: str
     trigger_token_ids: tuple[int, ...] = ()
     repeats: bool = False
+    param: str = "response_format"
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -139,7 +141,8 @@ class Stamps(msgspec.Struct, array_like=True):
     `cached_tokens` of the prompt came from the prefix cache, and `cache_miss_reason` says why not all but the last
     did. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the first. Of one that
     had to wait, `queue_reason` says for what, and `overtaken` how many that came later went first. `kv_bytes` is what
-    its row was predicted to need.
+    its row was predicted to need. One with a constraint could join from `grammar_ready_ns` on; compiling
+    took `grammar_compile_ns`, 0 when it was known.
     """
 
     received_ns: int
@@ -160,15 +163,22 @@ class Stamps(msgspec.Struct, array_like=True):
     queue_reason: QueueReason | None = None
     overtaken: int = 0
     kv_bytes: int | None = None
+    grammar_ready_ns: int | None = None
+    grammar_compile_ns: int = 0
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):
-    """A sequence is over and has left the batch; `detail` is an exception's class name when it failed."""
+    """A sequence is over and has left the batch; `detail` is an exception's class name when it failed.
+
+    One is refused when its grammar can't be kept to: then `detail` says why, in words that may quote the grammar, and
+    `param` is that of its constraint.
+    """
 
     sequence_id: int
     reason: EndReason
     stamps: Stamps
     detail: str | None = None
+    param: str | None = None
 
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):

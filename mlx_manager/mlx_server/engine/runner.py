@@ -11,11 +11,11 @@ from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
-from llguidance import LLMatcher
 from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlx_manager.mlx_server.engine.constraint import ConstrainedSampler, Vocabulary
+from mlx_manager.mlx_server.engine.constraint import ConstrainedSampler
+from mlx_manager.mlx_server.engine.grammar import Matcher
 from mlx_manager.mlx_server.engine.logprobs import most_likely
 from mlx_manager.mlx_server.engine.messages import Constraint, Logprobs, Submit
 from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, layers_of
@@ -84,12 +84,10 @@ class Runner:
         self,
         model: Any,
         max_batch: int,
-        vocabulary: Vocabulary | None = None,
         prefix_cache_bytes: int = 0,
     ) -> None:
         check_batch_api(BatchGenerator)
         self._model = model
-        self._vocabulary = vocabulary
         self._is_cacheable = all(type(one) is KVCache for one in make_prompt_cache(model))
         self._prefix_cache_bytes = prefix_cache_bytes if self._is_cacheable else 0
         self._prefixes = PrefixCache(self._prefix_cache_bytes)
@@ -102,19 +100,18 @@ class Runner:
         self._uid_of: dict[int, int] = {}
         self._sequence_of: dict[int, int] = {}
         self._top_logprobs: dict[int, int] = {}
-        self._matchers: dict[int, LLMatcher] = {}
+        self._matchers: dict[int, Matcher] = {}
         self._generator = BatchGenerator(
             self._model, sampler=greedy, completion_batch_size=self._max_batch
         )
 
-    def insert(self, submit: Submit) -> Match:
+    def insert(self, submit: Submit, matcher: Matcher | None = None) -> Match:
         """Let a sequence join with the next step, and return what needs not be computed of its prompt.
 
-        Raises ValueError when mlx-lm refuses it, or its grammar is none.
+        One with a constraint needs the `matcher` of its grammar. Raises ValueError when mlx-lm refuses it.
         """
-        held = matcher = None
-        if submit.constraint is not None:
-            matcher = self._matcher(submit.constraint, submit.end_token_ids)
+        held = None
+        if submit.constraint is not None and matcher is not None:
             held = _holding(submit.constraint, matcher, submit.end_token_ids)
         sampler = sampler_for(submit.sampling, submit.token_ids, submit.end_token_ids, held)
         match = self._match(submit.token_ids)
@@ -187,14 +184,9 @@ class Runner:
         if token_ids and all(type(cache) is KVCache for cache in caches):
             self._prefixes.store(token_ids, layers_of(caches))
 
-    def _matcher(self, constraint: Constraint, end_token_ids: list[int]) -> LLMatcher:
-        if self._vocabulary is None:
-            raise ValueError("a grammar needs a vocabulary")
-        return self._vocabulary.matcher(constraint.grammar, end_token_ids)
-
     def _end_of(self, row: Any) -> str | None:
         reason: str | None = row.finish_reason
-        if reason == "stop" and (matcher := self._matchers.get(row.uid)) and matcher.is_error():
+        if reason == "stop" and (matcher := self._matchers.get(row.uid)) and matcher.is_given_up:
             return GIVEN_UP
         return reason
 
@@ -248,7 +240,7 @@ def _caches(match: Match) -> list[KVCache]:
 
 
 def _holding(
-    constraint: Constraint, matcher: LLMatcher, end_token_ids: list[int]
+    constraint: Constraint, matcher: Matcher, end_token_ids: list[int]
 ) -> Callable[[Sampler], Sampler]:
     return lambda draw: ConstrainedSampler(constraint, matcher, end_token_ids, draw)
 

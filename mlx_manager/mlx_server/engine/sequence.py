@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlx_manager.mlx_server.engine.grammar import Matcher
 from mlx_manager.mlx_server.engine.messages import Stall, Stamps, Submit
 
 # A pause is a stall when it is this long and this many times the mean of the pauses before it, of which there must be
@@ -21,11 +22,13 @@ class Sequence:
     """One request inside the engine, from `Submit` to `Ended`.
 
     Of its prompt `unread_tokens` are to be computed before the last one, which makes the first token of the answer.
+    One with a constraint has a `matcher` from when its grammar is compiled.
     """
 
     submit: Submit
     stamps: Stamps
     unread_tokens: int
+    matcher: Matcher | None = None
 
     @classmethod
     def received(cls, submit: Submit, now_ns: int) -> Sequence:
@@ -38,6 +41,11 @@ class Sequence:
     def id(self) -> int:
         """The id that the API process gave it."""
         return self.submit.sequence_id
+
+    @property
+    def ready_ns(self) -> int:
+        """Since when it could have joined the batch, had there been room."""
+        return self.stamps.grammar_ready_ns or self.stamps.received_ns
 
     @property
     def is_decoding(self) -> bool:

@@ -1,7 +1,7 @@
 """The engine process: `python -m mlx_manager.mlx_server.engine.worker`, started by `workers.process`.
 
-One thread does everything, loading included, because MLX's streams belong to a thread. The end of the channel is the
-end of the process: it can't outlive the API process.
+One thread does everything but compile grammars, loading included, because MLX's streams belong to a thread. The end of
+the channel is the end of the process: it can't outlive the API process.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, get_args
@@ -19,11 +21,12 @@ import msgspec
 
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.channel import Channel
-from mlx_manager.mlx_server.engine.constraint import Vocabulary
 from mlx_manager.mlx_server.engine.embedding_engine import EmbeddingEngine
 from mlx_manager.mlx_server.engine.embedding_model import load_embedding_model
 from mlx_manager.mlx_server.engine.embedding_scheduler import EmbeddingScheduler
 from mlx_manager.mlx_server.engine.engine import Engine
+from mlx_manager.mlx_server.engine.grammar import Vocabulary
+from mlx_manager.mlx_server.engine.grammar_compiler import GrammarCompiler
 from mlx_manager.mlx_server.engine.kv_cost import kv_budget_bytes, measure_kv_cost
 from mlx_manager.mlx_server.engine.loading import load
 from mlx_manager.mlx_server.engine.messages import (
@@ -63,6 +66,10 @@ class Stepping(Protocol):
         """Say how the engine is."""
         ...
 
+    def close(self) -> None:
+        """Let threads beside this one end."""
+        ...
+
 
 def main() -> int:
     """Load the model named on the command line and serve it until the channel ends."""
@@ -79,7 +86,9 @@ def main() -> int:
     )
     try:
         if arguments.kind == "chat":
-            engine, ready = make_chat_engine(arguments.model, limits, arguments.prefix_cache_bytes)
+            engine, ready = make_chat_engine(
+                arguments.model, limits, arguments.prefix_cache_bytes, channel.wake
+            )
         else:
             engine, ready = make_embedding_engine(arguments.model, limits)
     except Exception as error:  # noqa: BLE001 - whatever it is, the API process is told
@@ -87,14 +96,22 @@ def main() -> int:
         channel.drain(LAST_WORDS_S)
         return 1
     channel.send(ready)
-    serve(channel, engine)
+    with closing(engine):
+        serve(channel, engine)
     return 0
 
 
-def make_chat_engine(path: Path, limits: Limits, prefix_cache_bytes: int) -> tuple[Stepping, Ready]:
-    """Load a language model, and find out how much its sequences need and may have."""
+def make_chat_engine(
+    path: Path, limits: Limits, prefix_cache_bytes: int, wake: Callable[[], None]
+) -> tuple[Stepping, Ready]:
+    """Load a language model, and find out how much its sequences need and may have.
+
+    `wake` is called, from another thread, when there is something to do.
+    """
+    grammars = GrammarCompiler(Vocabulary(path), wake)
+    grammars.prepare()
     loaded = load(path)
-    runner = Runner(loaded.model, limits.max_batch, Vocabulary(path), prefix_cache_bytes)
+    runner = Runner(loaded.model, limits.max_batch, prefix_cache_bytes)
     weights_bytes = loaded.ready.weights_bytes
     limits = replace(
         limits,
@@ -105,7 +122,8 @@ def make_chat_engine(path: Path, limits: Limits, prefix_cache_bytes: int) -> tup
     ready = msgspec.structs.replace(
         loaded.ready, kv_cost=limits.kv_cost, kv_budget_bytes=limits.kv_budget_bytes
     )
-    return Engine(runner, Scheduler(limits), BlasThreads(weights_bytes)), ready
+    threads = BlasThreads(weights_bytes)
+    return Engine(runner, Scheduler(limits), threads, grammars=grammars), ready
 
 
 def make_embedding_engine(path: Path, limits: Limits) -> tuple[Stepping, Ready]:

@@ -1,6 +1,7 @@
 """Which grammar an answer is held to: of its format, and of the calls whose arguments must keep to a schema.
 
-Grammars are written in Lark's form with llguidance's additions (`%json`, tokens by number).
+Grammars are written in Lark's form with llguidance's additions (`%json`, tokens by number). The engine compiles them,
+beside its work, and refuses what can't be kept to.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-from llguidance import LLMatcher
+from msgspec.structs import replace
 
 from mlx_manager.chat.request import AnswerFormat, ChatRequest, Conversation, Tool
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
@@ -22,6 +23,12 @@ from mlx_manager.mlx_server.families import harmony
 from mlx_manager.mlx_server.families.forms import CallForm
 from mlx_manager.mlx_server.generation import call_grammars
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools
+from mlx_manager.mlx_server.generation.schema_limits import (
+    MOST_LEVELS,
+    can_end,
+    inexact_number,
+    is_too_deep,
+)
 
 # Between the tokens of JSON: enough for what models like to write, and not so much that one could go on for ever.
 JSON_SPACE = r"(\n? {0,24})?"
@@ -31,22 +38,21 @@ LEAD = r"/\s{0,4}/"
 # 8 s and 400 MB, in which no row got a token. 100,000 take less than a second.
 MOST_REMAINDERS = 100_000
 MULTIPLE_OF = re.compile(r'"multipleOf"\s*:\s*-?(\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3})?)')
+LONGEST_GRAMMAR_BYTES = 262_144
 UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-# Of a longer grammar the compiled form isn't kept: 256 of them would be gigabytes.
-LONGEST_KEPT = 65_536
-POSITION = re.compile(r"^at \d+\(\d+\): ")
 
 
 def constraint_for(request: ChatRequest, text: ModelText, opening: str) -> Constraint | None:
     """Return what holds the answer to what was asked for; None when nothing does.
 
-    `opening` is what the answer begins with already. Raises InvalidRequest for a format that can't be kept to and
-    UnsupportedParameter where this model's can't be.
+    `opening` is what the answer begins with already. Raises InvalidRequest for a format that would be too much work
+    and UnsupportedParameter where this model's can't be kept to.
     """
     found = _constraint_for(request, text, opening)
-    if found is not None:
-        _check_ends(request)
-    return found
+    if found is None:
+        return None
+    _check_ends(request)
+    return replace(found, param="tools" if request.format is None else request.format.param)
 
 
 def _constraint_for(request: ChatRequest, text: ModelText, opening: str) -> Constraint | None:
@@ -85,7 +91,7 @@ def _of_format(
 ) -> Constraint:
     body = _body(asked)
     if text.family.in_messages:
-        says = call_grammars.Says(partial(_mark, text), _json)
+        says = call_grammars.Says(partial(_mark, text), partial(_json, param="tools"))
         return Constraint(_checked(call_grammars.message_of(body, says), asked.param))
     if not _may_think(request, text, opening):
         return Constraint(_checked(f"start: {body}", asked.param))
@@ -108,16 +114,29 @@ def _may_think(request: ChatRequest, text: ModelText, opening: str) -> bool:
 def _body(asked: AnswerFormat) -> str:
     if asked.kind == "json_schema":
         assert not isinstance(asked.value, str)
-        return _json(asked.value)
+        return _json(asked.value, asked.param)
     assert isinstance(asked.value, str)
     if asked.kind == "regex":
         return f"/{call_grammars.slashed(asked.value)}/"
     return f"%lark {{\n{asked.value}\n}}"
 
 
-def _json(schema: Mapping[str, Any]) -> str:
+def _json(schema: Mapping[str, Any], param: str) -> str:
+    if (reason := _unkept(schema)) is not None:
+        raise InvalidRequest(f"{param!r} can't be kept to: {reason}.", param=param)
     guided = {**schema, "x-guidance": {"whitespace_pattern": JSON_SPACE}}
     return f"%json {json.dumps(guided)}"
+
+
+def _unkept(schema: Mapping[str, Any]) -> str | None:
+    """Why a schema can't be kept to, where llguidance wouldn't say so."""
+    if is_too_deep(schema):
+        return f"it has more than {MOST_LEVELS} levels"
+    if not can_end(schema):
+        return "it refers to itself so that no text of it would ever end"
+    if (number := inexact_number(schema)) is not None:
+        return f"{number} has more digits than numbers are computed with"
+    return None
 
 
 def _of_calls(
@@ -126,7 +145,7 @@ def _of_calls(
     """Return what holds the answer to calls in the form of the model's family."""
     assert isinstance(request.input, Conversation)
     choice = request.input.tool_choice
-    says = call_grammars.Says(partial(_mark, text), _json)
+    says = call_grammars.Says(partial(_mark, text), partial(_json, param="tools"))
     _check_sayable(tools, text, says)
     if choice.name is not None:
         tools = [tool for tool in tools if tool.name == choice.name]
@@ -147,7 +166,7 @@ def _of_free_calls(
     request: ChatRequest, form: CallForm, tools: Sequence[Tool], text: ModelText, opening: str
 ) -> Constraint:
     """Return what holds for the calls of an answer, and for nothing else in it."""
-    says = call_grammars.Says(partial(_mark, text), _json)
+    says = call_grammars.Says(partial(_mark, text), partial(_json, param="tools"))
     if form.begin:
         lark = _checked(call_grammars.marked_call(tools, form, says), "tools")
         return Constraint(lark, tuple(_ids(text, form.begin)), repeats=True)
@@ -206,12 +225,21 @@ def _ids(text: ModelText, mark: str) -> list[int]:
 
 
 def _checked(lark: str, param: str) -> str:
-    """Return the grammar as llguidance takes it. Raises InvalidRequest with its words where it can't be kept to."""
+    """Return the grammar. Raises InvalidRequest where it would take too long to compile, or isn't text."""
     _check_multiples(lark, param)
-    grammar, error = _compiled(lark) if len(lark) > LONGEST_KEPT else _kept(lark)
-    if error:
-        raise InvalidRequest(f"{param!r} can't be kept to: {error}", param=param)
-    return grammar
+    try:
+        size = len(lark.encode())
+    except UnicodeEncodeError as error:
+        # Half a surrogate pair can be in JSON, and so in an expression.
+        raise InvalidRequest(
+            f"{param!r} can't be kept to: it is not valid Unicode", param=param
+        ) from error
+    if size > LONGEST_GRAMMAR_BYTES:
+        raise InvalidRequest(
+            f"{param!r} can't be kept to: it has {size} bytes, and at most {LONGEST_GRAMMAR_BYTES} are compiled.",
+            param=param,
+        )
+    return lark
 
 
 def _check_multiples(lark: str, param: str) -> None:
@@ -233,18 +261,3 @@ def _places(number: Decimal) -> int:
     exponent = number.as_tuple().exponent
     assert isinstance(exponent, int), "the expression matches no infinity"
     return max(-exponent, 0)
-
-
-@lru_cache(maxsize=256)
-def _kept(lark: str) -> tuple[str, str]:
-    return _compiled(lark)
-
-
-def _compiled(lark: str) -> tuple[str, str]:
-    try:
-        grammar = LLMatcher.grammar_from_lark(lark)
-    except UnicodeEncodeError:
-        # Half a surrogate pair can be in JSON, and so in an expression.
-        return "", "it is not valid Unicode"
-    error = LLMatcher.validate_grammar(grammar).split("\n")[0]
-    return grammar, POSITION.sub("", error)

@@ -6,7 +6,7 @@ from collections import deque
 
 from mlx_manager.chat.events import Delta, LikelyToken, TextDelta, TokenLogprobs
 from mlx_manager.mlx_server.engine.messages import Logprobs
-from mlx_manager.mlx_server.generation.token_bytes import TokenBytes
+from mlx_manager.mlx_server.engine.token_bytes import TokenBytes
 
 
 class AnswerLogprobs:

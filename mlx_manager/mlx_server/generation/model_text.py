@@ -15,12 +15,12 @@ from mlx_manager.chat.request import Conversation, RawPrompt, Sampling, Tool
 from mlx_manager.chat.tokens import DetokenizeRequest, TokenizeRequest, Tokens
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.engine.token_bytes import TokenBytes
 from mlx_manager.mlx_server.families.family import Family, family_of
 from mlx_manager.mlx_server.generation.template_messages import (
     template_messages,
     with_instructions,
 )
-from mlx_manager.mlx_server.generation.token_bytes import TokenBytes
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 
 FALLBACK_CONTEXT_TOKENS = 32_768
@@ -238,7 +238,7 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
             tokenizer.eos_token_id, config, generation, added=_added_ids(tokenizer, family.ends)
         ),
         sampling_defaults=_sampling_defaults(generation),
-        token_bytes=TokenBytes(tokenizer),
+        token_bytes=TokenBytes(tokenizer.backend_tokenizer),
         quantization=quantization(config),
         family=family,
         shown_ids=_special_marks(tokenizer, family),

@@ -37,6 +37,8 @@ def record(tokens: TokenStream, timeline: Timeline) -> None:
 
 
 def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
+    timeline.grammar_ready_ns = _wall(stamps.grammar_ready_ns, offset_ns)
+    timeline.grammar_compile_ns = stamps.grammar_compile_ns
     timeline.admitted_ns = _wall(stamps.admitted_ns, offset_ns)
     timeline.queue_reason = stamps.queue_reason
     timeline.overtaken = stamps.overtaken

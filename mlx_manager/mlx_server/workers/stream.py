@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from mlx_manager.chat.events import TraceContext
-from mlx_manager.errors import EngineFailed, GenerationFailed, MlxManagerError
+from mlx_manager.errors import EngineFailed, GenerationFailed, InvalidRequest, MlxManagerError
 from mlx_manager.mlx_server.engine.messages import Ended, Logprobs
 
 
@@ -146,11 +146,18 @@ class TokenStream:
     def _raise_failure(self) -> None:
         if self._error is not None:
             raise self._error
-        if self.ended is not None and self.ended.reason == "failed":
-            raise GenerationFailed(
-                f"The engine could not compute this request ({self.ended.detail}). Other requests are not "
-                "affected; the server's log has the details."
-            )
+        if self.ended is not None:
+            _raise_failure_of(self.ended)
+
+
+def _raise_failure_of(ended: Ended) -> None:
+    if ended.reason == "refused":
+        raise InvalidRequest(f"{ended.param!r} can't be kept to: {ended.detail}", param=ended.param)
+    if ended.reason == "failed":
+        raise GenerationFailed(
+            f"The engine could not compute this request ({ended.detail}). Other requests are not "
+            "affected; the server's log has the details."
+        )
 
 
 def engine_ended(model_id: str, how: str) -> EngineFailed:

@@ -62,7 +62,9 @@ def _structured_outputs(asked: StructuredOutputs | None) -> list[AnswerFormat]:
         found.append(AnswerFormat("regex", asked.regex, f"{STRUCTURED_OUTPUTS}.regex"))
     if asked.choice is not None:
         choices = " | ".join(json.dumps(choice) for choice in asked.choice)
-        found.append(AnswerFormat("grammar", f"start: {choices}", f"{STRUCTURED_OUTPUTS}.choice"))
+        # As one terminal, which many thousands may be; a rule can't have more than 2,000 ways to go on.
+        grammar = f"start: CHOICE\nCHOICE: {choices}"
+        found.append(AnswerFormat("grammar", grammar, f"{STRUCTURED_OUTPUTS}.choice"))
     if asked.grammar is not None:
         found.append(AnswerFormat("grammar", asked.grammar, f"{STRUCTURED_OUTPUTS}.grammar"))
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any
+
+from tokenizers import Tokenizer
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE_MARK = "▁"
@@ -13,14 +14,14 @@ SPACE_MARK = "▁"
 class TokenBytes:
     """Knows how one tokenizer writes bytes into the names of its tokens."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._backend = tokenizer.backend_tokenizer
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self._added = {
-            token_id: str(token).encode()
-            for token_id, token in tokenizer.added_tokens_decoder.items()
+            token_id: str(token.content).encode()
+            for token_id, token in tokenizer.get_added_tokens_decoder().items()
         }
         # What decodes is only known by its description; `to_str` of the whole tokenizer would take a second.
-        decoder = self._backend.decoder
+        decoder = tokenizer.decoder
         described = decoder.__getstate__().decode() if decoder is not None else ""
         self._is_byte_level = '"ByteLevel"' in described
         self._has_byte_tokens = '"ByteFallback"' in described
@@ -30,7 +31,7 @@ class TokenBytes:
         """Return a token's bytes; none for an id beyond the tokenizer's last, which a model's vocabulary may have."""
         if token_id in self._added:
             return self._added[token_id]
-        name: str | None = self._backend.id_to_token(token_id)
+        name: str | None = self._tokenizer.id_to_token(token_id)
         if name is None:
             return b""
         if self._is_byte_level:
