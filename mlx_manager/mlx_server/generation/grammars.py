@@ -34,9 +34,11 @@ from mlx_manager.mlx_server.generation.schema_limits import (
 JSON_SPACE = r"(\n? {0,24})?"
 # What a model puts between its thoughts and its answer.
 LEAD = r"/\s{0,4}/"
-# The engine builds a state for each remainder there is, and no limit of llguidance's counts them: for 999983 it took
-# 8 s and 400 MB, in which no row got a token. 100,000 take less than a second.
-MOST_REMAINDERS = 100_000
+# llguidance builds a state for each remainder, and in a range one for each remainder and digit; no limit of its
+# counts them: for 999983 it took 8 s and 400 MB, for 99999 in a range 6 s. These take less than half a second.
+MOST_REMAINDERS = 10_000
+MOST_REMAINDERS_IN_RANGE = 2_000
+BOUND = re.compile(r'"(?:exclusiveM|m)(?:in|ax)imum"\s*:\s*-?\d')
 MULTIPLE_OF = re.compile(r'"multipleOf"\s*:\s*-?(\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3})?)')
 LONGEST_GRAMMAR_BYTES = 262_144
 UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
@@ -249,10 +251,12 @@ def _check_multiples(lark: str, param: str) -> None:
     places = max(map(_places, found), default=0)
     total = sum(int(number.scaleb(_places(number))) for number in found)
     common = math.lcm(*(int(number.scaleb(places)) for number in found))
-    if max(total, common) > MOST_REMAINDERS:
+    most = MOST_REMAINDERS_IN_RANGE if BOUND.search(plain) else MOST_REMAINDERS
+    if max(total, common) > most:
         raise InvalidRequest(
             f"{param!r} can't be kept to: its 'multipleOf' are too large. Counted in units of the last decimal place, "
-            f"their sum and their least common multiple may be {MOST_REMAINDERS}.",
+            f"their sum and their least common multiple may be {MOST_REMAINDERS}, and {MOST_REMAINDERS_IN_RANGE} in a "
+            "schema with a least or a greatest number.",
             param=param,
         )
 
