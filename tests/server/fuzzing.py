@@ -62,6 +62,56 @@ VALID: dict[str, list[dict[str, Any]]] = {
         TEXT | {"structured_outputs": {"choice": ["yes", "no"]}},
         TEXT | {"ignore_eos": True, "logit_bias": {"7": 5}},
     ],
+    "/v1/responses": [
+        {"model": MODEL, "max_output_tokens": 16, "input": "Hello", "store": False},
+        {
+            "model": MODEL,
+            "max_output_tokens": 16,
+            "stream": True,
+            "instructions": "Be brief.",
+            "temperature": 0.5,
+            "metadata": {"a": "b"},
+            "include": ["message.output_text.logprobs"],
+            "top_logprobs": 2,
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "Hello"}]},
+                {"type": "message", "role": "assistant", "content": "Hi"},
+                {"role": "user", "content": "And now?"},
+            ],
+        },
+        {
+            "model": MODEL,
+            "max_output_tokens": 16,
+            "tools": [{"type": "function", **TOOL["function"]}],  # type: ignore[dict-item]
+            "tool_choice": "auto",
+            "parallel_tool_calls": False,
+            "input": [
+                ASKED,
+                {
+                    "type": "function_call",
+                    "call_id": "c1",
+                    "name": "get_weather",
+                    "arguments": "{}",
+                },
+                {"type": "function_call_output", "call_id": "c1", "output": "sunny"},
+            ],
+        },
+        {
+            "model": MODEL,
+            "max_output_tokens": 16,
+            "input": "Hello",
+            "reasoning": {"effort": "low"},
+            "text": {
+                "format": {
+                    "type": "json_schema",
+                    "name": "place",
+                    "schema": WEATHER,
+                    "strict": True,
+                }
+            },
+        },
+        {"model": MODEL, "max_output_tokens": 16, "input": "Hello", "background": True},
+    ],
     "/v1/embeddings": [
         {"model": ENCODER, "input": ["the cat", "a dog"], "encoding_format": "base64"},
         {"model": ENCODER, "input": [[5, 6], [7]], "dimensions": 8},
@@ -206,6 +256,13 @@ STRANGE: list[Any] = [
     {"pattern": "(?=a)b"},
     {"minLength": 10**9},
     {"type": "array", "minItems": 10**6},
+    {"const": "<|im_end|>"},
+    {"multipleOf": 9999, "minimum": 5, "maximum": 10**12},
+    {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+    {"$defs": {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}]} for at in range(300)}},
+    'start: a\na: a a | "x"',
+    "start: <|unknown|>",
+    "start: [" + "<0x41>" * 40,
     nested(30),
     nested(400),
     ["a"] * 300,

@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from mlx_manager.mlx_server.app import create_app
+from mlx_manager.mlx_server.engine.messages import Vitals
+from mlx_manager.mlx_server.workers.process import EngineProcess
 from tests.server.fuzzing import ENCODER, MODEL, VALID, Body, bodies
 from tests.support.encoders import make_encoder
 from tests.support.running import RunningServer, eventually, running, settings_for
@@ -77,10 +79,20 @@ def _stream_complaint(response: httpx.Response) -> str | None:
     events = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
     if not events:
         return "an empty stream"
-    if any('"error"' in event and "error" in json.loads(event) for event in events[-2:]):
+    if any('"error"' in event and json.loads(event).get("error") for event in events[-2:]):
         return f"an error in the stream: {events[-2:]}"
-    ends = ("[DONE]", '{"type":"message_stop"}')
-    return None if events[-1].replace(" ", "") in ends else f"a stream ends with {events[-1]}"
+    return None if _is_end(events[-1]) else f"a stream ends with {events[-1]}"
+
+
+def _is_end(event: str) -> bool:
+    """Whether it is what a stream of one of the APIs ends with; a response may have come to `max_output_tokens`."""
+    if event == "[DONE]":
+        return True
+    return json.loads(event)["type"] in (
+        "message_stop",
+        "response.completed",
+        "response.incomplete",
+    )
 
 
 async def send_all(client: httpx.AsyncClient, count: int, seed: int) -> list[str]:
@@ -101,6 +113,15 @@ async def send_all(client: httpx.AsyncClient, count: int, seed: int) -> list[str
 
     await asyncio.gather(*(send() for _ in range(AT_ONCE)))
     return complaints
+
+
+async def engine_at_rest(engine: EngineProcess | None) -> Vitals:
+    """Return what an engine says of itself when nothing is asked of it any more."""
+    assert engine is not None
+    last = engine.vitals
+    await eventually(lambda: engine.vitals is not last)
+    assert engine.vitals is not None
+    return engine.vitals
 
 
 @pytest.fixture
@@ -130,3 +151,6 @@ async def test_no_body_brings_the_server_out_of_its_words_or_leaves_anything_beh
     )
     answer = await client.post("/v1/chat/completions", json=VALID["/v1/chat/completions"][0])
     assert answer.status_code == 200
+    assert (await client.get("/health")).status_code == 200
+    vitals = await engine_at_rest(engine)
+    assert (vitals.running, vitals.waiting) == (0, 0), "a row is stuck"
