@@ -61,8 +61,9 @@ unit: setup-dev ## pytest (ARGS="-k words" is passed on)
 conformance: setup ## check the APIs of a server with the starter model (ARGS="--json" is passed on)
 	@$(BIN)/python -m tools.conformance $(ARGS)
 
-fuzz: setup-dev ## send 10,000 almost valid bodies to a server (FUZZ_BODIES and FUZZ_SEED change which)
-	@FUZZ_BODIES=$${FUZZ_BODIES:-10000} $(BIN)/python -m pytest tests/server/test_fuzz.py $(ARGS)
+fuzz: setup-dev ## send 10,000 almost valid bodies, and requests made from /openapi.json (FUZZ_BODIES, FUZZ_EXAMPLES, FUZZ_SEED)
+	@FUZZ_BODIES=$${FUZZ_BODIES:-10000} FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-100} \
+		$(BIN)/python -m pytest tests/server/test_fuzz.py tests/server/test_openapi.py $(ARGS)
 
 bench: setup-dev ## compare throughput and latency with the bare engine loop and with mlx_lm.server
 	@sh tools/setup/with-openblas.sh $(BIN)/python -m benchmarks $(ARGS)

@@ -18,8 +18,8 @@ from mlx_manager.mlx_server.api import (
     responses,
     tokens,
 )
+from mlx_manager.mlx_server.api.description import describe
 from mlx_manager.mlx_server.api.errors import (
-    describe_errors,
     error_response,
     failure_response,
     install_error_handlers,
@@ -78,7 +78,7 @@ def server_app(title: str, settings: Settings, beside: Beside = _nothing_more) -
     openai = (completions, responses, embeddings, tokens)
     for module in (health, metrics, *openai, messages, models, otlp_api):
         app.include_router(module.router)
-    describe_errors(app)
+    describe(app)
     install_error_handlers(app)
     _install_middleware(app, settings)
     return app

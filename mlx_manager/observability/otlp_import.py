@@ -150,8 +150,17 @@ def _parse_json(body: bytes) -> ExportTraceServiceRequest:
         for span in _json_spans(document):
             _encode_ids(span)
         ParseDict(document, request, ignore_unknown_fields=True)
-    except (ParseError, ValueError, TypeError, AttributeError, RecursionError, SystemError):
-        # SystemError is how Protobuf's C code takes a field's name with half a surrogate pair.
+    except (
+        ParseError,
+        ArithmeticError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SystemError,
+    ):
+        # ArithmeticError: an infinite whole number. SystemError is how Protobuf's C code takes a field's name with
+        # half a surrogate pair.
         raise _unreadable("JSON") from None
     return request
 

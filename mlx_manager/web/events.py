@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import logfire
 from fastapi import APIRouter, FastAPI, Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from mlx_manager.mlx_server.pool.draining import on_stop
 from mlx_manager.mlx_server.pool.pool import Resident
@@ -22,7 +22,9 @@ from mlx_manager.web.requests import newest_request
 router = APIRouter(prefix="/api", tags=["Manager"])
 
 
-@router.get("/events")
+@router.get(
+    "/events", response_class=Response, responses={200: {"content": {"text/event-stream": {}}}}
+)
 async def follow_events(request: Request) -> StreamingResponse:
     """Stream `snapshot` events: health, models in memory, requests in progress, the newest trace and request."""
     live: Live = request.app.state.live

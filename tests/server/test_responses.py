@@ -583,6 +583,7 @@ async def test_a_request_is_audited_and_traced_like_a_chat(
         ({"input": 3}, "input"),
         ({"truncation": "auto"}, "truncation"),
         ({"metadata": {"a": "b" * 513}}, "metadata.a"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {"const": float("inf")}}]}, "tools"),
     ],
 )  # fmt: skip
 async def test_what_cannot_be_honoured_is_refused_by_name(

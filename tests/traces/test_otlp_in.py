@@ -181,6 +181,12 @@ def test_more_attributes_than_a_span_may_have_are_cut(
         (b'{"resourceSpans": 7}', {"Content-Type": "application/json"}, 400, "JSON"),
         (b"[" * 100_000, {"Content-Type": "application/json"}, 400, "JSON"),
         (b'{"\\ud800": 7}', {"Content-Type": "application/json"}, 400, "JSON"),
+        (
+            b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"kind": Infinity}]}]}]}',
+            {"Content-Type": "application/json"},
+            400,
+            "JSON",
+        ),
         (b"plain", PROTOBUF | {"Content-Encoding": "gzip"}, 400, "not gzip"),
         (gzip.compress(b"x" * 99)[:20], PROTOBUF | {"Content-Encoding": "gzip"}, 400, "too early"),
         (gzip.compress(bytes(50 << 20)), PROTOBUF | {"Content-Encoding": "gzip"}, 413, "unpacked"),

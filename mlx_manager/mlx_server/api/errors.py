@@ -18,7 +18,7 @@ from mlx_manager.mlx_server.middleware.audit import entry_of
 from mlx_manager.observability.paths import route_path
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 from mlx_manager.wire.anthropic.errors import error_body as anthropic_error_body
-from mlx_manager.wire.dialects import MODEL_API, Dialect, dialect_of
+from mlx_manager.wire.dialects import Dialect, dialect_of
 from mlx_manager.wire.openai.errors import error_body
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -38,21 +38,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(MlxManagerError, _drawn)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-
-
-def describe_errors(app: FastAPI) -> None:
-    """Let `/openapi.json` tell what invalid bodies really get; FastAPI describes its own 422."""
-    describe = app.openapi
-
-    def described() -> dict[str, Any]:
-        description = describe()
-        for path, operations in description["paths"].items():
-            for operation in operations.values():
-                if operation["responses"].pop("422", None) and path.startswith(MODEL_API):
-                    operation["responses"]["400"] = {"description": "Invalid request"}
-        return description
-
-    app.openapi = described  # type: ignore[method-assign]
 
 
 async def _drawn(request: Request, exception: Exception) -> Response:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from mlx_manager.errors import InvalidRequest, RequestNotFound
 from mlx_manager.mlx_server.api.dependencies import CurrentState
@@ -104,7 +104,11 @@ async def list_requests(query: Annotated[PageQuery, Query()], state: CurrentStat
     return _page(rows, query)
 
 
-@router.get("/export")
+@router.get(
+    "/export",
+    response_class=Response,
+    responses={200: {"content": {media_type: {} for _encode, media_type in EXPORTS.values()}}},
+)
 async def export_requests(
     query: Annotated[ExportQuery, Query()], state: CurrentState
 ) -> StreamingResponse:

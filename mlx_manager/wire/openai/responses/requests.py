@@ -15,6 +15,7 @@ from mlx_manager.chat.request import (
     ToolChoice,
 )
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.json_text import check_writable
 from mlx_manager.wire.openai.formats import the_only
 from mlx_manager.wire.openai.requests import (
     check_min_tokens,
@@ -45,6 +46,8 @@ HINTS = {"web_search": ' (Codex: web_search = "disabled" in its config.toml)'}
 def check_body(body: ResponsesBody) -> None:
     """Raise InvalidRequest or UnsupportedParameter for what can't be honoured, before anything is looked up."""
     check_supported(body)
+    # A response repeats what was asked, and keeps it.
+    check_writable(body.model_dump(exclude_unset=True))
     if not body.input and body.previous_response_id is None:
         raise InvalidRequest("'input' is empty. Send a text or items.", param="input")
     if body.stream_options is not None and not body.stream:
