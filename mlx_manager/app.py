@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse
 from mlx_manager import __version__
 from mlx_manager.config import Settings
 from mlx_manager.mlx_server.api import requests, timeouts
+from mlx_manager.mlx_server.api.callers import has_key
 from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.mlx_server.api.health import health_response
 from mlx_manager.mlx_server.app import server_app
@@ -57,7 +59,10 @@ def create_app(server_settings: ServerSettings, settings: Settings | None = None
             GuardMiddleware,
             is_open=settings.open_ui,
             names=(settings.host, *settings.host_names),
+            admits=partial(has_key, key=server_settings.admin_key),
         )
     )
+    # So whoever comes as far as `/admin` may administer.
+    app.state.guards_admin = True
     instrument_fastapi(app)
     return app

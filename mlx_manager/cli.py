@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import socket
 import sys
@@ -256,6 +257,8 @@ def _table_variables(path: Path, table: str, values: Any) -> list[tuple[str, str
 
 def _as_text(value: Any) -> str:
     if isinstance(value, dict):
+        if any(isinstance(inner, dict) for inner in value.values()):
+            return json.dumps(value)
         return ",".join(f"{name}={text}" for name, text in value.items())
     return os.pathsep.join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -270,6 +273,9 @@ def _read(kind: type[S]) -> S:
         is_secret = "SecretStr" in str(kind.model_fields[name].annotation)
         given = "can't be used" if is_secret else f"is {first['input']!r}"
         variable = f"{kind.model_config.get('env_prefix', '')}{name}".upper()
+        if not is_secret:
+            # Which of a table's entries it is.
+            variable += "".join(f".{part}" for part in first["loc"][1:])
         _fail(f"{variable} {given}: {first['msg']}. docs/settings.md says what it takes.")
 
 
@@ -278,8 +284,9 @@ def _check(settings: ServerSettings) -> None:
     from mlx_manager.mlx_server.state import make_catalog
 
     try:
-        if settings.preload is not None:
-            make_catalog(settings).find(settings.preload)
+        catalog = make_catalog(settings)
+        for model_id in settings.preload:
+            catalog.find(model_id)
         asyncio.run(_open_and_close(settings.database_url))
     except MlxManagerError as error:
         _fail(error.message)

@@ -94,6 +94,22 @@ class ModelLoadFailed(MlxManagerError):
     title = "Model could not be loaded"
 
 
+class InsufficientMemory(MlxManagerError):
+    """The model doesn't fit into the memory that models may take; the message says the numbers."""
+
+    code = "insufficient_memory"
+    status = 503
+    title = "Not enough memory"
+
+
+class ModelInUse(MlxManagerError):
+    """The model has requests to answer, so it can't be unloaded."""
+
+    code = "model_in_use"
+    status = 409
+    title = "Model in use"
+
+
 class EngineFailed(MlxManagerError):
     """The engine process ended or stalled while it worked on this request."""
 
@@ -148,6 +164,22 @@ class RequestTimeout(MlxManagerError):
     code = "request_timeout"
     status = 504
     title = "Request timed out"
+
+
+class RequestCancelled(MlxManagerError):
+    """Somebody who may administer the server ended the request. Not to be sent again by itself, so not a 5xx."""
+
+    code = "request_cancelled"
+    status = 499
+    title = "Request cancelled"
+
+
+class AdminForbidden(MlxManagerError):
+    """Whoever wants to administer is on another machine and has no key, or a wrong one."""
+
+    code = "admin_forbidden"
+    status = 403
+    title = "Administration is not for everybody"
 
 
 class InvalidQuery(InvalidRequest):

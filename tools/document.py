@@ -21,6 +21,7 @@ from mlx_manager.app import create_app as create_manager
 from mlx_manager.config import Settings as ManagerSettings
 from mlx_manager.mlx_server.app import create_app as create_server
 from mlx_manager.mlx_server.config import Settings as ServerSettings
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.wire.anthropic import parameters as anthropic
 from mlx_manager.wire.anthropic.schema import CountTokensBody, MessagesBody
 from mlx_manager.wire.openai.embeddings import EmbeddingsBody
@@ -48,6 +49,15 @@ def settings_table(kind: type[BaseSettings]) -> str:
         for name, field in kind.model_fields.items()
     ]
     return table(("Variable", "Default", "Meaning"), rows)
+
+
+def model_settings_table() -> str:
+    """Return what can be set for one model: name, default, meaning."""
+    rows = [
+        (f"`{name}`", _default(field.default), field.description or "")
+        for name, field in ModelSettings.model_fields.items()
+    ]
+    return table(("Name", "Default", "Meaning"), rows)
 
 
 def _default(value: object) -> str:
@@ -113,6 +123,7 @@ def _json(value: object) -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "settings.md manager": lambda: settings_table(ManagerSettings),
     "settings.md server": lambda: settings_table(ServerSettings),
+    "settings.md models": model_settings_table,
     "api.md manager": lambda: endpoints_table(create_manager(ServerSettings())),
     "api.md server": lambda: endpoints_table(create_server(ServerSettings())),
     "api.md honoured": lambda: honoured_table(chat=ChatCompletionBody, text=CompletionBody),

@@ -52,23 +52,29 @@ class TraceContext:
 class Route:
     """Where a request goes: the backend, and the model that it has for it.
 
-    `source` says where the model's files are and `revision` which version of them it is, where that is known.
+    `source` says where the model's files are and `revision` which version of them it is, where that is known; `adapter`
+    which adapter its weights are changed by.
     """
 
     backend: str
     model: str
     source: str | None = None
     revision: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """What bringing a model into memory took; None for what was there before.
 
-    First a process is started, then it reads the weights; the tokenizer is read beside both.
+    First a process is started, then it reads the weights; the tokenizer is read beside both. `share` of the weights, 0
+    to 1, is in memory; `reserved_bytes` are set aside for all that the model needs, and `evicted` models made room.
     """
 
     weights_bytes: int | None = None
+    reserved_bytes: int | None = None
+    evicted: tuple[str, ...] = ()
+    share: float | None = None
     process_s: float | None = None
     weights_s: float | None = None
     tokenizer_s: float | None = None

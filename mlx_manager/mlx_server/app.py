@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from mlx_manager import __version__
 from mlx_manager.mlx_server.api import (
+    admin,
     completions,
     embeddings,
     health,
@@ -76,8 +77,9 @@ def server_app(title: str, settings: Settings, beside: Beside = _nothing_more) -
         redoc_url=None,
     )
     openai = (completions, responses, embeddings, tokens)
-    for module in (health, metrics, *openai, messages, models, otlp_api):
+    for module in (health, metrics, admin, *openai, messages, models, otlp_api):
         app.include_router(module.router)
+    app.state.guards_admin = False
     describe(app)
     install_error_handlers(app)
     _install_middleware(app, settings)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +13,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mlx_manager.chat.request import Operation, Priority
+from mlx_manager.mlx_server.model_settings import ModelSettings
 
 # What an API key is known by wherever it must not be shown itself.
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -74,13 +77,35 @@ class Settings(BaseSettings):
         description="The Hugging Face cache folder; by default where the Hugging Face libraries keep it "
         "(`HF_HUB_CACHE`, `HF_HOME`).",
     )
-    preload: str | None = Field(
-        None, description="Id of a model to load at start; the start fails when it does not exist."
+    adapter_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Folders to look for LoRA adapters in (mlx-lm's `adapters.safetensors` with "
+        "`adapter_config.json`); separated like PATH. A request names one as `model@adapter`.",
+    )
+    models: Annotated[dict[str, ModelSettings], NoDecode] = Field(
+        {},
+        description="What holds for single models, by their ids: a JSON object of objects, or tables in the TOML file; "
+        "see below.",
+    )
+    preload: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Ids of models to load at start, separated by commas; the start fails when one does not exist.",
     )
     max_loaded_models: int = Field(
-        2,
+        8,
         ge=1,
         description="Models in memory at once; the one idle longest makes room for another.",
+    )
+    memory_budget_mib: int | None = Field(
+        None,
+        ge=1,
+        description="MiB that all models in memory may take together, by what they need and what they hold; those idle "
+        "longest make room for another. By default three quarters of the memory of the machine, or of the container.",
+    )
+    idle_unload_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds without a request after which a model leaves the memory; by default it stays.",
     )
     max_batch: int = Field(
         32,
@@ -112,8 +137,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         description="MiB per loaded model for keys and values of requests that run. One that doesn't fit beside the "
-        "others waits; one that never could is refused. By default three quarters of the machine's memory, without "
-        "the weights and the prefix cache.",
+        "others waits; one that never could is refused. By default what the memory budget has left when the model is "
+        "loaded, with what is set aside for one request.",
     )
     prefix_cache_mib: int = Field(
         1024,
@@ -189,6 +214,12 @@ class Settings(BaseSettings):
         min_length=1,
         description="Key with which `/metrics` is read from other machines, sent as a bearer token.",
     )
+    admin_key: SecretStr | None = Field(
+        None,
+        min_length=SHORTEST_KEY,
+        description="Key with which other machines may administer (`/admin`), sent as a bearer token; without one only "
+        "this machine may.",
+    )
     traces: bool = Field(True, description="Keep traces on this machine, to be looked at there.")
     traces_path: Path = Field(
         HOME / "traces.db", description="SQLite file that traces are kept in."
@@ -259,12 +290,45 @@ class Settings(BaseSettings):
             raise ValueError("two ids have the same key")
         return value
 
+    @field_validator("models", mode="before")
+    @classmethod
+    def _read_models(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value or "{}")
+        except ValueError as error:
+            raise ValueError(
+                f'it must be a JSON object, as {{"model": {{...}}}} ({error})'
+            ) from None
+
+    @field_validator("models", mode="after")
+    @classmethod
+    def _tell_names_apart(cls, value: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        names = Counter(alias for own in value.values() for alias in own.aliases)
+        for name, count in names.items():
+            if count > 1 or name in value:
+                raise ValueError(f"the alias {name!r} stands for two models")
+        for model_id, own in value.items():
+            if "@" in model_id and own.adapter is not None:
+                raise ValueError(f"{model_id} names its adapter already; leave out 'adapter'")
+        return value
+
+    @field_validator("preload", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        # A list in the configuration file comes joined like PATH.
+        names = (name.strip() for name in value.replace(os.pathsep, ",").split(","))
+        return tuple(name for name in names if name)
+
     @field_validator("hub_cache", "blas_library", "traces_path", mode="after")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value else None
 
-    @field_validator("model_dirs", mode="before")
+    @field_validator("model_dirs", "adapter_dirs", mode="before")
     @classmethod
     def _split_like_path(cls, value: object) -> object:
         if isinstance(value, str):

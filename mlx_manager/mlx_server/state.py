@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import constants as hub
 
 from mlx_manager import starter
 from mlx_manager.chat.backend import ChatBackend, EmbeddingBackend, TokenCounter, Tokenizing
+from mlx_manager.chat.events import Timeline
 from mlx_manager.database import Database, open_database, upgrade
 from mlx_manager.mlx_server.audit.audited import AuditedBackend, AuditedEmbeddings
 from mlx_manager.mlx_server.audit.log import AuditLog
 from mlx_manager.mlx_server.config import Settings
 from mlx_manager.mlx_server.generation.embedding import LocalEmbeddings
 from mlx_manager.mlx_server.generation.local import LocalBackend
+from mlx_manager.mlx_server.generation.running import RunningRequests
 from mlx_manager.mlx_server.generation.tokenizing import LocalTokenizing
 from mlx_manager.mlx_server.observability.engine_metrics import EngineMetrics, engine_figures
 from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlalchemy
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.draining import draining
+from mlx_manager.mlx_server.pool.fit import predict
+from mlx_manager.mlx_server.pool.ledger import Ledger, Reservation
+from mlx_manager.mlx_server.pool.memory import computes_in_float32, default_budget_bytes
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.responses.archive import ResponseArchive
 from mlx_manager.mlx_server.responses.background import BackgroundResponses
@@ -65,6 +71,8 @@ class ServerState:
     signer: Signer
     responses: ResponseArchive
     background: BackgroundResponses
+    running: RunningRequests
+    load_model: Callable[[str, Timeline], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -90,11 +98,16 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         stack.enter_context(metric_source(dropped(lambda: {"audit": audit.lost})))
         limits = TimeLimits(database, settings.time_limits_s, settings.time_limits_set)
         await limits.load()
-        local = LocalBackend(pool, limits, settings.key_priorities)
-        embeddings = LocalEmbeddings(pool, limits)
-        if settings.preload is not None:
-            files = await pool.find(settings.preload)
-            await (embeddings if files.kind == "embeddings" else local).load(files.id)
+        running = RunningRequests()
+        local = LocalBackend(pool, limits, settings.key_priorities, running)
+        embeddings = LocalEmbeddings(pool, limits, running)
+
+        async def load_model(model_id: str, timeline: Timeline | None = None) -> None:
+            files = await pool.find(model_id)
+            await (embeddings if files.kind == "embeddings" else local).load(files.id, timeline)
+
+        for model_id in settings.preload:
+            await load_model(model_id)
         audited = AuditedBackend(local, audit.entry_of, name="mlx")
         recorded = recording_content(audited, settings.capture_content)
         backend = InstrumentedBackend(recorded, later=afterwards.later)
@@ -125,6 +138,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
             signer,
             responses,
             background,
+            running,
+            load_model,
         )
 
 
@@ -149,7 +164,6 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
         max_waiting=settings.max_waiting,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         idle_prefill_chunk_tokens=settings.idle_prefill_chunk_tokens,
-        prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
         token_gap_ms=settings.token_gap_ms,
         kv_budget_bytes=settings.kv_budget_mib and settings.kv_budget_mib * 2**20,
         load_timeout_s=settings.load_timeout_s,
@@ -157,14 +171,49 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
         blas_library=settings.blas_library or find_openblas(),
     )
 
+    ledger = Ledger(
+        budget_bytes=memory_budget_bytes(settings),
+        appraise=partial(predict, is_float32=computes_in_float32()),
+        prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
+    )
+
     async def start_engine(files: ModelFiles) -> EngineProcess:
         assert files.kind != "scores", "no request finds a model that nothing computes"
-        return await EngineProcess.start(files.id, files.path, options, watch, files.kind)
+        resident = pool.resident(files.id)
+        reserved = resident.reservation if resident else Reservation()
+        own = replace(
+            options,
+            prefix_cache_bytes=reserved.prefix_cache_bytes,
+            kv_budget_bytes=options.kv_budget_bytes or reserved.kv_limit_bytes or None,
+            adapter=files.adapter.path if files.adapter else None,
+        )
+        note = partial(pool.note_loading, files.id)
+        return await EngineProcess.start(files.id, files.path, own, watch, files.kind, note)
 
-    return ModelPool(make_catalog(settings), start_engine, settings.max_loaded_models, watch)
+    pool = ModelPool(
+        make_catalog(settings),
+        start_engine,
+        settings.max_loaded_models,
+        watch,
+        ledger,
+        settings.idle_unload_s,
+    )
+    return pool
+
+
+def memory_budget_bytes(settings: Settings) -> int:
+    """Return the bytes that all models in memory may take together."""
+    budget_mib = settings.memory_budget_mib
+    return default_budget_bytes() if budget_mib is None else budget_mib * 2**20
 
 
 def make_catalog(settings: Settings) -> Catalog:
     """Return the catalog of the built-in model, the configured folders and the Hugging Face cache."""
     hub_cache = settings.hub_cache or Path(hub.HF_HUB_CACHE)
-    return Catalog({STARTER_ID: STARTER_PATH}, settings.model_dirs, hub_cache)
+    return Catalog(
+        {STARTER_ID: STARTER_PATH},
+        settings.model_dirs,
+        hub_cache,
+        settings.models,
+        settings.adapter_dirs,
+    )

@@ -104,6 +104,10 @@ REASON_WAITED_BEHIND: Final = "waited_behind"
 ENGINE_RESTARTS: Final = "mlx.engine.restarts"
 MODEL_SOURCE: Final = "mlx.model.source"
 WEIGHTS_BYTES: Final = "mlx.model.weights_bytes"
+MODEL_ADAPTER: Final = "mlx.model.adapter"
+RESERVED_BYTES: Final = "mlx.model.reserved_bytes"
+EVICTED: Final = "mlx.model.evicted"
+LOADED_SHARE: Final = "mlx.model.load.share"
 LOAD_PROCESS_S: Final = "mlx.model.load.process_s"
 LOAD_WEIGHTS_S: Final = "mlx.model.load.weights_s"
 LOAD_TOKENIZER_S: Final = "mlx.model.load.tokenizer_s"
@@ -248,10 +252,24 @@ REQUESTS_ACTIVE: Final = Metric(
     "mlx.requests.active", "gauge", "{request}", "Requests that hold the model, wherever they are."
 )
 MEMORY: Final = Metric("mlx.memory.bytes", "gauge", "By", "Memory that the engine holds.")
+MEMORY_RESERVED: Final = Metric(
+    "mlx.memory.reserved.bytes", "gauge", "By", "Memory that is set aside for the model."
+)
+MEMORY_BUDGET: Final = Metric(
+    "mlx.memory.budget.bytes", "gauge", "By", "Memory that all models together may take."
+)
 TELEMETRY_DROPPED: Final = Metric(
     "mlx.telemetry.dropped", "counter", "{item}", "What a sink of telemetry had to leave out."
 )
-OBSERVED: Final = (QUEUE_DEPTH, BATCH_WIDTH, REQUESTS_ACTIVE, MEMORY, TELEMETRY_DROPPED)
+OBSERVED: Final = (
+    QUEUE_DEPTH,
+    BATCH_WIDTH,
+    REQUESTS_ACTIVE,
+    MEMORY,
+    MEMORY_RESERVED,
+    MEMORY_BUDGET,
+    TELEMETRY_DROPPED,
+)
 
 
 def chat_span_name(operation: str, model: str) -> str:

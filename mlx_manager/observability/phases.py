@@ -102,7 +102,11 @@ def _loaded(timeline: Timeline) -> Attributes:
     load = timeline.load or Load()
     loaded: dict[str, AttributeValue | None] = {
         names.MODEL_SOURCE: timeline.route.source if timeline.route else None,
+        names.MODEL_ADAPTER: timeline.route.adapter if timeline.route else None,
         names.WEIGHTS_BYTES: load.weights_bytes,
+        names.RESERVED_BYTES: load.reserved_bytes,
+        names.EVICTED: load.evicted or None,
+        names.LOADED_SHARE: load.share,
         names.LOAD_PROCESS_S: load.process_s,
         names.LOAD_WEIGHTS_S: load.weights_s,
         names.LOAD_TOKENIZER_S: load.tokenizer_s,

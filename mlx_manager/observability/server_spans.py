@@ -15,7 +15,10 @@ from mlx_manager.observability.paths import route_path
 
 # What watches, live and by the second.
 EXCLUDED_PATHS = frozenset(
-    {"/health", "/api/health", "/api/events", "/api/requests", "/metrics", "/"}
+    {
+        *("/health", "/api/health", "/api/events", "/api/requests", "/metrics", "/"),
+        *("/admin/models", "/admin/requests"),
+    }
 )
 # What looks at traces or brings some must not make more of them: the pages, too.
 EXCLUDED_PREFIXES = (

@@ -7,25 +7,37 @@ what this server answers, so a request that calls the server by a name it doesn'
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_manager.errors import LocalOnly, MlxManagerError, WrongHost
+from mlx_manager.mlx_server.api.callers import host_name, is_loopback
 from mlx_manager.observability.paths import route_path
 from mlx_manager.web.problem import problem_response
 
 # What has rules of its own, or gives nothing away. All else is closed unless it is named here.
 OPEN_PATHS = frozenset({"/health", "/api/health", "/api/version", "/openapi.json", "/metrics"})
 OPEN_PREFIXES = ("/v1/", "/otlp/", "/static/")
+ADMIN_PREFIX = "/admin/"
 
 
 class GuardMiddleware:
-    """Answers 403 to clients elsewhere, unless `is_open`, and to names other than this machine's and `names`."""
+    """Answers 403 to clients elsewhere, unless `is_open`, and to names other than this machine's and `names`.
 
-    def __init__(self, app: ASGIApp, is_open: bool, names: Collection[str]) -> None:
+    Administration is for those, too, whom `admits` knows: they have its key.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        is_open: bool,
+        names: Collection[str],
+        admits: Callable[[Request], bool],
+    ) -> None:
         self._app = app
+        self._admits = admits
         self._is_open = is_open
         self._names = frozenset(name.lower() for name in names)
 
@@ -40,6 +52,8 @@ class GuardMiddleware:
         await self._app(scope, receive, send)
 
     def _refusal(self, request: Request) -> MlxManagerError | None:
+        if route_path(request.scope).startswith(ADMIN_PREFIX) and self._admits(request):
+            return None
         client = request.client.host if request.client else ""
         if not (self._is_open or is_loopback(client)):
             return LocalOnly(
@@ -60,25 +74,6 @@ class GuardMiddleware:
             return True
         # No name, nothing to rebind: an address is only ever itself.
         return self._is_open and _is_address(name)
-
-
-def host_name(host: str) -> str:
-    """The name or address in a Host header, without port and brackets, in small letters."""
-    if host.startswith("["):
-        return host[1:].split("]")[0].lower()
-    return host.rsplit(":", 1)[0].lower() if host.count(":") == 1 else host.lower()
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a name or an address always means the machine it is said on."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
 
 
 def _is_address(name: str) -> bool:

@@ -111,6 +111,7 @@ def test_a_model_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
         ("[server]\nmax_bach = 3\n", "'max_bach'"),
         ("[sever]\n", "'sever'"),
         ("[server]\nmax_batch = 'many'\n", "MLX_SERVER_MAX_BATCH"),
+        ("[server.models.'a/b']\nkv_bits = 4\n", "MLX_SERVER_MODELS.a/b.kv_bits is 4"),
         (None, "can't be read"),
     ],
 )
@@ -155,14 +156,20 @@ def test_settings_come_from_the_file_and_options_win_over_it(
     tmp_path: Path, model_dir: Path
 ) -> None:
     file = tmp_path / "config.toml"
-    file.write_text(f'[server]\nport = 1\nmodel_dirs = ["{model_dir}"]\nlog_level = "warning"\n')
+    file.write_text(
+        f'[server]\nport = 1\nmodel_dirs = ["{model_dir}"]\nlog_level = "warning"\n'
+        'preload = ["test/tiny", "test/short"]\n'
+    )
     with file.open("a") as more:
         more.write('[server.api_keys]\nlaptop = "a-long-secret"\n')
+        more.write('[server.models."test/tiny"]\naliases = ["small", "tiny"]\n')
     headers = {"Authorization": "Bearer a-long-secret"}
     with started(tmp_path, "server", "--config", str(file)) as server:
         answer = httpx.get(f"{server.url}/v1/models", headers=headers)
         ids = [model["id"] for model in answer.json()["data"]]
-    assert "test/tiny" in ids
+        loaded = [model["id"] for model in httpx.get(f"{server.url}/health").json()["models"]]
+    assert sorted(loaded) == ["test/short", "test/tiny"]
+    assert {"test/tiny", "small", "tiny"} <= set(ids)
     assert "INFO" not in server.text
 
 

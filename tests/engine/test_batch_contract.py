@@ -244,3 +244,8 @@ class WithoutRemove:
 def test_a_drifted_interface_is_refused_and_named(drifted: type, missing: str) -> None:
     with pytest.raises(BatchApiDrifted, match=rf"missing: .*{missing}.*requirements\.lock"):
         check_batch_api(drifted)
+
+
+def test_quantised_keys_and_values_can_not_be_part_of_a_batch() -> None:
+    """When this fails, `kv_bits` of the model settings need no longer be refused."""
+    assert not hasattr(QuantizedKVCache, "merge")

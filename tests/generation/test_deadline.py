@@ -9,7 +9,7 @@ import pytest
 
 from mlx_manager.chat.events import collect
 from mlx_manager.chat.request import ChatRequest, Origin, RawPrompt
-from mlx_manager.errors import RequestTimeout
+from mlx_manager.errors import RequestCancelled, RequestTimeout
 from mlx_manager.mlx_server.generation.deadline import Deadline
 from mlx_manager.mlx_server.generation.local import LocalBackend
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
@@ -36,3 +36,12 @@ async def test_a_timeout_of_something_else_stays_what_it_is() -> None:
     with pytest.raises(TimeoutError, match="not ours"):
         async with Deadline(3600).kept():
             raise TimeoutError("not ours")
+
+
+async def test_a_time_that_is_brought_forward_ends_what_waits_with_its_own_error() -> None:
+    deadline = Deadline(3600)
+    asyncio.get_running_loop().call_later(0.02, deadline.bring_forward, RequestCancelled("enough"))
+    with pytest.raises(RequestCancelled, match="enough"):
+        async with deadline.kept():
+            await asyncio.sleep(3600)
+    deadline.bring_forward(RequestCancelled("too late"))

@@ -19,8 +19,11 @@ from mlx_manager.chat.request import (
 )
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.families.family import Family
 from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text, quantization
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
+from tools.random_model import Shape, make_random_model
 
 
 def text_with(
@@ -260,3 +263,36 @@ def test_a_model_can_be_taken_for_one_of_another_family(model_dir: Path) -> None
     assert load_model_text(files, "glm").family.name == "glm"
     with pytest.raises(ModelLoadFailed, match="no family 'nobody'"):
         load_model_text(files, "nobody")
+
+
+def test_a_family_that_was_set_wins_over_the_template_s_and_its_thoughts_stay(
+    tmp_path: Path,
+) -> None:
+    path = make_random_model(tmp_path / "model")
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings["chat_template"] += "<think></think><tool_call>"
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    def family(name: str | None) -> Family:
+        own = ModelSettings(family=name)
+        return load_model_text(ModelFiles("m", path, "folder", 0, settings=own)).family
+
+    assert family(None).name == "hermes"
+    assert family("mistral").name == "mistral"
+    assert family("mistral").reasoning == family(None).reasoning == ("<think>", "</think>")
+    with pytest.raises(ModelLoadFailed, match=r"no family 'x' .*mistral"):
+        family("x")
+
+
+def test_a_context_that_was_set_holds_and_can_not_be_longer_than_the_model_s(
+    tmp_path: Path,
+) -> None:
+    path = make_random_model(tmp_path / "model", Shape(context=512))
+
+    def context(tokens: int | None) -> int:
+        own = ModelSettings(context_tokens=tokens)
+        return load_model_text(ModelFiles("m", path, "folder", 0, settings=own)).context_tokens
+
+    assert (context(None), context(512), context(100)) == (512, 512, 100)
+    with pytest.raises(ModelLoadFailed, match="context_tokens 513 for m, whose config allows 512"):
+        context(513)

@@ -168,6 +168,10 @@ def test_the_engine_s_own_figures_follow_its_work(server: Started, model_dir: Pa
     assert after.total("mlx_memory_bytes", kind="kv") == 0
     assert 0 < after.total("mlx_memory_bytes", kind="buffers") < 2**30
     assert 0 < after.total("mlx_memory_bytes", kind="prefix_cache") <= 1024 * 2**20
+    assert after.total("mlx_memory_reserved_bytes", kind="weights") == after.total(
+        "mlx_memory_bytes", kind="weights"
+    )
+    assert after.total("mlx_memory_reserved_bytes") < after.total("mlx_memory_budget_bytes")
     risen = rise(before, after)
     # A step makes a token for each of the two in the batch, or for one alone.
     assert tokens / 2 <= risen("mlx_engine_step_duration_seconds_count") <= tokens + 50

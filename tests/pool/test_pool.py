@@ -9,9 +9,18 @@ from typing import cast
 
 import pytest
 
-from mlx_manager.errors import ModelLoadFailed, Overloaded, ShuttingDown
-from mlx_manager.mlx_server.engine.messages import Ready, StepTimes
+from mlx_manager.errors import (
+    InsufficientMemory,
+    ModelInUse,
+    ModelLoadFailed,
+    Overloaded,
+    ShuttingDown,
+)
+from mlx_manager.mlx_server.engine.messages import Loading, Ready, StepTimes, Vitals
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
+from mlx_manager.mlx_server.pool.fit import Need
+from mlx_manager.mlx_server.pool.ledger import Ledger
 from mlx_manager.mlx_server.pool.pool import MAX_BACKOFF_S, ModelPool, _backoff_s
 from mlx_manager.mlx_server.workers.process import EngineProcess
 from tests.support.running import eventually
@@ -22,10 +31,13 @@ A, B, C = (ModelFiles(name, Path(name), "folder", 0) for name in "abc")
 class FakeEngine:
     """What the pool uses of an engine process, without the process."""
 
+    pid = 1
+
     def __init__(self) -> None:
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.is_stalled = False
         self.ready: Ready | None = None
+        self.vitals: Vitals | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -256,3 +268,210 @@ async def test_who_watches_is_told_of_loads_failures_and_restarts(starter: Start
         ("restarted", "a"),
         ("loaded", "a"),
     ]
+
+
+GIB = 2**30
+# Each takes as many GiB as its name says.
+ONE, TWO, FOUR = (ModelFiles(name, Path(name), "folder", 0) for name in ("1", "2", "4"))
+HUGE = ModelFiles("9", Path("9"), "folder", 0)
+EMBEDDER = ModelFiles("3", Path("3"), "folder", 0, "embeddings")
+
+
+def appraise(files: ModelFiles) -> Need:
+    """A quarter of it is for keys and values of 1,024 tokens."""
+    size = int(files.id[0]) * GIB
+    return Need(size // 2, size // 4, size // 4, 1024)
+
+
+def pool_of(starter: Starter, gib: float, prefix_mib: int = 0, **more: float) -> ModelPool:
+    ledger = Ledger(int(gib * GIB), appraise, prefix_mib * 2**20)
+    return ModelPool(Catalog({}, (), None), starter, 9, None, ledger, **more)
+
+
+def committed_gib(pool: ModelPool) -> float:
+    return pool.committed_bytes / GIB
+
+
+async def test_models_share_a_budget_and_the_longest_unused_make_room(starter: Starter) -> None:
+    pool = pool_of(starter, 7.5)
+    for files in (ONE, TWO, FOUR):
+        await use(pool, files)
+    assert committed_gib(pool) == 7
+    await use(pool, ONE)
+
+    await use(pool, EMBEDDER)
+
+    assert in_memory(pool) == ["1", "3"], "the one of 2 GiB would not have been enough"
+    assert starter.living == 2
+    assert committed_gib(pool) == 4
+    [newest] = [one for one in pool.residents if one.files is EMBEDDER]
+    assert newest.evicted == ("2", "4")
+    await pool.close()
+
+
+async def test_what_would_not_help_is_not_unloaded(starter: Starter) -> None:
+    pool = pool_of(starter, 5)
+    await use(pool, ONE)
+    async with pool.lease(TWO):
+        with pytest.raises(InsufficientMemory) as refused:
+            await use(pool, FOUR)
+        assert in_memory(pool) == ["1", "2"]
+    assert refused.value.message == (
+        "4 does not fit: it needs 4.00 GiB (2.00 GiB of weights, 1.00 GiB of keys and values for 1024 tokens, 1.00 GiB "
+        "of head room); 2.00 GiB of 5.00 GiB for all models are free, and 2 (2.00 GiB, in use by 1) can't be "
+        "unloaded. Send the request again later, unpin or unload one of them (POST /admin/models/unload), or raise "
+        "MLX_SERVER_MEMORY_BUDGET_MIB. Choose a smaller or more quantised model."
+    )
+    assert refused.value.retry_after_s
+    assert await use(pool, FOUR), "when the other is idle"
+    assert in_memory(pool) == ["4"]
+    await pool.close()
+
+
+async def test_a_model_that_never_fits_is_refused_with_what_would(starter: Starter) -> None:
+    pool = pool_of(starter, 8)
+    await use(pool, ONE)
+    with pytest.raises(InsufficientMemory) as refused:
+        await use(pool, HUGE)
+    # 1 GiB too much of 2.25 GiB for 1,024 tokens: 568 would do, and caches grow by 256.
+    assert "Set its context_tokens to 512" in refused.value.message
+    assert refused.value.retry_after_s is None
+    assert in_memory(pool) == ["1"]
+    await pool.close()
+
+
+async def test_a_prefix_cache_gets_what_is_left_and_no_more(starter: Starter) -> None:
+    pool = pool_of(starter, 6.25, prefix_mib=1024)
+    small = ModelFiles("1b", Path("1b"), "folder", 0, settings=ModelSettings(prefix_cache_mib=512))
+    for files in (FOUR, small):
+        await use(pool, files)
+    granted = [one.reservation.prefix_cache_bytes / GIB for one in pool.residents]
+    assert granted == [1.0, 0.25]
+    # Keys and values have what is theirs, and what was left then.
+    limits = [one.reservation.kv_limit_bytes / GIB for one in pool.residents]
+    assert limits == [1 + 1.25, 0.25]
+    assert committed_gib(pool) == 6.25
+    await pool.close()
+
+    pool = pool_of(starter, 9, prefix_mib=1024)
+    await use(pool, EMBEDDER)
+    assert pool.residents[0].reservation.prefix_cache_bytes == 0, "it has nothing to keep there"
+    await pool.close()
+
+
+async def test_what_an_engine_really_holds_counts(starter: Starter) -> None:
+    pool = pool_of(starter, 5)
+    await use(pool, TWO)
+    [engine] = starter.engines
+    assert committed_gib(pool) == 2
+    engine.ready = Ready(GIB, "float32", "cpu", True)
+    engine.vitals = Vitals(0, 0, 2 * GIB, 3 * GIB, GIB // 2)
+    assert committed_gib(pool) == 3.5
+    await use(pool, FOUR)
+    assert in_memory(pool) == ["4"]
+    await pool.close()
+
+
+async def test_weights_that_are_larger_than_predicted_are_booked_as_they_are(
+    starter: Starter,
+) -> None:
+    pool = pool_of(starter, 9)
+
+    async def start(files: ModelFiles) -> EngineProcess:
+        engine = await starter(files)
+        engine.ready = Ready(3 * GIB, "float32", "cpu", True)
+        return engine
+
+    pool._start_engine = start
+    await use(pool, TWO)
+    assert committed_gib(pool) == 3 + 2 / 2
+    await pool.close()
+
+
+async def test_loads_at_the_same_time_do_not_share_the_same_room(starter: Starter) -> None:
+    pool = pool_of(starter, 5)
+    starter.gate.clear()
+    both = [asyncio.create_task(hold(pool, files)) for files in (TWO, FOUR)]
+    await eventually(lambda: any(task.done() for task in both))
+    starter.gate.set()
+    errors = [error for error in await asyncio.gather(*both, return_exceptions=True) if error]
+    assert [type(error) for error in errors] == [InsufficientMemory]
+    assert len(starter.engines) == 1
+    await pool.close()
+
+
+async def hold(pool: ModelPool, files: ModelFiles) -> None:
+    async with pool.lease(files):
+        await asyncio.sleep(0.05)
+
+
+async def test_a_pinned_model_makes_no_room_until_it_is_unpinned(starter: Starter) -> None:
+    pool = pool_of(starter, 5)
+    await use(pool, TWO)
+    pool.pin(TWO)
+    with pytest.raises(
+        InsufficientMemory, match=r"2 \(2.00 GiB, pinned\) can't be unloaded"
+    ) as full:
+        await use(pool, FOUR)
+    assert full.value.retry_after_s is None, "waiting doesn't help"
+    pool.pin(TWO, is_pinned=False)
+    assert await use(pool, FOUR)
+    await pool.close()
+
+
+async def test_settings_pin_a_model_and_a_hand_unpins_it(starter: Starter) -> None:
+    pool = ModelPool(Catalog({}, (), None), starter, 1)
+    pinned = ModelFiles("p", Path("p"), "folder", 0, settings=ModelSettings(pinned=True))
+    await use(pool, pinned)
+    with pytest.raises(Overloaded, match="p are in memory and in use or pinned"):
+        await use(pool, A)
+    pool.pin(pinned, is_pinned=False)
+    assert await use(pool, A)
+    await pool.close()
+
+
+async def test_an_idle_model_leaves_in_time_and_a_used_or_pinned_one_stays(
+    starter: Starter,
+) -> None:
+    pool = pool_of(starter, 100, idle_unload_s=0.2)
+    pinned = ModelFiles("1p", Path("p"), "folder", 0, settings=ModelSettings(pinned=True))
+    patient = ModelFiles("1q", Path("q"), "folder", 0, settings=ModelSettings(idle_unload_s=60))
+    async with pool.lease(ONE):
+        for files in (TWO, pinned, patient):
+            await use(pool, files)
+        await eventually(lambda: in_memory(pool) == ["1", "1p", "1q"])
+        await asyncio.sleep(0.3)
+        assert in_memory(pool) == ["1", "1p", "1q"]
+    released_s = asyncio.get_running_loop().time()
+    await eventually(lambda: in_memory(pool) == ["1p", "1q"])
+    assert asyncio.get_running_loop().time() - released_s >= 0.19
+    pool.pin(pinned, is_pinned=False)
+    await eventually(lambda: in_memory(pool) == ["1q"])
+    await eventually(lambda: starter.living == 1)
+    await pool.close()
+
+
+async def test_unloading_by_hand_waits_for_the_end_and_spares_models_in_use(
+    pool: ModelPool, starter: Starter
+) -> None:
+    async with pool.lease(A):
+        with pytest.raises(ModelInUse, match="a works on 1 requests"):
+            await pool.unload("a")
+        assert starter.living == 1
+    pool.pin(A)
+    assert await pool.unload("a"), "a pin is no lock"
+    assert starter.living == 0
+    assert not await pool.unload("a")
+    assert await use(pool, A)
+
+
+async def test_how_far_a_load_has_come_can_be_seen(pool: ModelPool, starter: Starter) -> None:
+    starter.gate.clear()
+    request = asyncio.create_task(use(pool, A))
+    await eventually(lambda: starter.loads == ["a"])
+    pool.note_loading("a", Loading(1, 4))
+    pool.note_loading("gone", Loading(1, 4))
+    [resident] = pool.residents
+    assert (resident.state, resident.loading) == ("loading", Loading(1, 4))
+    starter.gate.set()
+    await request

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_manager.app import create_app
 from mlx_manager.config import Settings
-from mlx_manager.web.guard import host_name, is_loopback
+from mlx_manager.mlx_server.api.callers import host_name, is_loopback
 from tests.support.running import settings_for
 
 ELSEWHERE = "192.0.2.7"

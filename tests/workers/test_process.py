@@ -13,11 +13,11 @@ import pytest_asyncio
 
 from mlx_manager.chat.events import TraceContext
 from mlx_manager.errors import GenerationFailed, Overloaded
-from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.engine.messages import Loading, SamplingParameters
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import READERS_WAKE_S, EngineProcess
 from tests.support.running import eventually
-from tests.workers.processes import PROMPT, ask, kill, read, started
+from tests.workers.processes import OPTIONS, PROMPT, ask, kill, read, started
 from tools.random_model import Shape, make_random_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -47,6 +47,15 @@ async def test_it_says_what_it_has_loaded(engine: EngineProcess) -> None:
         assert ready.dtype == "float32", "bfloat16 is slow on a CPU"
         assert ready.weights_bytes % 4 == 0
     assert ready.weights_bytes > 100_000
+
+
+async def test_it_says_how_far_its_weights_are(tiny: Path) -> None:
+    told: list[Loading] = []
+    engine = await EngineProcess.start("test/tiny", tiny, OPTIONS, note_loading=told.append)
+    await engine.stop()
+    assert engine.ready
+    assert [one.total_bytes for one in told] == [engine.ready.weights_bytes] * len(told)
+    assert told[-1].share == 1.0
 
 
 async def test_it_says_how_it_is_while_it_works_too(engine: EngineProcess) -> None:

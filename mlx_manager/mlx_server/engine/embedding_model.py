@@ -14,7 +14,7 @@ from mlx_lm.models import qwen3
 from mlx_lm.utils import load_model
 
 from mlx_manager.mlx_server.engine.encoder import Encoder, EncoderShape
-from mlx_manager.mlx_server.engine.loading import for_this_device, ready
+from mlx_manager.mlx_server.engine.loading import Tell, for_this_device, ready
 from mlx_manager.mlx_server.engine.messages import Ready
 from mlx_manager.mlx_server.engine.modernbert import ModernBert, ModernShape
 from mlx_manager.mlx_server.engine.pooling import Pooling, read_pooling
@@ -53,8 +53,8 @@ class EmbeddingModel:
         return [rows[size][row] for row, size in enumerate(dimensions)]
 
 
-def load_embedding_model(path: Path) -> EmbeddingModel:
-    """Load the model in `path`. Must run in the thread that will compute.
+def load_embedding_model(path: Path, tell: Tell | None = None) -> EmbeddingModel:
+    """Load the model in `path`, and `tell` how far that is. Must run in the thread that will compute.
 
     Raises ValueError for a model, or a step after it, that isn't computed here.
     """
@@ -66,7 +66,7 @@ def load_embedding_model(path: Path) -> EmbeddingModel:
         if config["model_type"] in (*ENCODERS, MODERN)
         else _load_qwen3(path)
     )
-    for_this_device(model)
+    for_this_device(model, tell)
     return EmbeddingModel(states, pooling, ready(model, began_s))
 
 

@@ -105,6 +105,18 @@ class KvCost(msgspec.Struct, frozen=True, array_like=True):
         return self.token_bytes * allocated + windows + self.state_bytes
 
 
+class Loading(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """So many of the weights' bytes are in memory; said a few times a second while they are read."""
+
+    loaded_bytes: int
+    total_bytes: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return self.loaded_bytes / self.total_bytes if self.total_bytes else 1.0
+
+
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The model is in memory, after `load_s` in which its weights were read.
 
@@ -291,4 +303,4 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 ToEngine = Submit | Embed | Cancel
-FromEngine = Ready | LoadFailed | Step | Pass | Heartbeat
+FromEngine = Loading | Ready | LoadFailed | Step | Pass | Heartbeat

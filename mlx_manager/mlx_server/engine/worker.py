@@ -28,7 +28,7 @@ from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.grammar import Vocabulary
 from mlx_manager.mlx_server.engine.grammar_compiler import GrammarCompiler
 from mlx_manager.mlx_server.engine.kv_cost import kv_budget_bytes, measure_kv_cost
-from mlx_manager.mlx_server.engine.loading import load
+from mlx_manager.mlx_server.engine.loading import Tell, load
 from mlx_manager.mlx_server.engine.messages import (
     EngineKind,
     Heartbeat,
@@ -87,10 +87,15 @@ def main() -> int:
     try:
         if arguments.kind == "chat":
             engine, ready = make_chat_engine(
-                arguments.model, limits, arguments.prefix_cache_bytes, channel.wake
+                arguments.model,
+                limits,
+                arguments.prefix_cache_bytes,
+                channel.wake,
+                arguments.adapter,
+                channel.send,
             )
         else:
-            engine, ready = make_embedding_engine(arguments.model, limits)
+            engine, ready = make_embedding_engine(arguments.model, limits, channel.send)
     except Exception as error:  # noqa: BLE001 - whatever it is, the API process is told
         channel.send(LoadFailed(f"{type(error).__name__}: {error}"))
         channel.drain(LAST_WORDS_S)
@@ -102,15 +107,20 @@ def main() -> int:
 
 
 def make_chat_engine(
-    path: Path, limits: Limits, prefix_cache_bytes: int, wake: Callable[[], None]
+    path: Path,
+    limits: Limits,
+    prefix_cache_bytes: int,
+    wake: Callable[[], None],
+    adapter: Path | None = None,
+    tell: Tell | None = None,
 ) -> tuple[Stepping, Ready]:
-    """Load a language model, and find out how much its sequences need and may have.
+    """Load a language model, with a LoRA adapter or without, and find out how much its sequences need and may have.
 
     `wake` is called, from another thread, when there is something to do.
     """
     grammars = GrammarCompiler(Vocabulary(path), wake)
     grammars.prepare()
-    loaded = load(path)
+    loaded = load(path, adapter, tell)
     runner = Runner(loaded.model, limits.max_batch, prefix_cache_bytes)
     weights_bytes = loaded.ready.weights_bytes
     limits = replace(
@@ -126,9 +136,11 @@ def make_chat_engine(
     return Engine(runner, Scheduler(limits), threads, grammars=grammars), ready
 
 
-def make_embedding_engine(path: Path, limits: Limits) -> tuple[Stepping, Ready]:
+def make_embedding_engine(
+    path: Path, limits: Limits, tell: Tell | None = None
+) -> tuple[Stepping, Ready]:
     """Load a model that makes vectors."""
-    model = load_embedding_model(path)
+    model = load_embedding_model(path, tell)
     threads = BlasThreads(model.ready.weights_bytes)
     return EmbeddingEngine(model, EmbeddingScheduler(limits), threads), model.ready
 
@@ -153,6 +165,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--channel", type=int, required=True, help="file descriptor of the socket")
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--adapter", type=Path, help="folder of a LoRA adapter")
     parser.add_argument("--kind", choices=get_args(EngineKind), default="chat")
     parser.add_argument("--max-batch", type=int, required=True)
     parser.add_argument("--chunk", type=int, required=True)

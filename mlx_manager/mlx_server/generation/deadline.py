@@ -6,20 +6,35 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from mlx_manager.errors import RequestTimeout
+from mlx_manager.errors import MlxManagerError, RequestTimeout
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
 
 class Deadline:
-    """`limit_s` from now. Belongs to one request and the running event loop; `remedy` tells its client what to do."""
+    """`limit_s` from now, or earlier, when somebody brings it forward.
+
+    Belongs to one request and the running event loop; `remedy` tells its client what to do. `streams` are the sequences
+    that it will end.
+    """
 
     def __init__(self, limit_s: float, remedy: str = "Ask for fewer tokens") -> None:
         self._at_s = asyncio.get_running_loop().time() + limit_s
         self._is_over = False
-        self._error = RequestTimeout(
+        self._limit: asyncio.Timeout | None = None
+        self.streams = list[TokenStream]()
+        self._error: MlxManagerError = RequestTimeout(
             f"The answer took longer than {limit_s:g} s, the limit of this endpoint. {remedy}, or have the "
             "administrator raise it (docs/settings.md)."
         )
+
+    def bring_forward(self, error: MlxManagerError) -> None:
+        """The time is up now, and `error` is what the request meets."""
+        self._error = error
+        self._at_s = asyncio.get_running_loop().time()
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(self._at_s)
+        for tokens in self.streams:
+            self._end(tokens)
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -27,7 +42,11 @@ class Deadline:
         limit = asyncio.timeout_at(self._at_s)
         try:
             async with limit:
-                yield
+                self._limit = limit
+                try:
+                    yield
+                finally:
+                    self._limit = None
         except TimeoutError:
             if limit.expired():
                 raise self._error from None
@@ -37,6 +56,7 @@ class Deadline:
     def kept_by(self, tokens: TokenStream) -> Iterator[None]:
         """End the sequence when the time is up, even while a slow reader keeps us from looking at the clock."""
         alarm = asyncio.get_running_loop().call_at(self._at_s, self._end, tokens)
+        self.streams.append(tokens)
         try:
             yield
         except GeneratorExit:
@@ -46,6 +66,7 @@ class Deadline:
             raise
         finally:
             alarm.cancel()
+            self.streams.remove(tokens)
 
     def _end(self, tokens: TokenStream) -> None:
         self._is_over = tokens.ended is None

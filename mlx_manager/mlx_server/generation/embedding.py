@@ -13,6 +13,7 @@ from mlx_manager.chat.request import Operation
 from mlx_manager.mlx_server.generation.deadline import Deadline
 from mlx_manager.mlx_server.generation.embedding_text import EmbeddingText, load_embedding_text
 from mlx_manager.mlx_server.generation.leasing import Leasing
+from mlx_manager.mlx_server.generation.running import RunningRequest, RunningRequests
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.vectors import VectorStream
 
@@ -23,13 +24,19 @@ INLINE_SIZE = 2000
 class LocalEmbeddings:
     """An `EmbeddingBackend` over the models of a pool."""
 
-    def __init__(self, pool: ModelPool, time_limits_s: Mapping[Operation, float]) -> None:
+    def __init__(
+        self,
+        pool: ModelPool,
+        time_limits_s: Mapping[Operation, float],
+        running: RunningRequests | None = None,
+    ) -> None:
         self._models = Leasing(pool, "embeddings", load_embedding_text)
         self._time_limits_s = time_limits_s
+        self._running = running or RunningRequests()
 
-    async def load(self, model_id: str) -> None:
+    async def load(self, model_id: str, timeline: Timeline | None = None) -> None:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""
-        await self._models.load(model_id)
+        await self._models.load(model_id, timeline)
 
     async def text(self, model_id: str) -> EmbeddingText:
         """Return a model's text side, without its weights. Raises ModelNotFound, WrongModelKind, ModelLoadFailed."""
@@ -39,7 +46,11 @@ class LocalEmbeddings:
         """Answer `request`; see `EmbeddingBackend`."""
         timeline = request.timeline
         deadline = Deadline(self._time_limits_s[request.operation], "Send fewer inputs")
+        running = RunningRequest(
+            request.origin, request.operation, request.model, timeline, deadline
+        )
         async with deadline.kept(), AsyncExitStack() as held:
+            held.enter_context(self._running.holding(running))
             files = await self._models.find(request.model, timeline)
             lease, text = await self._models.hold(files, timeline, held)
             token_ids = await self._encode(request, text)

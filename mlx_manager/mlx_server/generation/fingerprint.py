@@ -19,7 +19,8 @@ def fingerprint(files: ModelFiles, ready: Ready) -> str:
 
     Equal marks mean that the same seed gives the same answer, as far as the hardware does.
     """
-    weights = (files.id, files.revision, files.created_s, ready.weights_bytes, ready.dtype)
+    own = (files.id, files.revision, files.created_s, files.adapter)
+    weights = (*own, ready.weights_bytes, ready.dtype)
     versions = tuple(version(package) for package in COMPUTING_PACKAGES)
     computed_by = (*versions, ready.device, ready.has_fast_blas)
     digest = hashlib.sha256(repr((weights, computed_by)).encode()).hexdigest()

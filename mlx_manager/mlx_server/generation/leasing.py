@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from mlx_manager.chat.events import Interval, Load, Route, Timeline
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.pool.kind import ModelKind
-from mlx_manager.mlx_server.pool.pool import Lease, ModelPool
+from mlx_manager.mlx_server.pool.pool import Lease, ModelPool, Resident
 
 BACKEND = "local"
 
@@ -43,12 +43,12 @@ class Leasing(Generic[Text]):
         self._read_text = load_text
         self._texts: dict[ModelFiles, asyncio.Task[Text]] = {}
 
-    async def load(self, model_id: str) -> None:
+    async def load(self, model_id: str, timeline: Timeline | None = None) -> None:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""
-        files = await self._pool.find(model_id, self._kind)
-        loading_text = self._load_text(files)
-        async with self._pool.lease(files):
-            await asyncio.shield(loading_text)
+        timeline = timeline or Timeline()
+        files = await self.find(model_id, timeline)
+        async with AsyncExitStack() as held:
+            await self.hold(files, timeline, held)
 
     async def text(self, model_id: str) -> Text:
         """Return a model's text side, without its weights. Raises ModelNotFound, WrongModelKind, ModelLoadFailed."""
@@ -59,7 +59,8 @@ class Leasing(Generic[Text]):
         """Return the model that a request asks for. Raises ModelNotFound and WrongModelKind."""
         timeline.routing = Interval.begin()
         files = await self._pool.find(model_id, self._kind)
-        timeline.route = Route(BACKEND, files.id, files.source, files.revision)
+        adapter = files.adapter.name if files.adapter else None
+        timeline.route = Route(BACKEND, files.id, files.source, files.revision, adapter)
         timeline.routing.end()
         return files
 
@@ -71,8 +72,12 @@ class Leasing(Generic[Text]):
         timeline.model_load = Interval.begin()
         loading_text = self._load_text(files)
         was_read = loading_text.done()
-        lease = await held.enter_async_context(self._pool.lease(files))
-        text = await asyncio.shield(loading_text)
+        try:
+            lease = await held.enter_async_context(self._pool.lease(files))
+            text = await asyncio.shield(loading_text)
+        except BaseException:
+            timeline.load = _unfinished(self._pool.resident(files.id))
+            raise
         timeline.model_load.end()
         if was_read and not lease.was_loaded:
             timeline.model_load = None
@@ -102,4 +107,22 @@ def _load(lease: Lease, tokenizer_s: float | None) -> Load:
     engine = lease.engine
     if not lease.was_loaded or engine.ready is None:
         return Load(tokenizer_s=tokenizer_s)
-    return Load(engine.ready.weights_bytes, engine.process_s, engine.ready.load_s, tokenizer_s)
+    return Load(
+        weights_bytes=engine.ready.weights_bytes,
+        reserved_bytes=lease.reserved_bytes,
+        evicted=lease.evicted,
+        share=1.0,
+        process_s=engine.process_s,
+        weights_s=engine.ready.load_s,
+        tokenizer_s=tokenizer_s,
+    )
+
+
+def _unfinished(resident: Resident | None) -> Load | None:
+    """Return what is known of a load that its request doesn't see the end of; None when there is none any more."""
+    if resident is None or resident.state != "loading":
+        return None
+    share = resident.loading.share if resident.loading else 0.0
+    return Load(
+        reserved_bytes=resident.reservation.total_bytes, evicted=resident.evicted, share=share
+    )

@@ -13,6 +13,7 @@ from mlx_manager.chat.events import (
     Finished,
     Interval,
     Started,
+    Timeline,
 )
 from mlx_manager.chat.request import ChatRequest, Conversation, Operation, Priority
 from mlx_manager.errors import InvalidRequest, PromptTooLong
@@ -26,6 +27,7 @@ from mlx_manager.mlx_server.generation.fingerprint import fingerprint
 from mlx_manager.mlx_server.generation.grammars import constraint_for
 from mlx_manager.mlx_server.generation.leasing import Leasing
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools, load_model_text
+from mlx_manager.mlx_server.generation.running import RunningRequest, RunningRequests
 from mlx_manager.mlx_server.generation.timing import record, recording
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.stream import TokenStream
@@ -62,15 +64,21 @@ class LocalBackend:
         pool: ModelPool,
         time_limits_s: Mapping[Operation, float],
         key_priorities: Mapping[str, Priority] = MappingProxyType({}),
+        running: RunningRequests | None = None,
     ) -> None:
         self._models = Leasing(pool, "chat", load_model_text)
         self._time_limits_s = time_limits_s
         self._key_priorities = key_priorities
+        self._running = running or RunningRequests()
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`; see `ChatBackend`."""
         timeline, deadline = request.timeline, Deadline(self._time_limits_s[request.operation])
+        running = RunningRequest(
+            request.origin, request.operation, request.model, timeline, deadline
+        )
         async with AsyncExitStack() as held:
+            held.enter_context(self._running.holding(running))
             async with deadline.kept():
                 tokens, reader, started = await self._submit(request, held)
             answer = read_answer(tokens, reader, timeline.prompt_tokens)
@@ -125,9 +133,9 @@ class LocalBackend:
         """Return a model's text side, without its weights. Raises ModelNotFound, WrongModelKind, ModelLoadFailed."""
         return await self._models.text(model_id)
 
-    async def load(self, model_id: str) -> None:
+    async def load(self, model_id: str, timeline: Timeline | None = None) -> None:
         """Bring a model into memory before anybody asks for it. Raises what a request for it would raise."""
-        await self._models.load(model_id)
+        await self._models.load(model_id, timeline)
 
     def _priority(self, request: ChatRequest) -> Priority:
         """Return what the request says, or else what holds for its key."""

@@ -22,8 +22,8 @@ from mlx_manager.mlx_server.generation.template_messages import (
     with_instructions,
 )
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
+from mlx_manager.mlx_server.pool.fit import own_context
 
-FALLBACK_CONTEXT_TOKENS = 32_768
 LONGEST_TERM = 32
 # Sampling that OpenAI's API documents for a request that says nothing.
 API_DEFAULTS: dict[str, Any] = {
@@ -228,11 +228,11 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
     # What a tokenizer's file may ask for by itself, and what `encode` of transformers would have switched off.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    family = family_of(_template_of(tokenizer), family_name)
+    family = family_of(_template_of(tokenizer), family_name or files.settings.family)
     return ModelText(
         model_id=files.id,
         tokenizer=tokenizer,
-        context_tokens=_text_setting(config, "max_position_embeddings") or FALLBACK_CONTEXT_TOKENS,
+        context_tokens=_context_tokens(files, config),
         vocabulary_size=_text_setting(config, "vocab_size") or len(tokenizer),
         end_token_ids=_end_token_ids(
             tokenizer.eos_token_id, config, generation, added=_added_ids(tokenizer, family.ends)
@@ -244,6 +244,16 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
         shown_ids=_special_marks(tokenizer, family),
         load_s=time.monotonic() - began_s,
     )
+
+
+def _context_tokens(files: ModelFiles, config: dict[str, Any]) -> int:
+    """Return the longest context, as set or as the model's config has it. Raises ModelLoadFailed for more than that."""
+    own, wanted = own_context(config), files.settings.context_tokens
+    if wanted is not None and wanted > own:
+        raise ModelLoadFailed(
+            f"MLX_SERVER_MODELS sets context_tokens {wanted} for {files.id}, whose config allows {own}. Lower it."
+        )
+    return wanted or own
 
 
 def quantization(config: dict[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
 
 from mlx_manager.mlx_server.engine.messages import StepTimes
+from mlx_manager.mlx_server.pool.ledger import held_bytes
 from mlx_manager.mlx_server.pool.pool import ModelPool, Resident
 from mlx_manager.mlx_server.workers.process import EngineProcess
 from mlx_manager.observability import attributes as names
@@ -52,12 +53,13 @@ class EngineMetrics:
 
 def engine_figures(pool: ModelPool) -> Iterator[Figure]:
     """How the models in memory are, by what their engines said within the last second; a dead one says nothing."""
+    yield Figure(names.MEMORY_BUDGET, pool.ledger.budget_bytes)
     for resident in pool.residents:
         yield Figure(names.REQUESTS_ACTIVE, resident.leases, _of(resident.files.id))
         engine = resident.engine
         if engine is not None and engine.is_alive:
             yield from _load(resident, engine)
-            yield from _memory(resident, engine)
+        yield from _memory(resident)
 
 
 def _load(resident: Resident, engine: EngineProcess) -> Iterator[Figure]:
@@ -66,18 +68,13 @@ def _load(resident: Resident, engine: EngineProcess) -> Iterator[Figure]:
         yield Figure(names.BATCH_WIDTH, vitals.running, _of(resident.files.id))
 
 
-def _memory(resident: Resident, engine: EngineProcess) -> Iterator[Figure]:
-    """What the engine holds, each byte once."""
-    ready, vitals = engine.ready, engine.vitals
-    if ready is None or vitals is None:
-        return
-    held = {"weights": ready.weights_bytes}
-    if vitals.kv_bytes is not None:
-        held["kv"] = vitals.kv_bytes
-    held["prefix_cache"] = vitals.prefix_cache_bytes
-    held["buffers"] = max(vitals.active_bytes - sum(held.values()), 0) + vitals.pooled_bytes
-    for kind, held_bytes in held.items():
-        yield Figure(names.MEMORY, held_bytes, {**_of(resident.files.id), names.KIND: kind})
+def _memory(resident: Resident) -> Iterator[Figure]:
+    """What the engine holds, and what is set aside for it."""
+    model = _of(resident.files.id)
+    for kind, held in held_bytes(resident.engine).items():
+        yield Figure(names.MEMORY, held, {**model, names.KIND: kind})
+    for kind, reserved in resident.reservation.entries.items():
+        yield Figure(names.MEMORY_RESERVED, reserved, {**model, names.KIND: kind})
 
 
 def _of(model_id: str) -> dict[str, str]:

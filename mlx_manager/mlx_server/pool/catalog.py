@@ -1,29 +1,34 @@
 """Which models this machine has: the built-in one, those in the configured folders, those in the Hugging Face cache.
 
-A model's id is its repository id; in a folder of one's own it is the path below that folder.
+A model's id is its repository id; in a folder of one's own it is the path below that folder. `model@adapter` is a model
+with a LoRA adapter.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
-from mlx_manager.errors import ModelNotFound
+from mlx_manager.errors import ModelNotFound, WrongModelKind
+from mlx_manager.mlx_server.model_settings import ModelSettings
+from mlx_manager.mlx_server.pool.adapters import SIGN, Adapter, find_adapters
 from mlx_manager.mlx_server.pool.kind import ModelKind, kind_of
 
 Source = Literal["built-in", "folder", "hub-cache"]
 MAX_DEPTH = 3
 CACHE_PREFIX = "models--"
+NOTHING_SET = ModelSettings()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
     """A model on disk: `path` holds `config.json` and the weights, since `created_s` (Unix time).
 
-    `kind` is what it makes.
+    `kind` is what it makes, `settings` what was set for it, `adapter` what its weights are changed by.
     """
 
     id: str
@@ -31,6 +36,8 @@ class ModelFiles:
     source: Source
     created_s: int
     kind: ModelKind = "chat"
+    adapter: Adapter | None = None
+    settings: ModelSettings = NOTHING_SET
 
     @property
     def revision(self) -> str | None:
@@ -40,7 +47,9 @@ class ModelFiles:
     @property
     def edition(self) -> str:
         """What tells these files from earlier ones of the same id: their revision, or else their time."""
-        return self.revision or f"files of {self.created_s}"
+        own = self.revision or f"files of {self.created_s}"
+        adapter = self.adapter
+        return own if adapter is None else f"{own}, {adapter.name} of {adapter.created_s}"
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return one of the model's JSON files; empty when there is none."""
@@ -51,31 +60,105 @@ class ModelFiles:
 class Catalog:
     """Finds models. Reads the disk on every call, so a model is there as soon as its files are.
 
-    Keep it off the event loop.
+    Keep it off the event loop. `models` is what was set for models by their ids.
     """
 
     def __init__(
-        self, built_in: dict[str, Path], folders: Iterable[Path], hub_cache: Path | None
+        self,
+        built_in: dict[str, Path],
+        folders: Iterable[Path],
+        hub_cache: Path | None,
+        models: Mapping[str, ModelSettings] = MappingProxyType({}),
+        adapter_folders: Iterable[Path] = (),
     ) -> None:
         self._built_in = built_in
         self._folders = tuple(folders)
         self._hub_cache = hub_cache
+        self._models = models
+        self._adapter_folders = tuple(adapter_folders)
+        self.aliases: Mapping[str, str] = {
+            alias: model_id for model_id, own in models.items() for alias in own.aliases
+        }
 
     def list(self) -> list[ModelFiles]:
-        """Return every model once, by id; the built-in one wins over a folder, a folder over the cache."""
+        """Return every model once, by id; the built-in one wins over a folder, a folder over the cache.
+
+        A model with an adapter that was trained on it is one more.
+        """
         found: dict[str, ModelFiles] = {}
         for model in self._scan():
             found.setdefault(model.id, model)
-        return sorted(found.values(), key=lambda model: model.id.lower())
+        models = self._with_adapters(found)
+        return sorted(models.values(), key=lambda model: model.id.lower())
 
     def find(self, model_id: str) -> ModelFiles:
-        """Return the model of this id. Raises ModelNotFound with the ids that exist."""
-        models = self.list()
-        for model in models:
-            if model.id == model_id:
-                return model
-        known = ", ".join(model.id for model in models) or "none"
-        raise ModelNotFound(
+        """Return the model of this id, `model@adapter` or alias. Raises ModelNotFound with the ids that exist.
+
+        Raises WrongModelKind for an adapter of a model that makes no text.
+        """
+        model_id = self.real_id(model_id)
+        models = {model.id: model for model in self.list()}
+        if model_id in models:
+            return models[model_id]
+        base, sign, name = model_id.rpartition(SIGN)
+        if sign and base in models:
+            return self._adapted(models[base], name)
+        raise self._not_found(model_id, models)
+
+    def real_id(self, name: str) -> str:
+        """Return the id that a name stands for: an alias is another model's, any other name is itself."""
+        return self.aliases.get(name, name)
+
+    def _with_adapters(self, found: dict[str, ModelFiles]) -> dict[str, ModelFiles]:
+        adapters = find_adapters(self._adapter_folders)
+        # One whose adapter isn't there is no model: without it, it would answer differently from what was set.
+        whole = {
+            model.id: model
+            for model in (_equipped(model, adapters) for model in found.values())
+            if model is not None
+        }
+        fitting = [
+            self._with(model, adapter)
+            for adapter in adapters.values()
+            for model in found.values()
+            if model.kind == "chat" and adapter.base in (model.id, str(model.path))
+        ]
+        return whole | {model.id: model for model in fitting}
+
+    def _adapted(self, model: ModelFiles, name: str) -> ModelFiles:
+        adapters = find_adapters(self._adapter_folders)
+        if name not in adapters:
+            known = ", ".join(sorted(adapters)) or "none"
+            raise ModelNotFound(
+                f"There is no adapter {name!r} here. Adapters in MLX_SERVER_ADAPTER_DIRS: {known}.",
+                param="model",
+            )
+        if model.kind != "chat":
+            raise WrongModelKind(
+                f"{model.id} makes {model.kind}; only models that make text can have an adapter.",
+                param="model",
+            )
+        return self._with(model, adapters[name])
+
+    def _with(self, model: ModelFiles, adapter: Adapter) -> ModelFiles:
+        model_id = f"{model.id}{SIGN}{adapter.name}"
+        return replace(model, id=model_id, adapter=adapter, settings=self._settings_of(model_id))
+
+    def _settings_of(self, model_id: str) -> ModelSettings:
+        """Return what was set for a model; for one with an adapter, if nothing was, what was set for it without."""
+        own = self._models.get(model_id) or self._models.get(model_id.rpartition(SIGN)[0])
+        return own or NOTHING_SET
+
+    def _not_found(self, model_id: str, models: Iterable[str]) -> ModelNotFound:
+        own = self._models.get(model_id)
+        if own is not None and own.adapter is not None:
+            return ModelNotFound(
+                f"{model_id} is set to have the adapter {own.adapter!r}; either the model is not here, or no adapter "
+                "of that name is in MLX_SERVER_ADAPTER_DIRS.",
+                param="model",
+            )
+        known = ", ".join(models) or "none"
+        return ModelNotFound(
             f"There is no model {model_id!r} here. Models on this machine: {known}.", param="model"
         )
 
@@ -83,7 +166,9 @@ class Catalog:
         for model_id, path, source in self._places():
             created_s, config = _model_since(path)
             if created_s is not None:
-                yield ModelFiles(model_id, path, source, created_s, kind_of(config, path))
+                settings = self._settings_of(model_id)
+                kind = kind_of(config, path)
+                yield ModelFiles(model_id, path, source, created_s, kind, settings=settings)
 
     def _places(self) -> Iterator[tuple[str, Path, Source]]:
         for model_id, path in self._built_in.items():
@@ -97,6 +182,14 @@ class Catalog:
                 model_id = repository.name.removeprefix(CACHE_PREFIX).replace("--", "/", 1)
                 if (snapshot := _snapshot(repository)) is not None:
                     yield model_id, snapshot, "hub-cache"
+
+
+def _equipped(model: ModelFiles, adapters: Mapping[str, Adapter]) -> ModelFiles | None:
+    """Return the model with the adapter that was set for it; None when there is no such adapter."""
+    name = model.settings.adapter
+    if name is None:
+        return model
+    return replace(model, adapter=adapters[name]) if name in adapters else None
 
 
 def _folders_with_config(folder: Path, depth: int) -> Iterator[Path]:

@@ -1,4 +1,7 @@
-"""Which models are in memory. A model is loaded when it is first asked for, and stays while it is leased."""
+"""Which models are in memory. A model is loaded when it is first asked for, and stays while it is leased.
+
+It leaves to make room for another, after a time without requests, or when it is told to.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,21 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from mlx_manager.errors import MlxManagerError, Overloaded, ShuttingDown, WrongModelKind
+from mlx_manager.errors import (
+    MlxManagerError,
+    ModelInUse,
+    ShuttingDown,
+    WrongModelKind,
+)
+from mlx_manager.mlx_server.engine.messages import Loading
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
+from mlx_manager.mlx_server.pool.fit import Need
 from mlx_manager.mlx_server.pool.kind import PRODUCTS, ModelKind
+from mlx_manager.mlx_server.pool.ledger import Ledger, Reservation, held_bytes
+from mlx_manager.mlx_server.pool.refusal import Claim, no_place, no_room, too_large
 from mlx_manager.mlx_server.workers.process import EngineProcess
 from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
 
@@ -27,14 +39,23 @@ StartEngine = Callable[[ModelFiles], Awaitable[EngineProcess]]
 
 @dataclass(slots=True, eq=False)
 class Resident:
-    """A model that is in memory, being brought there, or whose engine has died and is being replaced."""
+    """A model that is in memory, being brought there, or whose engine has died and is being replaced.
+
+    `evicted` are the models that made room for it, `loading` how far its weights have come; it was last in use at
+    `used_s`, in monotonic seconds.
+    """
 
     files: ModelFiles
+    reservation: Reservation = field(default_factory=Reservation)
+    evicted: tuple[str, ...] = ()
     engine: EngineProcess | None = None
+    loading: Loading | None = None
     leases: int = 0
     restarts: int = 0
+    used_s: float = field(default_factory=time.monotonic)
     load: asyncio.Task[EngineProcess] | None = None
     supervisor: asyncio.Task[None] | None = None
+    alarm: asyncio.TimerHandle | None = None
 
     @property
     def state(self) -> Literal["loading", "ready", "stalled", "dead"]:
@@ -50,19 +71,33 @@ class Resident:
         """Whether its engine speaks, or is on its first way in."""
         return self.state in ("loading", "ready")
 
+    @property
+    def committed_bytes(self) -> int:
+        """What counts as its own in the budget: what was set aside, or what it holds if that is more."""
+        return max(self.reservation.total_bytes, sum(held_bytes(self.engine).values()))
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A model that stays in memory as long as this is held; its engine was replaced `restarts` times since it came."""
+    """A model that stays in memory as long as this is held; its engine was replaced `restarts` times since it came.
+
+    `reserved_bytes` are set aside for it, and `evicted` made room for it.
+    """
 
     files: ModelFiles
     engine: EngineProcess
     was_loaded: bool
     restarts: int = 0
+    reserved_bytes: int = 0
+    evicted: tuple[str, ...] = ()
 
 
 class ModelPool:
-    """Keeps up to `max_loaded` models, each in an engine process; the one idle longest makes room for another."""
+    """Keeps up to `max_loaded` models, each in an engine process, within the budget of `ledger`.
+
+    Those idle longest make room for another. One without a request for `idle_unload_s` leaves by itself, unless its own
+    settings say another time. `pinned` ones, and those whose settings say so, do neither.
+    """
 
     def __init__(
         self,
@@ -70,8 +105,16 @@ class ModelPool:
         start_engine: StartEngine,
         max_loaded: int,
         watch: EngineWatch | None = None,
+        ledger: Ledger | None = None,
+        idle_unload_s: float | None = None,
     ) -> None:
         self.catalog = catalog
+        self.ledger = ledger or Ledger()
+        # Where somebody has said otherwise than the settings: by hand, and until the server ends.
+        self._pins: dict[str, bool] = {}
+        self._idle_unload_s = idle_unload_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._adding: dict[str, asyncio.Task[None]] = {}
         self._start_engine = start_engine
         self._max_loaded = max_loaded
         self._watch = watch or NoWatch()
@@ -85,8 +128,18 @@ class ModelPool:
         """The models in memory, the longest unused first."""
         return list(self._residents.values())
 
+    @property
+    def committed_bytes(self) -> int:
+        """What all models in memory count for in the budget."""
+        return sum(resident.committed_bytes for resident in self._residents.values())
+
+    def resident(self, model_id: str) -> Resident | None:
+        """Return a model by its id if it is in memory, or on its way."""
+        return self._residents.get(model_id)
+
     async def find(self, model_id: str, kind: ModelKind | None = None) -> ModelFiles:
-        """Return a model by its id, at once when it is in memory. Raises ModelNotFound, and WrongModelKind."""
+        """Return a model by its id or alias, at once when it is in memory. Raises ModelNotFound, and WrongModelKind."""
+        model_id = self.catalog.real_id(model_id)
         if model_id in self._residents:
             files = self._residents[model_id].files
         else:
@@ -105,15 +158,54 @@ class ModelPool:
     async def lease(self, files: ModelFiles) -> AsyncIterator[Lease]:
         """Hold a model in memory, loading it when it isn't there.
 
-        Raises ModelLoadFailed, and Overloaded when every model in memory is in use and there is room for no other.
+        Raises ModelLoadFailed, InsufficientMemory when it doesn't fit beside those that have to stay, and Overloaded
+        when there are as many of those as there may be.
         """
         resident = await self._resident(files)
         resident.leases += 1
         try:
             engine, was_loaded = await self._ready_engine(resident)
-            yield Lease(resident.files, engine, was_loaded, resident.restarts)
+            yield Lease(
+                resident.files,
+                engine,
+                was_loaded,
+                resident.restarts,
+                resident.reservation.total_bytes,
+                resident.evicted,
+            )
         finally:
             resident.leases -= 1
+            resident.used_s = time.monotonic()
+            self._watch_idling(resident)
+
+    async def unload(self, model_id: str) -> bool:
+        """End a model's engine process, pinned or not; False when it isn't in memory. Raises ModelInUse."""
+        async with self._changing:
+            resident = self._residents.get(model_id)
+            if resident is None:
+                return False
+            if resident.leases:
+                raise ModelInUse(
+                    f"{model_id} works on {resident.leases} requests. Wait for their end, or cancel them first "
+                    "(GET /admin/models lists them, DELETE /admin/requests/ID cancels one)."
+                )
+            await self._drop(resident, "asked")
+        return True
+
+    def is_pinned(self, files: ModelFiles) -> bool:
+        """Whether a model stays in memory once it is there."""
+        return self._pins.get(files.id, files.settings.pinned)
+
+    def pin(self, files: ModelFiles, is_pinned: bool = True) -> None:
+        """Say whether a model is to stay in memory once it is there, until the server ends."""
+        self._pins[files.id] = is_pinned
+        if resident := self._residents.get(files.id):
+            self._watch_idling(resident)
+
+    def note_loading(self, model_id: str, loading: Loading) -> None:
+        """Note how far a model's weights have come."""
+        if resident := self._residents.get(model_id):
+            resident.loading = loading
 
     def end_requests(self) -> None:
         """Take no new request, and fail those that run, because the server is stopping."""
@@ -128,40 +220,115 @@ class ModelPool:
         async with self._changing:  # one that is being unloaded for another is awaited too
             residents, self._residents = self._residents, {}
         await asyncio.gather(*(self._unload(resident) for resident in residents.values()))
+        await asyncio.gather(*self._tasks)
 
     async def _resident(self, files: ModelFiles) -> Resident:
         if self._is_closed:
             raise _shutting_down()
-        if files.id not in self._residents:
-            async with self._changing:
-                await self._add(files)
+        while files.id not in self._residents:
+            await asyncio.shield(self._added(files))
         resident = self._residents[files.id] = self._residents.pop(files.id)
         return resident
 
+    def _added(self, files: ModelFiles) -> asyncio.Task[None]:
+        """Return the task that makes room for a model: one for all who ask, whose patience it doesn't depend on."""
+        task = self._adding.get(files.id)
+        if task is None:
+            task = self._adding[files.id] = asyncio.create_task(self._add(files))
+            task.add_done_callback(lambda done: self._forget_added(files.id, done))
+        return task
+
+    def _forget_added(self, model_id: str, done: asyncio.Task[None]) -> None:
+        del self._adding[model_id]
+        if not done.cancelled():
+            done.exception()  # retrieved: nobody may be waiting any more
+
     async def _add(self, files: ModelFiles) -> None:
-        if files.id in self._residents:
-            return
-        if len(self._residents) >= self._max_loaded:
-            await self._make_room_for(files.id)
+        async with self._changing:
+            await self._add_alone(files)
+
+    async def _add_alone(self, files: ModelFiles) -> None:
+        need = await asyncio.to_thread(self.ledger.appraise, files)
+        evicted = await self._make_room(files, need)
         if self._is_closed:
             raise _shutting_down()
-        self._residents[files.id] = Resident(files)
+        free_bytes = self.ledger.budget_bytes - self.committed_bytes
+        reservation = self.ledger.reserve(files, need, free_bytes)
+        self._residents[files.id] = Resident(files, reservation, evicted)
 
-    async def _make_room_for(self, model_id: str) -> None:
-        for name, resident in self._residents.items():
-            if resident.leases == 0:
-                del self._residents[name]
-                logger.info(
-                    "model unloaded %(model)s to make room for %(other)s",
-                    {"model": name, "other": model_id},
-                )
-                await self._unload(resident)
-                return
-        raise Overloaded(
-            f"{model_id} can't be loaded: {', '.join(self._residents)} are in memory and in use, and "
-            f"MLX_SERVER_MAX_LOADED_MODELS is {self._max_loaded}. Send the request again later, or raise it.",
-            retry_after_s=5,
+    async def _make_room(self, files: ModelFiles, need: Need) -> tuple[str, ...]:
+        """Unload what has to go for a model, and return which. Unloads nothing when that wouldn't do."""
+        if need.total_bytes > self.ledger.budget_bytes:
+            raise too_large(files, need, self.ledger.budget_bytes)
+        evicted = list[str]()
+        # Looked at anew each time: while one is unloaded, another may come into use.
+        while (victim := self._next_to_go(files, need)) is not None:
+            await self._drop(victim, "room")
+            evicted.append(victim.files.id)
+        return tuple(evicted)
+
+    def _next_to_go(self, files: ModelFiles, need: Need) -> Resident | None:
+        """Return the model that makes room, the longest unused first; None when there is room."""
+        residents = self._residents.values()
+        free_bytes = self.ledger.budget_bytes - self.committed_bytes
+        is_full = len(residents) >= self._max_loaded
+        if not is_full and need.total_bytes <= free_bytes:
+            return None
+        idle = [one for one in residents if not one.leases and not self.is_pinned(one.files)]
+        if need.total_bytes > free_bytes + sum(one.committed_bytes for one in idle):
+            raise no_room(files, need, free_bytes, self.ledger.budget_bytes, self._claims())
+        if not idle:
+            raise no_place(files, self._max_loaded, self._claims())
+        return idle[0]
+
+    def _claims(self) -> list[Claim]:
+        return [
+            Claim(one.files.id, one.committed_bytes, one.leases, self.is_pinned(one.files))
+            for one in self._residents.values()
+        ]
+
+    def _watch_idling(self, resident: Resident) -> None:
+        """Let an idle model leave in time. It has one alarm, which looks when it was last used."""
+        if (limit_s := self._idle_limit_s(resident)) is None or resident.alarm or resident.leases:
+            return
+        left_s = max(resident.used_s + limit_s - time.monotonic(), 0.0)
+        loop = asyncio.get_running_loop()
+        resident.alarm = loop.call_later(left_s, self._look_at_idle, resident, context=Context())
+
+    def _look_at_idle(self, resident: Resident) -> None:
+        resident.alarm = None
+        if self._is_overdue(resident):
+            task = asyncio.create_task(self._drop_overdue(resident))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._watch_idling(resident)
+
+    async def _drop_overdue(self, resident: Resident) -> None:
+        async with self._changing:
+            if self._is_overdue(resident):
+                await self._drop(resident, "idle")
+
+    def _is_overdue(self, resident: Resident) -> bool:
+        limit_s = self._idle_limit_s(resident)
+        is_here = self._residents.get(resident.files.id) is resident
+        if not is_here or resident.leases or limit_s is None:
+            return False
+        return time.monotonic() - resident.used_s >= limit_s
+
+    def _idle_limit_s(self, resident: Resident) -> float | None:
+        if self.is_pinned(resident.files):
+            return None
+        return resident.files.settings.idle_unload_s or self._idle_unload_s
+
+    async def _drop(self, resident: Resident, reason: Literal["room", "idle", "asked"]) -> None:
+        """Unload a model; returns when its process has gone. `_changing` must be held."""
+        del self._residents[resident.files.id]
+        logger.info(
+            "model unloaded %(model)s reason=%(reason)s",
+            {"model": resident.files.id, "reason": reason},
         )
+        await self._unload(resident)
 
     async def _ready_engine(self, resident: Resident) -> tuple[EngineProcess, bool]:
         """Return the model's living engine, and whether this had to wait for a load."""
@@ -181,6 +348,7 @@ class ModelPool:
 
     async def _load(self, resident: Resident) -> EngineProcess:
         resident.engine, started_s, model_id = None, time.monotonic(), resident.files.id
+        resident.loading = None
         try:
             engine = await self._start_engine(resident.files)
         except Exception as error:
@@ -189,6 +357,8 @@ class ModelPool:
                 self._residents.pop(model_id, None)
             raise
         resident.engine, load_s = engine, time.monotonic() - started_s
+        if engine.ready is not None:
+            resident.reservation = resident.reservation.corrected(engine.ready.weights_bytes)
         self._watch.loaded(model_id, load_s)
         self._report(model_id, engine, load_s)
         if resident.supervisor is None:
@@ -242,6 +412,8 @@ class ModelPool:
         resident.supervisor = None
 
     async def _unload(self, resident: Resident) -> None:
+        if resident.alarm is not None:
+            resident.alarm.cancel()
         tasks = [task for task in (resident.supervisor, resident.load) if task is not None]
         for task in tasks:
             task.cancel()

@@ -27,6 +27,7 @@ from mlx_manager.mlx_server.engine.messages import (
     FromEngine,
     Heartbeat,
     LoadFailed,
+    Loading,
     Logprobs,
     Pass,
     Priority,
@@ -57,7 +58,7 @@ MOST_AHEAD = 8
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How engine processes are run; see the settings of the same names."""
+    """How engine processes are run; see the settings of the same names. `adapter` is the folder of a LoRA adapter."""
 
     max_batch: int = 32
     max_waiting: int = 512
@@ -69,6 +70,7 @@ class EngineOptions:
     load_timeout_s: float = 600.0
     stall_timeout_s: float = 120.0
     blas_library: Path | None = None
+    adapter: Path | None = None
 
 
 class EngineProcess:
@@ -84,6 +86,7 @@ class EngineProcess:
         options: EngineOptions,
         watch: EngineWatch,
         kind: EngineKind,
+        note_loading: Callable[[Loading], None] | None = None,
     ) -> None:
         self.model_id = model_id
         self.ready: Ready | None = None
@@ -95,6 +98,7 @@ class EngineProcess:
         self._options = options
         self._watcher = watch
         self._kind = kind
+        self._note_loading = note_loading
         # What runs: sequences in a chat engine, requests for vectors in one that makes those.
         self._streams: dict[int, TokenStream] = {}
         self._vectors: dict[int, VectorStream] = {}
@@ -118,12 +122,14 @@ class EngineProcess:
         options: EngineOptions,
         watch: EngineWatch | None = None,
         kind: EngineKind = "chat",
+        note_loading: Callable[[Loading], None] | None = None,
     ) -> EngineProcess:
         """Start a process, load the model in `path`, and return when it can generate.
 
+        `note_loading` is told how far the weights have come.
         Raises ModelLoadFailed, with the engine's own words, when it can't or takes longer than `load_timeout_s`.
         """
-        engine = cls(model_id, path, options, watch or NoWatch(), kind)
+        engine = cls(model_id, path, options, watch or NoWatch(), kind, note_loading)
         try:
             await engine._spawn()
             await asyncio.wait_for(engine._loaded, options.load_timeout_s)
@@ -291,6 +297,7 @@ class EngineProcess:
                 *("--channel", str(theirs.fileno())),
                 *("--model", str(self._path)),
                 *("--kind", self._kind),
+                *(("--adapter", str(options.adapter)) if options.adapter else ()),
                 *("--max-batch", str(options.max_batch)),
                 *("--chunk", str(options.prefill_chunk_tokens)),
                 *("--idle-chunk", str(options.idle_prefill_chunk_tokens)),
@@ -376,6 +383,9 @@ class EngineProcess:
             case Heartbeat(vitals=vitals):
                 self.vitals = vitals
                 self._watcher.stepped(self.model_id, vitals.steps)
+            case Loading():
+                if self._note_loading is not None:
+                    self._note_loading(message)
             case Ready():
                 self.ready = message
                 self.process_s = max(self.last_heard_s - self._made_s - message.load_s, 0.0)

@@ -1,0 +1,82 @@
+"""What `/admin` takes and answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlx_manager.chat.request import Operation
+from mlx_manager.mlx_server.generation.running import Phase
+from mlx_manager.mlx_server.pool.catalog import Source
+from mlx_manager.mlx_server.pool.kind import ModelKind
+
+State = Literal["unloaded", "loading", "ready", "stalled", "dead"]
+
+
+class ModelName(BaseModel):
+    """A model by its id, as `model@adapter`, or by an alias."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(min_length=1)
+
+
+class Memory(BaseModel):
+    """The budget of all models together. `committed_bytes` are the sum of theirs."""
+
+    budget_bytes: int
+    committed_bytes: int
+    free_bytes: int
+
+
+class ModelState(BaseModel):
+    """A model. What stands below `pinned` is null or empty unless it is in memory, or on its way.
+
+    `requests` hold it; without any it has been idle for `idle_s`. While it is loading, `loaded_share` of its weights
+    (0 to 1) is there. `reserved_bytes` is set aside for it, by what for (`weights`, `kv`, `prefix_cache`, `head_room`);
+    `held_bytes` is what its engine has, by what it is (`weights`, `kv`, `prefix_cache`, `buffers`), as told within the
+    last second. The greater sum of the two is `committed_bytes`.
+    """
+
+    id: str
+    kind: ModelKind
+    source: Source
+    adapter: str | None
+    aliases: list[str]
+    state: State
+    pinned: bool
+    requests: int = 0
+    idle_s: float | None = None
+    engine_restarts: int = 0
+    loaded_share: float | None = None
+    committed_bytes: int = 0
+    reserved_bytes: dict[str, int] = {}
+    held_bytes: dict[str, int] = {}
+
+
+class ModelsReport(BaseModel):
+    """All models, and their memory."""
+
+    memory: Memory
+    models: list[ModelState]
+
+
+class RequestState(BaseModel):
+    """A request that is worked on: `id` is its request id, `phase` the name of the span that will tell of it."""
+
+    id: str
+    model: str
+    operation: Operation
+    endpoint: str
+    key_id: str | None
+    phase: Phase
+    running_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+class RequestsReport(BaseModel):
+    """Requests, the oldest first."""
+
+    requests: list[RequestState]

@@ -1,0 +1,58 @@
+"""What can be set for one model by itself: its table in the settings."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Alias = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class ModelSettings(BaseModel):
+    """What holds for one model instead of what holds for all, or what its files say; `docs/settings.md` lists it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    aliases: tuple[Alias, ...] = Field(
+        (), description="Other names that requests may ask for it by; they are listed, too."
+    )
+    context_tokens: int | None = Field(
+        None,
+        ge=2,
+        description="Longest prompt with its answer, in tokens; at most the model's own, which is the default. Memory "
+        "for the whole of it is set aside when it is set.",
+    )
+    adapter: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of the LoRA adapter that it has unless a request names another one as `model@adapter`.",
+    )
+    family: str | None = Field(
+        None,
+        description="By whose marks its calls and thoughts are read, instead of what its chat template says: a name "
+        "that `mlx.parse.family` can have, as `hermes`.",
+    )
+    prefix_cache_mib: int | None = Field(
+        None, ge=0, description="`MLX_SERVER_PREFIX_CACHE_MIB` of this model."
+    )
+    kv_bits: int | None = Field(
+        None,
+        description="Refused: the batches of this version of mlx-lm can't hold quantised keys and values.",
+    )
+    idle_unload_s: float | None = Field(
+        None, gt=0, description="`MLX_SERVER_IDLE_UNLOAD_S` of this model."
+    )
+    pinned: bool = Field(
+        False,
+        description="Once it is in memory it stays: neither room for others nor idling ends it.",
+    )
+
+    @field_validator("kv_bits", mode="after")
+    @classmethod
+    def _refuse_kv_bits(cls, value: int | None) -> int | None:
+        if value is not None:
+            raise ValueError(
+                "keys and values can't be quantised: mlx-lm's QuantizedKVCache can't be part of a batch. Leave it out"
+            )
+        return value
