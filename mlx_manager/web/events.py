@@ -13,7 +13,7 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 
 from mlx_manager.mlx_server.pool.draining import on_stop
-from mlx_manager.mlx_server.pool.pool import Resident
+from mlx_manager.mlx_server.pool.pool import ModelPool, Resident
 from mlx_manager.mlx_server.state import ServerState
 from mlx_manager.traces.summary import TraceFilter
 from mlx_manager.web.live import Live, ModelNow, Snapshot
@@ -51,14 +51,15 @@ async def look(state: ServerState) -> Snapshot:
     with logfire.suppress_instrumentation():
         return Snapshot(
             is_healthy=all(resident.is_healthy for resident in residents),
-            models=tuple(map(_model_now, residents)),
+            models=tuple(_model_now(resident, state.pool) for resident in residents),
             newest_trace=await asyncio.to_thread(_newest_trace, state),
             newest_request=await newest_request(state.database),
+            committed_bytes=state.pool.committed_bytes,
         )
 
 
-def _model_now(resident: Resident) -> ModelNow:
-    engine = resident.engine
+def _model_now(resident: Resident, pool: ModelPool) -> ModelNow:
+    engine, loading = resident.engine, resident.loading
     vitals = engine.vitals if engine else None
     return ModelNow(
         id=resident.files.id,
@@ -67,6 +68,8 @@ def _model_now(resident: Resident) -> ModelNow:
         waiting=vitals.waiting if vitals else 0,
         memory_bytes=vitals.active_bytes + vitals.pooled_bytes if vitals else None,
         kv_bytes=vitals.kv_bytes if vitals else None,
+        loaded_share=loading.share if loading and resident.state == "loading" else None,
+        is_pinned=pool.is_pinned(resident.files),
     )
 
 

@@ -19,7 +19,7 @@ class ModelNow:
     """A model in memory; `active` counts the requests that it works on or that wait in it.
 
     `memory_bytes` is all that its engine holds, freed buffers too; `kv_bytes` the keys and values among it. None until
-    the engine has told.
+    the engine has told. While it is loading, `loaded_share` of its weights is there.
     """
 
     id: str
@@ -28,16 +28,22 @@ class ModelNow:
     waiting: int = 0
     memory_bytes: int | None = None
     kv_bytes: int | None = None
+    loaded_share: float | None = None
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What pages show of the present moment; the marks change when there is something new to list."""
+    """What pages show of the present moment; the marks change when there is something new to list.
+
+    `committed_bytes` are what all models count for in the memory budget.
+    """
 
     is_healthy: bool
     models: tuple[ModelNow, ...] = ()
     newest_trace: str | None = None
     newest_request: int | None = None
+    committed_bytes: int = 0
 
     @property
     def active(self) -> int:

@@ -18,11 +18,17 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A model as the page shows it; `card` is None until its files, as they are now, have been checked."""
+    """A model as the page shows it; `card` is None until its files, as they are now, have been checked.
+
+    `memory_bytes` is what it counts for in the memory budget, None unless it is in memory.
+    """
 
     id: str
     source: str
     state: str
+    aliases: tuple[str, ...]
+    is_pinned: bool
+    memory_bytes: int | None
     is_demonstration: bool
     card: Card | None
 
@@ -37,12 +43,22 @@ async def show_overview(request: Request, state: CurrentState) -> Response:
         "base_url": str(request.base_url).rstrip("/") + "/v1",
         "needs_key": bool(state.settings.api_keys),
         "models": [_row(model, state, cards.get((model.id, model.edition))) for model in models],
+        "committed_bytes": state.pool.committed_bytes,
+        "budget_bytes": state.pool.ledger.budget_bytes,
         "is_healthy": all(resident.is_healthy for resident in state.pool.residents),
     }
     return page(request, "overview.html", context)
 
 
 def _row(model: ModelFiles, state: ServerState, card: Card | None) -> ModelRow:
-    states = {resident.files.id: resident.state for resident in state.pool.residents}
-    is_built_in = model.source == "built-in"
-    return ModelRow(model.id, model.source, states.get(model.id, "on disk"), is_built_in, card)
+    resident = state.pool.resident(model.id)
+    return ModelRow(
+        id=model.id,
+        source=model.source,
+        state=resident.state if resident else "on disk",
+        aliases=model.settings.aliases,
+        is_pinned=state.pool.is_pinned(model),
+        memory_bytes=resident.committed_bytes if resident else None,
+        is_demonstration=model.source == "built-in",
+        card=card,
+    )

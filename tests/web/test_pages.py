@@ -328,3 +328,34 @@ def browser_without_script(context: BrowserContext) -> Page:
     browser = context.browser
     assert browser is not None
     return browser.new_context(java_script_enabled=False).new_page()
+
+
+def test_a_model_is_loaded_pinned_and_unloaded_on_the_first_page(site: Site, page: Page) -> None:
+    complaints = Complaints().of(page)
+    page.goto(site.url)
+    expect(page.locator(".live")).to_have_attribute("data-state", "live")
+    line = page.locator("li", has_text="test/late")
+    state = line.locator(".state")
+    expect(state).to_have_text("on disk")
+
+    line.get_by_role("button", name="Load test/late").click()
+    expect(state).to_have_text("ready", timeout=30_000)
+
+    line.get_by_role("button", name="Pin test/late", exact=True).click()
+    expect(state).to_have_text("ready · pinned")
+    line.get_by_role("button", name="Unpin test/late").click()
+    expect(state).to_have_text("ready")
+
+    line.get_by_role("button", name="Unload test/late").click()
+    expect(state).to_have_text("on disk")
+    assert complaints.lines == []
+
+
+def test_what_can_not_be_done_is_said_on_the_first_page(site: Site, page: Page) -> None:
+    page.goto(site.url)
+    expect(page.locator(".live")).to_have_attribute("data-state", "live")
+    page.route(
+        "**/admin/models/load", lambda route: route.continue_(post_data='{"model": "no/such"}')
+    )
+    page.locator("li", has_text="test/plain").get_by_role("button", name="Load").click()
+    expect(page.locator("#models-said")).to_contain_text("There is no model 'no/such' here")
