@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
-from llguidance import LLMatcher
 
 import mlx_manager
 from mlx_manager.chat.events import Delta, TextDelta, ToolCallDelta, ToolCallStarted
@@ -27,7 +26,7 @@ from mlx_manager.chat.request import (
     ToolChoice,
 )
 from mlx_manager.errors import UnsupportedParameter
-from mlx_manager.mlx_server.engine.constraint import Vocabulary
+from mlx_manager.mlx_server.engine.grammar import Vocabulary
 from mlx_manager.mlx_server.engine.messages import Constraint
 from mlx_manager.mlx_server.families.family import FAMILIES, Family
 from mlx_manager.mlx_server.families.forms import Parameters
@@ -138,24 +137,19 @@ class Walk:
 
     def draw(self, constraint: Constraint, closers: Sequence[str]) -> str | None:
         """Return a text of the grammar; None when it would be too long."""
-        ends = list(self._text.end_token_ids)
-        matcher = self._vocabulary.matcher(constraint.grammar, ends)
+        matcher = self._vocabulary.matcher(constraint.grammar)
         tokens = list[int]()
         while len(tokens) < MOST_TOKENS:
-            if matcher.is_accepting() and (matcher.is_stopped() or self._chosen.random() < 0.3):
-                return str(self._text.tokenizer.decode(tokens, skip_special_tokens=False))
-            allowed = self._allowed(matcher, ends)
+            bits, may_end = matcher.allowed()
             said = self._text.tokenizer.decode(tokens[-40:], skip_special_tokens=False)
+            assert not matcher.is_given_up, said
+            allowed = [int(token) for token in np.flatnonzero(bits)]
+            if may_end and (not allowed or self._chosen.random() < 0.3):
+                return str(self._text.tokenizer.decode(tokens, skip_special_tokens=False))
             token = self._next(allowed, said, closers, is_long=len(tokens) > LONG)
             tokens.append(token)
-            assert matcher.consume_token(token), said
+            matcher.take(token)
         return None
-
-    def _allowed(self, matcher: LLMatcher, ends: list[int]) -> list[int]:
-        words = np.frombuffer(matcher.compute_bitmask(), np.uint32)
-        assert not matcher.is_error(), matcher.get_error()
-        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
-        return [int(token) for token in np.flatnonzero(bits) if token not in ends]
 
     def _next(self, allowed: list[int], said: str, closers: Sequence[str], *, is_long: bool) -> int:
         if is_long or self._chosen.random() < 0.5:
