@@ -116,7 +116,7 @@ def make_chat_engine(
 ) -> tuple[Stepping, Ready]:
     """Load a language model, with a LoRA adapter or without, and find out how much its sequences need and may have.
 
-    `wake` is called, from another thread, when there is something to do.
+    `wake` is called, from another thread, when there is something to do; `tell` is told how far the load is.
     """
     grammars = GrammarCompiler(Vocabulary(path), wake)
     grammars.prepare()

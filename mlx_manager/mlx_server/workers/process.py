@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mlx_manager.chat.events import TraceContext
 from mlx_manager.errors import MemoryExceeded, MlxManagerError, ModelLoadFailed, Overloaded
-from mlx_manager.mlx_server.engine.framing import encode, reports_reader
+from mlx_manager.mlx_server.engine.framing import encode
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
     Constraint,
@@ -38,6 +38,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Vitals,
 )
 from mlx_manager.mlx_server.workers.blas import engine_environment
+from mlx_manager.mlx_server.workers.reports import Reports
 from mlx_manager.mlx_server.workers.stream import TokenStream, engine_ended
 from mlx_manager.mlx_server.workers.vectors import VectorStream
 from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
@@ -290,7 +291,7 @@ class EngineProcess:
         with theirs:
             # Before the process, so that `stop` closes it when there is none to start.
             self._transport, _ = await asyncio.get_running_loop().create_connection(
-                lambda: _Reports(self._receive, self._channel_closed), sock=ours
+                lambda: Reports(self._receive, self._channel_closed), sock=ours
             )
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", WORKER_MODULE),
@@ -460,22 +461,6 @@ class EngineProcess:
         frames, self._unsent = self._unsent, []
         if self._transport is not None:
             self._transport.write(b"".join(frames))
-
-
-class _Reports(asyncio.Protocol):
-    """Cuts the socket's bytes into messages and hands them on, in the event loop."""
-
-    def __init__(self, receive: Callable[[FromEngine], None], closed: Callable[[], None]) -> None:
-        self._reader = reports_reader()
-        self._receive = receive
-        self._closed = closed
-
-    def data_received(self, data: bytes) -> None:
-        for message in self._reader.feed(data):
-            self._receive(message)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._closed()
 
 
 def _kv_budget(budget_bytes: int | None) -> tuple[str, ...]:
