@@ -200,7 +200,7 @@ async def test_a_model_s_own_context_is_kept_to(
 async def test_settings_that_a_model_can_not_have_are_refused_with_those_it_can(
     admin: httpx.AsyncClient, openai: AsyncOpenAI
 ) -> None:
-    with pytest.raises(sdk.InternalServerError, match=r"there are .*hermes"):
+    with pytest.raises(sdk.InternalServerError, match=r"no family .*hermes"):
         await ask(openai, "test/odd")
     with pytest.raises(sdk.InternalServerError, match=r"9999 .* allows 4096"):
         await ask(openai, "test/wide")

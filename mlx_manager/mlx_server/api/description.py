@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from mlx_manager.wire.dialects import MODEL_API, dialect_of
 
 OTLP = "/otlp/"
+ADMIN = "/admin/"
 OPTIONAL = "/metrics"
 JSON, PROTOBUF, STREAM = "application/json", "application/x-protobuf", "text/event-stream"
 # What can come as a stream, and as one object.
@@ -59,6 +60,9 @@ def _statuses(operation: dict[str, Any], path: str) -> set[int]:
     if path.startswith(OTLP):
         return {400, 403, 413, 415, 500, 503}
     asked = {400, 404, 422} if asks or path == OPTIONAL else set()
+    if path.startswith(ADMIN) and has_body:
+        # Orders that name a model: one that isn't there, or that is in use.
+        asked = {400, 404, 409}
     return asked | ({413, 422} if has_body else set()) | {403, 500, 503}
 
 
