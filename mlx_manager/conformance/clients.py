@@ -282,7 +282,7 @@ LLM = (
     ),
     Recorded(
         "llm",
-        "--tool",
+        "--tool -o max_tokens 64",
         CHAT,
         {
             "messages": [
@@ -291,6 +291,7 @@ LLM = (
                 {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
             ],
             "tools": [function("llm_time", "Returns the current time")],
+            "max_tokens": 64,
             **STREAMED,
         },
     ),
