@@ -9,8 +9,9 @@ from statistics import median
 FIRST_TOKENS = 256
 # A pass over fewer costs about as much, on whatever device.
 LEAST_TOKENS = 16
-# Of so many steps the middle one counts: the first ones of a process compile, and now and then one is disturbed.
-REMEMBERED_STEPS = 5
+# Of so many steps the middle one counts: the first ones of a process compile, and now and then one is disturbed. Not of
+# more, because the further a long prompt has been read, the dearer its tokens are.
+REMEMBERED_STEPS = 3
 # What a single sequence has for itself nobody else waits for: so many times longer may its steps take.
 IDLE_FACTOR = 4
 
