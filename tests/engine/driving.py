@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.grammar import Vocabulary
@@ -73,8 +75,9 @@ class Driver:
         constraint: Constraint | None = None,
         priority: Priority = "normal",
         key_id: str | None = None,
+        made: Sequence[int] = (),
     ) -> int:
-        """Hand a prompt in and return the sequence's id."""
+        """Hand a prompt in, with what another engine has made of its answer, and return the sequence's id."""
         sequence_id = next(self._ids)
         submit = Submit(
             sequence_id,
@@ -87,7 +90,7 @@ class Driver:
             priority,
             key_id,
         )
-        self.engine.handle(submit)
+        self.engine.handle(msgspec.structs.replace(submit, made_token_ids=list(made)))
         return sequence_id
 
     def cancel(self, sequence_id: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -19,11 +19,17 @@ class ConstrainedSampler:
     """Draws with `draw` from what the grammar allows. It belongs to one sequence and is called once for each token.
 
     With trigger tokens in the constraint everything is allowed until one of them was drawn. A text that is complete
-    can only end; or, when the constraint repeats, go on freely until the next trigger.
+    can only end; or, when the constraint repeats, go on freely until the next trigger. It goes on behind
+    `made_token_ids`, which another sampler like it has drawn.
     """
 
     def __init__(
-        self, constraint: Constraint, matcher: Matcher, end_token_ids: list[int], draw: Sampler
+        self,
+        constraint: Constraint,
+        matcher: Matcher,
+        end_token_ids: list[int],
+        draw: Sampler,
+        made_token_ids: Sequence[int] = (),
     ) -> None:
         self._triggers = frozenset(constraint.trigger_token_ids)
         self._repeats = constraint.repeats
@@ -32,6 +38,8 @@ class ConstrainedSampler:
         self._draw = draw
         self._is_active = not self._triggers
         self._last: mx.array | None = None
+        for token_id in made_token_ids:
+            self._follow(token_id)
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         """Return the next token of the row, `[1, vocabulary]` -> `[1]`. Waits until the one before is known."""

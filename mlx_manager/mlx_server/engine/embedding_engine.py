@@ -45,6 +45,7 @@ class EmbeddingEngine:
         self._ended: list[Embedded] = []
         self._step_clock = StepClock()
         self._last_began_ns = 0
+        self._newest_id = 0
 
     @property
     def has_work(self) -> bool:
@@ -55,6 +56,7 @@ class EmbeddingEngine:
         """Take one message from the inbox; its effect shows in the next step."""
         match message:
             case Embed():
+                self._newest_id = message.sequence_id
                 self._scheduler.add(Request.received(message, self._clock_ns()))
             case Cancel(sequence_id):
                 if (request := self._scheduler.remove(sequence_id)) is not None:
@@ -82,14 +84,17 @@ class EmbeddingEngine:
 
     def vitals(self) -> Vitals:
         """Say how the engine is, and how long the passes since the last such report took."""
-        begun = sum(request.stamps.admitted_ns is not None for request in self._scheduler)
+        begun = [one.id for one in self._scheduler if one.stamps.admitted_ns is not None]
         return Vitals(
-            waiting=len(self._scheduler) - begun,
-            running=begun,
+            waiting=len(self._scheduler) - len(begun),
+            running=len(begun),
             kv_bytes=0,
             active_bytes=mx.get_active_memory(),
             pooled_bytes=mx.get_cache_memory(),
             steps=self._step_clock.take(),
+            sequence_ids=[request.id for request in self._scheduler],
+            row_ids=begun,
+            newest_id=self._newest_id,
         )
 
     def _computed(self, batch: Batch) -> list[Vectors]:

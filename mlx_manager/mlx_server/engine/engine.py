@@ -48,6 +48,7 @@ class Engine:
         self._ended: list[Ended] = []
         self._step_clock = StepClock()
         self._last_began_ns = 0
+        self._newest_id = 0
 
     @property
     def has_work(self) -> bool:
@@ -64,6 +65,7 @@ class Engine:
         """Take one message from the inbox; its effect shows in the next step."""
         match message:
             case Submit():
+                self._newest_id = message.sequence_id
                 self._receive(Sequence.received(message, self._clock_ns()))
             case Cancel(sequence_id):
                 self._cancel(sequence_id)
@@ -99,6 +101,9 @@ class Engine:
             pooled_bytes=memory.pooled_bytes,
             prefix_cache_bytes=memory.prefix_cache_bytes,
             steps=self._step_clock.take(),
+            sequence_ids=[*self._compiling, *self._scheduler.sequence_ids],
+            row_ids=self._runner.row_ids,
+            newest_id=self._newest_id,
         )
 
     def close(self) -> None:

@@ -58,6 +58,11 @@ class Line:
     def __len__(self) -> int:
         return len(self._group_of)
 
+    @property
+    def sequence_ids(self) -> list[int]:
+        """Those that wait."""
+        return list(self._group_of)
+
     def add(self, sequence: Sequence) -> None:
         """A sequence has come."""
         group = (sequence.submit.key_id, sequence.submit.priority)

@@ -60,6 +60,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     `constraint` needs an end token. With `top_logprobs` each token comes with its log-probability and those of so many
     others; None: without any. Its turn comes by its `priority`, and by what others of the same `key_id` have used. With
     `expected_tokens` it is predicted how much memory the answer needs; None: with `max_tokens`.
+    `made_token_ids` are the first of those `max_tokens`, made by a process that has ended: the
+    answer goes on behind them as if it had never stopped.
     """
 
     sequence_id: int
@@ -72,6 +74,12 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     priority: Priority = "normal"
     key_id: str | None = None
     expected_tokens: int | None = None
+    made_token_ids: list[int] = []
+
+    @property
+    def known_token_ids(self) -> list[int]:
+        """All that is there before the next token: the prompt, and what was made of the answer."""
+        return [*self.token_ids, *self.made_token_ids] if self.made_token_ids else self.token_ids
 
 
 class Embed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -283,7 +291,8 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     """How the engine is. `steps` are those since the last report; empty groups are left out.
 
     `active_bytes` is all that MLX holds for arrays, weights and keys and values among them; `pooled_bytes` is what it
-    keeps of freed ones. `kv_bytes` is None for a model whose cache can't tell.
+    keeps of freed ones. `kv_bytes` is None for a model whose cache can't tell. `sequence_ids` are those that wait and
+    run, `row_ids` those that have a place in the batch's tensors, and `newest_id` is the last that was taken in.
     """
 
     waiting: int
@@ -293,6 +302,9 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     pooled_bytes: int
     prefix_cache_bytes: int = 0
     steps: list[StepTimes] = []
+    sequence_ids: list[int] = []
+    row_ids: list[int] = []
+    newest_id: int = 0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -112,14 +112,17 @@ class Runner:
         """
         held = None
         if submit.constraint is not None and matcher is not None:
-            held = _holding(submit.constraint, matcher, submit.end_token_ids)
-        sampler = sampler_for(submit.sampling, submit.token_ids, submit.end_token_ids, held)
-        match = self._match(submit.token_ids)
+            held = _holding(submit, submit.constraint, matcher)
+        sampler = sampler_for(
+            submit.sampling, submit.token_ids, submit.end_token_ids, held, submit.made_token_ids
+        )
+        token_ids = submit.known_token_ids
+        match = self._match(token_ids)
         [uid] = self._generator.insert(
-            [submit.token_ids[match.tokens :]],
-            max_tokens=[submit.max_tokens],
+            [token_ids[match.tokens :]],
+            max_tokens=[submit.max_tokens - len(submit.made_token_ids)],
             caches=[_caches(match) or make_prompt_cache(self._model)],
-            all_tokens=[submit.token_ids[: match.tokens]],
+            all_tokens=[token_ids[: match.tokens]],
             samplers=[sampler],
             logits_processors=[_processors(sampler)],
             stop_sequences=[self._stop_sequences_for(submit.end_token_ids)],
@@ -163,6 +166,11 @@ class Runner:
                     self._store(row.prompt_cache, row.all_tokens)
         self._forget_all(token.sequence_id for token in tokens if token.end)
         return RunnerOutput(prefilled, tokens, logprobs)
+
+    @property
+    def row_ids(self) -> list[int]:
+        """The sequences that have a place in the batch."""
+        return list(self._uid_of)
 
     def memory(self) -> Memory:
         """Say what memory is in use; looks at each layer once, computes nothing."""
@@ -240,9 +248,11 @@ def _caches(match: Match) -> list[KVCache]:
 
 
 def _holding(
-    constraint: Constraint, matcher: Matcher, end_token_ids: list[int]
+    submit: Submit, constraint: Constraint, matcher: Matcher
 ) -> Callable[[Sampler], Sampler]:
-    return lambda draw: ConstrainedSampler(constraint, matcher, end_token_ids, draw)
+    return lambda draw: ConstrainedSampler(
+        constraint, matcher, submit.end_token_ids, draw, submit.made_token_ids
+    )
 
 
 def _processors(sampler: Sampler) -> list[LogitsProcessor]:

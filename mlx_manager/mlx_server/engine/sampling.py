@@ -22,6 +22,8 @@ GREEDY_BELOW = 1e-5
 MANY_LOGITS = 24_000
 PICKED_PART = 32
 LEAST_PICKED = 256
+# Of a key that is split thousands of times no more is kept as a lazy graph.
+SPLITS_AT_ONCE = 256
 Sampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
@@ -36,25 +38,29 @@ def sampler_for(
     prompt_token_ids: Sequence[int] = (),
     end_token_ids: Sequence[int] = (),
     held: Callable[[Sampler], Sampler] | None = None,
+    made_token_ids: Sequence[int] = (),
 ) -> Sampler:
     """Return the sampler of a row; rows that draw alike share it unless they are seeded, steered or held.
 
-    What is `held` to a grammar chooses after bias and penalties, from what the grammar leaves.
+    What is `held` to a grammar chooses after bias and penalties, from what the grammar leaves. An answer that goes on
+    has its first tokens already, in `made_token_ids`: the next draw is the one that would have followed them.
     """
-    draw = _drawing(parameters, end_token_ids)
+    draw = _drawing(parameters, end_token_ids, len(made_token_ids))
     if held is not None:
         draw = held(draw)
     if _is_steered(parameters, end_token_ids):
-        return SteeredSampler(parameters, prompt_token_ids, end_token_ids, draw)
+        return SteeredSampler(parameters, prompt_token_ids, end_token_ids, draw, made_token_ids)
     return draw
 
 
-def _drawing(parameters: SamplingParameters, end_token_ids: Sequence[int]) -> Sampler:
+def _drawing(
+    parameters: SamplingParameters, end_token_ids: Sequence[int], drawn_tokens: int
+) -> Sampler:
     if parameters.temperature < GREEDY_BELOW:
         return greedy
     kept_token_ids = tuple(end_token_ids) if parameters.xtc_probability > 0 else ()
     if parameters.seed is not None:
-        return SeededSampler(parameters, parameters.seed, kept_token_ids)
+        return SeededSampler(parameters, parameters.seed, kept_token_ids, drawn_tokens)
     # Only what decides a draw: rows that differ in anything else share a sampler all the same.
     drawing = SamplingParameters(
         temperature=parameters.temperature,
@@ -79,19 +85,32 @@ class SeededSampler:
     """Draws with a key made from the seed and the position in the answer, and from nothing else.
 
     So a row gets the same tokens for the same logits whoever shares the batch. It belongs to one sequence and is
-    called once for each of its tokens.
+    called once for each of its tokens but the first `drawn_tokens`, which another has drawn.
     """
 
     def __init__(
-        self, parameters: SamplingParameters, seed: int, kept_token_ids: tuple[int, ...] = ()
+        self,
+        parameters: SamplingParameters,
+        seed: int,
+        kept_token_ids: tuple[int, ...] = (),
+        drawn_tokens: int = 0,
     ) -> None:
         self._parameters = parameters
         self._kept_token_ids = kept_token_ids
-        self._key = mx.random.key(seed % 2**64)
+        self._key = key_after(mx.random.key(seed % 2**64), drawn_tokens)
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         self._key, key = mx.random.split(self._key)
         return _drawn(logprobs, self._parameters, self._kept_token_ids, key)
+
+
+def key_after(key: mx.array, draws: int) -> mx.array:
+    """Return what is left of a sampler's key after so many draws."""
+    for draw in range(draws):
+        key, _ = mx.random.split(key)
+        if draw % SPLITS_AT_ONCE == 0:
+            mx.eval(key)
+    return key
 
 
 def _drawn(
@@ -124,7 +143,8 @@ class SteeredSampler:
     """Draws after it has changed the logits by what the request asked for and by what the sequence holds already.
 
     It belongs to one sequence and is called once for each of its tokens. What it remembers of them are arrays that
-    depend on its own draws, so nothing waits for a token to be known.
+    depend on its own draws, so nothing waits for a token to be known. `made_token_ids` are the beginning of its answer,
+    which another has drawn.
     """
 
     def __init__(
@@ -133,12 +153,14 @@ class SteeredSampler:
         prompt_token_ids: Sequence[int],
         end_token_ids: Sequence[int],
         draw: Sampler,
+        made_token_ids: Sequence[int] = (),
     ) -> None:
         self._parameters = parameters
         self._prompt_token_ids = prompt_token_ids
         self._end_token_ids = list(end_token_ids)
         self._draw = draw
-        self._drawn_tokens = 0
+        self._made_token_ids = list(made_token_ids)
+        self._drawn_tokens = len(made_token_ids)
         self._logits: mx.array | None = None
         self._is_seen: mx.array | None = None
         self._counts: mx.array | None = None
@@ -171,19 +193,21 @@ class SteeredSampler:
             logits = count_penalised(
                 logits, self._made(logits), asked.presence_penalty, asked.frequency_penalty
             )
-        if self._drawn_tokens < asked.min_tokens:
+        if self._end_token_ids and self._drawn_tokens < asked.min_tokens:
             logits = logits.at[:, mx.array(self._end_token_ids)].add(-mx.inf)
         return logits
 
     def _seen(self, logits: mx.array) -> mx.array:
         if self._is_seen is None:
             self._is_seen = mx.zeros(logits.shape[-1], mx.bool_)
-            self._is_seen[mx.array(list(self._prompt_token_ids))] = True
+            self._is_seen[mx.array([*self._prompt_token_ids, *self._made_token_ids])] = True
         return self._is_seen
 
     def _made(self, logits: mx.array) -> mx.array:
         if self._counts is None:
             self._counts = mx.zeros(logits.shape[-1], mx.float32)
+            if self._made_token_ids:
+                self._counts = self._counts.at[mx.array(self._made_token_ids)].add(1)
         return self._counts
 
     def _remember(self, token: mx.array) -> None:

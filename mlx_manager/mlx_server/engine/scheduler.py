@@ -62,6 +62,11 @@ class Scheduler:
         """Sequences in the queue."""
         return len(self._line)
 
+    @property
+    def sequence_ids(self) -> list[int]:
+        """All that run and all that wait."""
+        return [*self.running, *self._line.sequence_ids]
+
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for its turn."""
         self._shares.join(sequence.submit.key_id)
@@ -120,7 +125,7 @@ class Scheduler:
         self.running[sequence.id] = sequence
         if sequence.stamps.queue_reason is None:
             sequence.stamps.queue_reason = self._closed_by
-        self.charge(sequence, len(sequence.submit.token_ids))
+        self.charge(sequence, len(sequence.submit.known_token_ids))
         self._line.overtake(sequence)
 
     def _is_closed(self) -> bool:

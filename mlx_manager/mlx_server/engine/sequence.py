@@ -33,9 +33,8 @@ class Sequence:
     @classmethod
     def received(cls, submit: Submit, now_ns: int) -> Sequence:
         """Start the record of a sequence that has just come in."""
-        prompt_tokens = len(submit.token_ids)
-        stamps = Stamps(received_ns=now_ns, prompt_tokens=prompt_tokens)
-        return cls(submit, stamps, max(prompt_tokens - 1, 0))
+        stamps = Stamps(received_ns=now_ns, prompt_tokens=len(submit.token_ids))
+        return cls(submit, stamps, max(len(submit.known_token_ids) - 1, 0))
 
     @property
     def id(self) -> int:
@@ -56,7 +55,9 @@ class Sequence:
     def most_tokens(self) -> int:
         """Tokens of prompt and answer that are expected in the end, or that are there already."""
         expected = self.submit.expected_tokens or self.submit.max_tokens
-        return self.stamps.prompt_tokens + max(expected, self.stamps.output_tokens)
+        return self.stamps.prompt_tokens + max(
+            expected, len(self.submit.made_token_ids) + self.stamps.output_tokens
+        )
 
     def found(self, cached_tokens: int) -> None:
         """So much of the prompt needs not be computed."""
