@@ -16,6 +16,8 @@ class MlxManagerError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
+    # The same request would fail again, whatever its client thinks of the status.
+    is_final: ClassVar[bool] = False
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after_s: int | None = None
@@ -116,6 +118,23 @@ class EngineFailed(MlxManagerError):
     code = "engine_failed"
     status = 503
     title = "Engine failed"
+
+
+class RequestEndsEngine(MlxManagerError):
+    """The engine process ended each time that it worked on this request; it isn't tried again."""
+
+    code = "request_ends_engine"
+    status = 500
+    title = "Request ends the engine"
+    is_final = True
+
+
+class ModelUnavailable(MlxManagerError):
+    """The model's engine processes ended one after another before they had done any work; a pause is made."""
+
+    code = "model_unavailable"
+    status = 503
+    title = "Model unavailable"
 
 
 class GenerationFailed(MlxManagerError):

@@ -91,6 +91,20 @@ class Stall:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumption:
+    """The engine process ended, `how` says in which way, when the answer had `after_token` tokens, and another went on.
+
+    `attempts` processes were given the request until one brought it forward at `resumed_ns`; None: none did.
+    """
+
+    lost_ns: int
+    resumed_ns: int | None
+    after_token: int
+    attempts: int
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What was found in the model's text at `at_ns`; of a call, `detail` is the tool's name."""
 
@@ -151,6 +165,7 @@ class Timeline:
     batch_width_max: int = 0
     longest_gap_ns: int = 0
     stalls: tuple[Stall, ...] = ()
+    resumptions: tuple[Resumption, ...] = ()
     token_offsets_us: Sequence[int] = ()
     token_stride: int = 1
     parsing: Parsing | None = None

@@ -153,6 +153,19 @@ class Settings(BaseSettings):
         description="Seconds without a sign of life after which an engine process counts as stalled: health turns "
         "503 and the process is ended.",
     )
+    max_resumes: int = Field(
+        2,
+        ge=0,
+        le=10,
+        description="How often in a row a request is given to a fresh engine process when its own has ended, before it "
+        "is given up: the count begins anew with each token. 0: it fails at once.",
+    )
+    crash_pause_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds that a model is left alone, its requests refused with 503, when five engine processes in "
+        "a row ended before they had done any work; twice as long each further time, up to 10 minutes.",
+    )
     max_body_bytes: int = Field(
         16 * 2**20,
         ge=1024,

@@ -30,7 +30,7 @@ from mlx_manager.mlx_server.pool.draining import draining
 from mlx_manager.mlx_server.pool.fit import predict
 from mlx_manager.mlx_server.pool.ledger import Ledger, Reservation
 from mlx_manager.mlx_server.pool.memory import computes_in_float32, default_budget_bytes
-from mlx_manager.mlx_server.pool.pool import ModelPool
+from mlx_manager.mlx_server.pool.pool import ModelPool, Survival
 from mlx_manager.mlx_server.responses.archive import ResponseArchive
 from mlx_manager.mlx_server.responses.background import BackgroundResponses
 from mlx_manager.mlx_server.time_limits.limits import TimeLimits
@@ -197,6 +197,7 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
         watch,
         ledger,
         settings.idle_unload_s,
+        Survival(settings.max_resumes, settings.crash_pause_s),
     )
     return pool
 

@@ -19,6 +19,7 @@ SPAN_PREFILL: Final = "prefill"
 SPAN_DECODE: Final = "decode"
 SPAN_COMPUTE: Final = "compute"
 SPAN_PARSE: Final = "parse"
+SPAN_RESUME: Final = "resume"
 
 # An event of `queue`.
 EVENT_GRAMMAR_READY: Final = "grammar.ready"
@@ -102,6 +103,7 @@ QUANTIZATION: Final = "mlx.quantization"
 LINK_REASON: Final = "mlx.link.reason"
 REASON_WAITED_BEHIND: Final = "waited_behind"
 ENGINE_RESTARTS: Final = "mlx.engine.restarts"
+RESUMES: Final = "mlx.resumes"
 MODEL_SOURCE: Final = "mlx.model.source"
 WEIGHTS_BYTES: Final = "mlx.model.weights_bytes"
 MODEL_ADAPTER: Final = "mlx.model.adapter"
@@ -130,6 +132,9 @@ PARSE_MALFORMED: Final = "mlx.parse.malformed"
 TOOL_NAME: Final = "gen_ai.tool.name"
 COMPUTE_TOKENS: Final = "mlx.compute.tokens"
 COMPUTE_BATCHES: Final = "mlx.compute.batches"
+RESUME_AFTER_TOKEN: Final = "mlx.resume.after_token"
+RESUME_ATTEMPTS: Final = "mlx.resume.attempts"
+RESUME_CAUSE: Final = "mlx.resume.cause"
 STALL_AFTER_TOKEN: Final = "mlx.stall.after_token"
 STALL_DURATION_S: Final = "mlx.stall.duration_s"
 STALL_CAUSE: Final = "mlx.stall.cause"
@@ -241,6 +246,13 @@ WORKER_RESTARTS: Final = Metric(
     "Engine processes started in place of one that died or stalled.",
 )
 
+REQUESTS_RESUMED: Final = Metric(
+    "mlx.requests.resumed",
+    "counter",
+    "{request}",
+    "Requests given to a fresh engine process because their own had ended.",
+)
+
 # Read when somebody asks, not when something happens.
 QUEUE_DEPTH: Final = Metric(
     "mlx.queue.depth", "gauge", "{request}", "Requests in the engine that wait for a place."
@@ -261,6 +273,18 @@ MEMORY_BUDGET: Final = Metric(
 TELEMETRY_DROPPED: Final = Metric(
     "mlx.telemetry.dropped", "counter", "{item}", "What a sink of telemetry had to leave out."
 )
+CIRCUIT_OPEN: Final = Metric(
+    "mlx.circuit.open",
+    "gauge",
+    "{circuit}",
+    "1 while a model is left alone because its engine processes ended one after another.",
+)
+ROW_DIFFERENCE: Final = Metric(
+    "mlx.engine.row_difference",
+    "gauge",
+    "{request}",
+    "Requests of which an engine process and the server do not both know; 0 when all is well.",
+)
 OBSERVED: Final = (
     QUEUE_DEPTH,
     BATCH_WIDTH,
@@ -268,6 +292,8 @@ OBSERVED: Final = (
     MEMORY,
     MEMORY_RESERVED,
     MEMORY_BUDGET,
+    CIRCUIT_OPEN,
+    ROW_DIFFERENCE,
     TELEMETRY_DROPPED,
 )
 

@@ -36,6 +36,8 @@ from mlx_manager.observability.phases import (
     known,
     phase_span,
     phases_until_admitted,
+    resume_spans,
+    resumes,
     seconds,
 )
 
@@ -232,6 +234,7 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
         _prefilled(timeline),
     )
     # Within the decoding, and before it here, because it isn't where an answer fails.
+    yield from resume_spans(timeline, ended_ns, is_over=True)
     if timeline.parsing is not None:
         yield from _parsed(timeline.parsing, ended_ns)
     for phase in phase_span(
@@ -242,6 +245,7 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
         _decoded(timeline),
     ):
         yield phase._replace(events=tuple(map(_stalled, timeline.stalls)))
+    yield from resume_spans(timeline, ended_ns, is_over=False)
 
 
 def _parsed(parsing: Parsing, ended_ns: int) -> Iterator[FinishedSpan]:
@@ -319,6 +323,7 @@ def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
         names.MODEL_REVISION: timeline.route.revision if timeline.route else None,
         names.QUANTIZATION: timeline.quantization,
         names.ENGINE_RESTARTS: timeline.engine_restarts,
+        names.RESUMES: resumes(timeline),
     }
     return known(work)
 

@@ -23,6 +23,8 @@ from mlx_manager.observability.phases import (
     known,
     phase_span,
     phases_until_admitted,
+    resume_spans,
+    resumes,
     seconds,
 )
 
@@ -125,6 +127,7 @@ class EmbeddingSpan:
                 names.MODEL_REVISION: timeline.route.revision if timeline.route else None,
                 names.QUANTIZATION: timeline.quantization,
                 names.ENGINE_RESTARTS: timeline.engine_restarts,
+                names.RESUMES: resumes(timeline),
             }
         )
 
@@ -162,6 +165,7 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
         names.BATCH_WIDTH_MEAN: mean,
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
     }
+    yield from resume_spans(timeline, ended_ns, is_over=True)
     yield from phase_span(
         names.SPAN_COMPUTE,
         timeline.admitted_ns,
@@ -169,3 +173,4 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
         ended_ns,
         known(computed),
     )
+    yield from resume_spans(timeline, ended_ns, is_over=False)

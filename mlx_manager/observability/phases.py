@@ -31,6 +31,25 @@ def phases_until_admitted(timeline: Timeline, ended_ns: int) -> Iterator[Finishe
         )
 
 
+def resume_spans(timeline: Timeline, ended_ns: int, *, is_over: bool) -> Iterator[FinishedSpan]:
+    """The times between an engine process's end and what another made of the request; those that are over, or not."""
+    for one in timeline.resumptions:
+        if (one.resumed_ns is not None) == is_over:
+            attributes: Attributes = {
+                names.RESUME_AFTER_TOKEN: one.after_token,
+                names.RESUME_ATTEMPTS: one.attempts,
+                names.RESUME_CAUSE: one.how,
+            }
+            yield from phase_span(
+                names.SPAN_RESUME, one.lost_ns, one.resumed_ns, ended_ns, attributes
+            )
+
+
+def resumes(timeline: Timeline) -> int | None:
+    """How often a request was given to a fresh engine process; None when it never was."""
+    return sum(one.attempts for one in timeline.resumptions) or None
+
+
 def phase_span(
     name: str, start_ns: int | None, end_ns: int | None, ended_ns: int, attributes: Attributes
 ) -> Iterator[FinishedSpan]:

@@ -187,6 +187,24 @@ def reader_was_slow(trace: Trace) -> Iterator[Finding]:
         yield Finding("slow-reader", waited_ns, sentence, server.span_id)
 
 
+def engine_was_replaced(trace: Trace) -> Iterator[Finding]:
+    """The engine process ended under the request; how long it took until another went on."""
+    for span in _phases(trace, names.SPAN_RESUME):
+        how = span.attributes.get(names.RESUME_CAUSE)
+        after = round(_number(span, names.RESUME_AFTER_TOKEN) or 0)
+        attempts = round(_number(span, names.RESUME_ATTEMPTS) or 0)
+        where = f"after {plural(after, 'token')}" if after else "before the first token"
+        ended = f"The engine process {how if isinstance(how, str) else 'ended'} {where}"
+        took = duration_text(_seconds(span))
+        if span.status == "error":
+            sentence = f"{ended}; none went on with the request in {took}."
+        elif attempts > 1:
+            sentence = f"{ended}; the {_ordinal(attempts)} fresh one went on {took} later."
+        else:
+            sentence = f"{ended}; a fresh one went on {took} later."
+        yield _finding("resume", span, sentence)
+
+
 def prompt_was_tokenized(trace: Trace) -> Iterator[Finding]:
     """Applying the template and encoding."""
     for span in _noticeable_phases(trace, names.SPAN_TOKENIZE):
@@ -243,6 +261,7 @@ def client_left(trace: Trace) -> Iterator[Finding]:
 RULES: tuple[Rule, ...] = (
     work_failed,
     client_left,
+    engine_was_replaced,
     model_was_loaded,
     waited_in_queue,
     waited_for_grammar,
@@ -330,6 +349,10 @@ def _grammar_number(span: SpanRecord, name: str) -> float | None:
         if event.name == names.EVENT_GRAMMAR_READY:
             return _as_number(event.attributes.get(name))
     return None
+
+
+def _ordinal(number: int) -> str:
+    return {2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 def _as_words(reason: str) -> str:

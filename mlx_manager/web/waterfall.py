@@ -24,6 +24,7 @@ _KINDS: Mapping[str, str] = {
     names.SPAN_DECODE: "decode",
     names.SPAN_COMPUTE: "prefill",
     names.SPAN_PARSE: "parse",
+    names.SPAN_RESUME: "load",
     names.SPAN_AUTHENTICATE: "route",
     names.SPAN_ROUTE: "route",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -188,6 +189,31 @@ def test_a_killed_engine_is_a_restart_and_a_load(server: Started) -> None:
     assert risen("mlx_worker_restarts_total", gen_ai_request_model=TINY) == 1
     assert risen("mlx_model_load_duration_seconds_sum") > 0.05
     assert ask(server).status_code == 200
+
+
+def test_a_request_that_goes_on_in_a_fresh_engine_is_counted_and_its_tokens_once(
+    server: Started,
+) -> None:
+    wait_until(lambda: Scrape.of(server.url).total("mlx_requests_active") == 0)
+    time.sleep(0.5)  # a chat counts a moment after its end
+    before, killed = Scrape.of(server.url), engine_pid(server)
+    with ThreadPoolExecutor() as threads:
+        asking = threads.submit(ask, server, max_tokens=1500)
+        wait_until(lambda: Scrape.of(server.url).total("mlx_batch_width") == 1)
+        os.kill(killed, signal.SIGKILL)
+        assert asking.result().json()["usage"]["completion_tokens"] == 1500
+    wait_until(lambda: rise(before, Scrape.of(server.url))(DURATION) == 1)
+    after = Scrape.of(server.url)
+    risen = rise(before, after)
+    assert risen("mlx_requests_resumed_total", gen_ai_request_model=TINY) == 1
+    assert risen("mlx_tokens_total", kind="output") == 1500
+    assert [one.value for one in after.matching("mlx_circuit_open")] == [0]
+    assert {one.labels["kind"] for one in after.matching("mlx_engine_row_difference")} == {
+        "orphaned",
+        "missing",
+        "unbooked",
+    }
+    assert after.total("mlx_engine_row_difference") == 0
 
 
 def test_the_older_text_is_given_to_those_who_ask_for_text(server: Started) -> None:

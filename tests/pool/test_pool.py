@@ -36,6 +36,8 @@ class FakeEngine:
     def __init__(self) -> None:
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.is_stalled = False
+        self.has_worked = False
+        self.lived_s = 0.0
         self.ready: Ready | None = None
         self.vitals: Vitals | None = None
 
@@ -247,6 +249,9 @@ class Witness:
 
     def restarted(self, model_id: str) -> None:
         self.told.append(("restarted", model_id))
+
+    def resumed(self, model_id: str) -> None:
+        raise AssertionError("nobody asks these engines for anything")
 
     def stepped(self, model_id: str, steps: list[StepTimes]) -> None:
         raise AssertionError("a pool makes no steps")

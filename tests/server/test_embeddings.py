@@ -315,20 +315,23 @@ async def test_a_client_that_leaves_frees_the_work(
     assert work.status.status_code is StatusCode.UNSET
 
 
-async def test_an_engine_that_is_killed_is_a_clear_error_and_replaced(
-    server: RunningServer, client: httpx.AsyncClient
+async def test_a_request_whose_engine_is_killed_is_answered_by_a_fresh_one(
+    server: RunningServer, client: httpx.AsyncClient, spans: Spans
 ) -> None:
+    body = {"model": ROBERTA, "input": ["a", "the cat"]}
+    before = (await client.post(PATH, json=body)).json()
     pid = await held(server, client)
-    asking = asyncio.create_task(client.post(PATH, json={"model": ROBERTA, "input": "a"}))
+    await server.close_books()
+    spans.exporter.clear()
+    asking = asyncio.create_task(client.post(PATH, json=body))
     await eventually(lambda: server.active(ROBERTA) == 1)
     os.kill(pid, signal.SIGKILL)
-    response = await asking
-    assert response.status_code == 503
-    error = response.json()["error"]
-    assert error["code"] == "engine_failed"
-    assert "killed by signal 9" in error["message"]
-    again = await client.post(PATH, json={"model": ROBERTA, "input": "a"})
-    assert again.status_code == 200
+    assert (await asking).json() == before
+    await server.close_books()
+    work = await spans.wait(f"embeddings {ROBERTA}")
+    assert (work.attributes or {})["mlx.resumes"] == 1
+    resume = spans.one("resume").attributes or {}
+    assert resume["mlx.resume.cause"] == "was killed by signal 9"
 
 
 async def test_a_request_whose_time_is_up_is_ended(

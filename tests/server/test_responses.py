@@ -542,7 +542,7 @@ async def test_a_client_that_leaves_a_stream_frees_its_place_and_nothing_is_stor
 async def test_an_engine_that_dies_in_mid_stream_makes_a_failed_response_that_is_stored(
     tmp_path: Path, model_dir: Path
 ) -> None:
-    with running(create_app(settings_for(tmp_path, model_dir))) as server:
+    with running(create_app(settings_for(tmp_path, model_dir, max_resumes=0))) as server:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
             events = list[Any]()
             async for event in await ask(client, stream=True, **ENDLESS):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from mlx_manager.observability.span_record import SpanEvent, SpanLink, SpanRecord, Value
@@ -404,3 +406,28 @@ def test_embeddings_that_were_cut_short_have_no_numbers() -> None:
 
 def test_a_chat_computes_no_embeddings() -> None:
     assert silent(rules.inputs_were_computed, chat_trace(span("decode", 5, 305)))
+
+
+@pytest.mark.parametrize(
+    ("after", "attempts", "status", "said"),
+    [
+        (120, 1, "unset", "was killed by signal 9 after 120 tokens; a fresh one went on 2.00 s later."),
+        (0, 2, "unset", "was killed by signal 9 before the first token; the second fresh one went on"),
+        (7, 2, "error", "was killed by signal 9 after 7 tokens; none went on with the request in"),
+    ],
+)  # fmt: skip
+def test_an_engine_that_was_replaced_is_told(
+    after: int, attempts: int, status: Literal["unset", "error"], said: str
+) -> None:
+    resume = span(
+        "resume",
+        1000,
+        3000,
+        status=status,
+        mlx__resume__after_token=after,
+        mlx__resume__attempts=attempts,
+        mlx__resume__cause="was killed by signal 9",
+    )
+    found = only(rules.engine_was_replaced, chat_trace(resume, server_ms=9000))
+    assert found.sentence.startswith("The engine process " + said)
+    assert (found.duration_ns, found.span_id) == (2_000_000_000, id_of("resume"))

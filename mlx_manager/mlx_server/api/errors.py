@@ -47,6 +47,8 @@ async def _drawn(request: Request, exception: Exception) -> Response:
 def error_response(request: Request, error: MlxManagerError) -> Response:
     """Return a drawn error in the dialect of the path that was asked for."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.is_final:
+        headers["X-Should-Retry"] = "false"
     return _rendered(
         request, error.status, error.code, error.title, error.message, error.param, headers
     )

@@ -41,4 +41,6 @@ def _described(resident: Resident) -> dict[str, Any]:
         "state": resident.state,
         "active_requests": engine.active_sequences if engine else 0,
         "engine_restarts": resident.restarts,
+        "waiting_for_engine": resident.recovery.waiting,
+        "circuit": resident.circuit,
     }

@@ -14,6 +14,7 @@ from mlx_manager.mlx_server.generation.deadline import Deadline
 from mlx_manager.mlx_server.generation.embedding_text import EmbeddingText, load_embedding_text
 from mlx_manager.mlx_server.generation.leasing import Leasing
 from mlx_manager.mlx_server.generation.running import RunningRequest, RunningRequests
+from mlx_manager.mlx_server.generation.timing import resumptions
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.vectors import VectorStream
 
@@ -54,7 +55,8 @@ class LocalEmbeddings:
             files = await self._models.find(request.model, timeline)
             lease, text = await self._models.hold(files, timeline, held)
             token_ids = await self._encode(request, text)
-            stream = lease.engine.embed(token_ids, request.dimensions, request.trace)
+            engine = await lease.living_engine()
+            stream = engine.embed(token_ids, request.dimensions, request.trace)
             with _recording(stream, timeline):
                 async with stream:
                     vectors = await stream.all()
@@ -80,6 +82,7 @@ def _recording(stream: VectorStream, timeline: Timeline) -> Iterator[None]:
         yield
     finally:
         offset_ns = time.time_ns() - time.monotonic_ns()
+        timeline.resumptions = resumptions(stream, offset_ns)
         timeline.waited_behind = stream.waited_behind
         if stream.admitted_at_ns is not None:
             timeline.admitted_ns = stream.admitted_at_ns + offset_ns

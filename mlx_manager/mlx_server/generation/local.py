@@ -102,7 +102,8 @@ class LocalBackend:
         lease, text = await self._models.hold(files, request.timeline, held)
         prompt = await self._prepare(request, text)
         request.timeline.priority = self._priority(request)
-        tokens = lease.engine.generate(
+        engine = await lease.living_engine()
+        tokens = engine.generate(
             prompt.token_ids,
             prompt.max_tokens,
             list(text.end_token_ids_for(request.sampling)),
@@ -118,7 +119,7 @@ class LocalBackend:
         reader = AnswerReader(
             text, request.stop, request.sampling, parser_for(request, text), prompt.opening
         )
-        ready = lease.engine.ready
+        ready = engine.ready
         mark = None if ready is None else fingerprint(files, ready)
         return tokens, reader, Started(text.model_id, request.timeline, mark)
 

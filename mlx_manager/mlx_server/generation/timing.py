@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mlx_manager.chat.events import Stall, Timeline
+from mlx_manager.chat.events import Resumption, Stall, Timeline
 from mlx_manager.mlx_server.engine.messages import Stamps
+from mlx_manager.mlx_server.workers.resume import Request
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
 
@@ -30,7 +31,10 @@ def record(tokens: TokenStream, timeline: Timeline) -> None:
     timeline.output_tokens = tokens.received_tokens
     timeline.cached_tokens = tokens.cached_tokens
     timeline.waited_behind = tokens.waited_behind
-    if tokens.ended is not None:
+    timeline.resumptions = resumptions(tokens, offset_ns)
+    if tokens.ended is not None and tokens.resumptions:
+        _record_last_part(tokens.ended.stamps, timeline, offset_ns)
+    elif tokens.ended is not None:
         _record_stamps(tokens.ended.stamps, timeline, offset_ns)
     elif tokens.admitted_at_ns is not None:
         timeline.finished_ns = time.time_ns()
@@ -54,8 +58,47 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.longest_gap_ns = stamps.longest_gap_ns
     timeline.token_offsets_us = stamps.token_offsets_us
     timeline.token_stride = stamps.token_stride
-    timeline.stalls = tuple(
-        Stall(one.began_ns + offset_ns, one.duration_ns, one.after_token, one.beside_prefill)
+    timeline.stalls = _stalls(stamps, 0, offset_ns)
+
+
+def resumptions(request: Request, offset_ns: int) -> tuple[Resumption, ...]:
+    """Return how often a request went on in another engine process, with the times of the wall clock."""
+    return tuple(
+        Resumption(
+            one.lost_ns + offset_ns,
+            _wall(one.resumed_ns, offset_ns),
+            one.after_token,
+            one.attempts,
+            one.how,
+        )
+        for one in request.resumptions
+    )
+
+
+def _record_last_part(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
+    """Take what the last of several processes knows: the records of the others went with them.
+
+    Pauses and batch widths are those of its part of the answer.
+    """
+    timeline.finished_ns = _wall(stamps.last_token_ns, offset_ns) or time.time_ns()
+    timeline.kv_bytes = stamps.kv_bytes
+    timeline.prefill_chunks = stamps.prefill_chunks
+    timeline.longest_gap_ns = stamps.longest_gap_ns
+    timeline.batch_width_max = stamps.batch_width_max
+    if stamps.output_tokens:
+        mean = stamps.batch_width_sum / stamps.output_tokens
+        timeline.batch_width_sum = round(mean * timeline.output_tokens)
+    timeline.stalls = _stalls(stamps, timeline.output_tokens - stamps.output_tokens, offset_ns)
+
+
+def _stalls(stamps: Stamps, made_tokens: int, offset_ns: int) -> tuple[Stall, ...]:
+    return tuple(
+        Stall(
+            one.began_ns + offset_ns,
+            one.duration_ns,
+            one.after_token + made_tokens,
+            one.beside_prefill,
+        )
         for one in stamps.stalls
     )
 

@@ -27,12 +27,14 @@ class EngineMetrics:
         self._load_duration = histogram(meter, names.MODEL_LOAD_DURATION)
         self._step_duration = histogram(meter, names.ENGINE_STEP_DURATION)
         self._restarts = counter(meter, names.WORKER_RESTARTS)
+        self._resumed = counter(meter, names.REQUESTS_RESUMED)
 
     def loaded(self, model_id: str, seconds: float) -> None:
         """See `EngineWatch`."""
         self._load_duration.record(seconds, _of(model_id))
         # A counter that begins with its first restart hides it: there is no zero to see it rise from.
         self._restarts.add(0, _of(model_id), _NO_TRACE)
+        self._resumed.add(0, _of(model_id), _NO_TRACE)
 
     def load_failed(self, model_id: str, seconds: float, error_type: str) -> None:
         """See `EngineWatch`."""
@@ -41,6 +43,10 @@ class EngineMetrics:
     def restarted(self, model_id: str) -> None:
         """See `EngineWatch`."""
         self._restarts.add(1, _of(model_id), _NO_TRACE)
+
+    def resumed(self, model_id: str) -> None:
+        """See `EngineWatch`."""
+        self._resumed.add(1, _of(model_id), _NO_TRACE)
 
     def stepped(self, model_id: str, steps: list[StepTimes]) -> None:
         """Record each step, as long as the mean of its group: count, sum and buckets are those of the engine."""
@@ -56,9 +62,15 @@ def engine_figures(pool: ModelPool) -> Iterator[Figure]:
     yield Figure(names.MEMORY_BUDGET, pool.ledger.budget_bytes)
     for resident in pool.residents:
         yield Figure(names.REQUESTS_ACTIVE, resident.leases, _of(resident.files.id))
+        is_open = resident.circuit != "closed"
+        yield Figure(names.CIRCUIT_OPEN, int(is_open), _of(resident.files.id))
         engine = resident.engine
         if engine is not None and engine.is_alive:
             yield from _load(resident, engine)
+            for kind, count in engine.row_difference.counts.items():
+                yield Figure(
+                    names.ROW_DIFFERENCE, count, {**_of(resident.files.id), names.KIND: kind}
+                )
         yield from _memory(resident)
 
 

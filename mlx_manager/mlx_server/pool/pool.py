@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from mlx_manager.errors import (
     MlxManagerError,
     ModelInUse,
+    ModelLoadFailed,
     ShuttingDown,
     WrongModelKind,
 )
@@ -26,13 +28,25 @@ from mlx_manager.mlx_server.pool.fit import Need
 from mlx_manager.mlx_server.pool.kind import PRODUCTS, ModelKind
 from mlx_manager.mlx_server.pool.ledger import Ledger, Reservation, held_bytes
 from mlx_manager.mlx_server.pool.refusal import Claim, no_place, no_room, too_large
+from mlx_manager.mlx_server.workers.breaker import Breaker, CircuitState
 from mlx_manager.mlx_server.workers.process import EngineProcess
+from mlx_manager.mlx_server.workers.recovery import Recovery
 from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
 
 logger = logging.getLogger(__name__)
 
-SHORT_LIFE_S = 10.0
 MAX_BACKOFF_S = 60.0
+# An engine that has spoken for so long can't be why the next one should wait, even if it had nothing to do.
+LONG_LIFE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """What is done when an engine process ends by itself; see the settings of the same names."""
+
+    max_resumes: int = 2
+    crash_pause_s: float = 30.0
+
 
 StartEngine = Callable[[ModelFiles], Awaitable[EngineProcess]]
 
@@ -46,6 +60,8 @@ class Resident:
     """
 
     files: ModelFiles
+    recovery: Recovery
+    breaker: Breaker
     reservation: Reservation = field(default_factory=Reservation)
     evicted: tuple[str, ...] = ()
     engine: EngineProcess | None = None
@@ -56,6 +72,23 @@ class Resident:
     load: asyncio.Task[EngineProcess] | None = None
     supervisor: asyncio.Task[None] | None = None
     alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is an engine that can be given work."""
+        return self.engine is not None and self.engine.is_alive
+
+    @property
+    def circuit(self) -> CircuitState:
+        """Whether its engines may be tried; what has worked since it was opened closes it."""
+        if self.engine is not None and self.is_running and self.engine.has_worked:
+            self.breaker.close()
+        return self.breaker.state
+
+    def admit(self) -> None:
+        """Let a request try the engine. Raises ModelUnavailable."""
+        if self.circuit != "closed":
+            self.breaker.admit()
 
     @property
     def state(self) -> Literal["loading", "ready", "stalled", "dead"]:
@@ -81,12 +114,14 @@ class Resident:
 class Lease:
     """A model that stays in memory as long as this is held; its engine was replaced `restarts` times since it came.
 
-    `reserved_bytes` are set aside for it, and `evicted` made room for it.
+    `engine` was alive when the lease was taken; `living_engine` is, or waits for the one that replaces it. The rest of the fields say
+    what was set aside for it (`reserved_bytes`) and which models made room (`evicted`).
     """
 
     files: ModelFiles
     engine: EngineProcess
     was_loaded: bool
+    living_engine: Callable[[], Awaitable[EngineProcess]]
     restarts: int = 0
     reserved_bytes: int = 0
     evicted: tuple[str, ...] = ()
@@ -107,6 +142,7 @@ class ModelPool:
         watch: EngineWatch | None = None,
         ledger: Ledger | None = None,
         idle_unload_s: float | None = None,
+        survival: Survival | None = None,
     ) -> None:
         self.catalog = catalog
         self.ledger = ledger or Ledger()
@@ -118,6 +154,7 @@ class ModelPool:
         self._start_engine = start_engine
         self._max_loaded = max_loaded
         self._watch = watch or NoWatch()
+        self._survival = survival or Survival()
         # In the order of last use, the longest unused first.
         self._residents: dict[str, Resident] = {}
         self._changing = asyncio.Lock()
@@ -169,6 +206,7 @@ class ModelPool:
                 resident.files,
                 engine,
                 was_loaded,
+                partial(self._living_engine, resident),
                 resident.restarts,
                 resident.reservation.total_bytes,
                 resident.evicted,
@@ -211,6 +249,7 @@ class ModelPool:
         """Take no new request, and fail those that run, because the server is stopping."""
         self._is_closed = True
         for resident in self._residents.values():
+            resident.recovery.end(_shutting_down())
             if resident.engine is not None:
                 resident.engine.end_requests(_shutting_down())
 
@@ -254,7 +293,9 @@ class ModelPool:
             raise _shutting_down()
         free_bytes = self.ledger.budget_bytes - self.committed_bytes
         reservation = self.ledger.reserve(files, need, free_bytes)
-        self._residents[files.id] = Resident(files, reservation, evicted)
+        recovery = Recovery(files.id, self._survival.max_resumes, self._watch)
+        breaker = Breaker(files.id, self._survival.crash_pause_s)
+        self._residents[files.id] = Resident(files, recovery, breaker, reservation, evicted)
 
     async def _make_room(self, files: ModelFiles, need: Need) -> tuple[str, ...]:
         """Unload what has to go for a model, and return which. Unloads nothing when that wouldn't do."""
@@ -330,17 +371,37 @@ class ModelPool:
         )
         await self._unload(resident)
 
-    async def _ready_engine(self, resident: Resident) -> tuple[EngineProcess, bool]:
-        """Return the model's living engine, and whether this had to wait for a load."""
+    async def _living_engine(self, resident: Resident) -> EngineProcess:
         if resident.engine is not None and resident.engine.is_alive:
-            return resident.engine, False
+            return resident.engine
+        return (await self._ready_engine(resident))[0]
+
+    async def _ready_engine(self, resident: Resident) -> tuple[EngineProcess, bool]:
+        """Return the model's living engine, and whether this had to wait for a load.
+
+        Raises ModelLoadFailed, and ModelUnavailable when its engines end one after another.
+        """
+        while True:
+            if resident.engine is not None and resident.engine.is_alive:
+                resident.admit()
+                return resident.engine, False
+            resident.breaker.admit()
+            try:
+                return await self._loaded(resident), True
+            except ModelLoadFailed:
+                # One that could be loaded before is tried again, until its breaker says that it is enough.
+                if resident.supervisor is None:
+                    raise
+
+    async def _loaded(self, resident: Resident) -> EngineProcess:
+        """Wait for a fresh engine, together with all others who do."""
         if resident.load is None or resident.load.done():
             # A task of its own: a client that loses patience must not make the next one start over.
             resident.load = asyncio.create_task(self._load(resident))
             resident.load.add_done_callback(lambda done: done.cancelled() or done.exception())
         load = resident.load
         try:
-            return await asyncio.shield(load), True
+            return await asyncio.shield(load)
         except asyncio.CancelledError:
             if load.cancelled():
                 raise _shutting_down() from None
@@ -353,12 +414,17 @@ class ModelPool:
             engine = await self._start_engine(resident.files)
         except Exception as error:
             self._watch.load_failed(model_id, time.monotonic() - started_s, _kind(error))
-            if resident.restarts == 0:
+            if resident.supervisor is None:
                 self._residents.pop(model_id, None)
+            else:
+                resident.breaker.engine_ended("could not be started", has_worked=False)
             raise
         resident.engine, load_s = engine, time.monotonic() - started_s
         if engine.ready is not None:
             resident.reservation = resident.reservation.corrected(engine.ready.weights_bytes)
+        if engine.is_alive:
+            engine.on_lost = resident.recovery.lose
+            resident.recovery.go_on(engine)
         self._watch.loaded(model_id, load_s)
         self._report(model_id, engine, load_s)
         if resident.supervisor is None:
@@ -391,9 +457,10 @@ class ModelPool:
     async def _supervise(self, resident: Resident) -> None:
         """Replace the model's engine whenever it dies, until that succeeds; a request may get there first."""
         while self._residents.get(resident.files.id) is resident:
-            started_s = time.monotonic()
-            if resident.engine is not None:
-                how = await resident.engine.gone()
+            if (engine := resident.engine) is not None:
+                how = await engine.gone()
+                is_fine = engine.has_worked or engine.lived_s > LONG_LIFE_S
+                resident.breaker.engine_ended(how, has_worked=is_fine)
                 logger.error(
                     "engine died: %(model)s %(how)s; starting a fresh one",
                     {"model": resident.files.id, "how": how},
@@ -401,15 +468,33 @@ class ModelPool:
             resident.restarts += 1
             self._watch.restarted(resident.files.id)
             try:
-                if time.monotonic() - started_s < SHORT_LIFE_S:
-                    await asyncio.sleep(_backoff_s(resident.restarts))
-                await self._ready_engine(resident)
+                await self._pause(resident)
+                if not resident.is_running:
+                    await self._loaded(resident)
             except Exception as error:  # noqa: BLE001 - logged; without a supervisor nothing would try again
                 logger.error(
                     "engine not replaced: %(model)s error=%(error)s",
                     {"model": resident.files.id, "error": _kind(error)},
                 )
         resident.supervisor = None
+
+    @staticmethod
+    async def _pause(resident: Resident) -> None:
+        """Wait before the next attempt: the longer, the more engines have ended without having done anything."""
+        breaker = resident.breaker
+        if breaker.state == "open":
+            logger.error(
+                "model unavailable %(model)s engines=%(engines)d pause_s=%(pause_s).0f",
+                {
+                    "model": resident.files.id,
+                    "engines": breaker.fruitless_lives,
+                    "pause_s": breaker.remaining_s,
+                },
+            )
+            resident.recovery.end(breaker.error())
+            await asyncio.sleep(breaker.remaining_s)
+        elif breaker.fruitless_lives:
+            await asyncio.sleep(_backoff_s(breaker.fruitless_lives))
 
     async def _unload(self, resident: Resident) -> None:
         if resident.alarm is not None:
@@ -418,6 +503,7 @@ class ModelPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        resident.recovery.end(_shutting_down())
         if resident.engine is not None:
             await resident.engine.stop()
 
@@ -426,9 +512,9 @@ def _kind(error: Exception) -> str:
     return error.code if isinstance(error, MlxManagerError) else type(error).__name__
 
 
-def _backoff_s(restarts: int) -> float:
+def _backoff_s(failures: int) -> float:
     """Return how long to wait before the next attempt: half a second, then twice as long each time."""
-    return min(2.0 ** min(restarts, 16) / 4, MAX_BACKOFF_S)
+    return min(2.0 ** min(failures, 16) / 4, MAX_BACKOFF_S)
 
 
 def _shutting_down() -> ShuttingDown:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -38,7 +36,10 @@ from mlx_manager.mlx_server.engine.messages import (
     Vitals,
 )
 from mlx_manager.mlx_server.workers.blas import engine_environment
+from mlx_manager.mlx_server.workers.child import how_it_ended, kill, read_line
 from mlx_manager.mlx_server.workers.reports import Reports
+from mlx_manager.mlx_server.workers.resume import Request
+from mlx_manager.mlx_server.workers.row_check import Difference, RowCheck
 from mlx_manager.mlx_server.workers.stream import TokenStream, engine_ended
 from mlx_manager.mlx_server.workers.vectors import VectorStream
 from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
@@ -77,7 +78,9 @@ class EngineOptions:
 class EngineProcess:
     """One model in a process of its own. Made by `start`, ended by `stop` or by its own death.
 
-    `process_s` is how long the process took to come up before it could begin to read the weights.
+    `process_s` is how long the process took to come up before it could begin to read the weights. `has_worked` says
+    whether it has ever made a token or a vector. When it ends by itself, `on_lost` is given its requests; without one
+    they fail.
     """
 
     def __init__(
@@ -101,6 +104,9 @@ class EngineProcess:
         self._kind = kind
         self._note_loading = note_loading
         # What runs: sequences in a chat engine, requests for vectors in one that makes those.
+        self._rows = RowCheck(model_id)
+        self.has_worked = False
+        self.on_lost: Callable[[list[Request], str], None] | None = None
         self._streams: dict[int, TokenStream] = {}
         self._vectors: dict[int, VectorStream] = {}
         self._sequence_ids = itertools.count(1)
@@ -166,6 +172,16 @@ class EngineProcess:
         return time.monotonic() - self.last_heard_s > self._options.stall_timeout_s
 
     @property
+    def lived_s(self) -> float:
+        """Seconds from its making to what was last heard of it."""
+        return self.last_heard_s - self._made_s
+
+    @property
+    def row_difference(self) -> Difference:
+        """Where the engine's own books and the requests that wait for it last differed."""
+        return self._rows.difference
+
+    @property
     def active_sequences(self) -> int:
         """Requests that this process is working on or that wait in it."""
         return len(self._streams) + len(self._vectors)
@@ -195,11 +211,10 @@ class EngineProcess:
         """
         self._check_room()
         self._check_memory(len(token_ids), expected_tokens or max_tokens)
-        sequence_id, ahead = next(self._sequence_ids), self._ahead()
-        stream = TokenStream(sequence_id, self._abandon, wake_tokens, owner, ahead)
+        ahead = self._ahead()
         # Kept after it was sent: what can't be encoded raises here and must not count as running.
         submit = Submit(
-            sequence_id,
+            next(self._sequence_ids),
             token_ids,
             max_tokens,
             end_token_ids,
@@ -210,6 +225,7 @@ class EngineProcess:
             key_id,
             expected_tokens,
         )
+        stream = TokenStream(submit, self._abandon, wake_tokens, owner, ahead)
         self._send(submit)
         self._streams[stream.sequence_id] = stream
         return stream
@@ -222,11 +238,19 @@ class EngineProcess:
     ) -> VectorStream:
         """Have vectors made, for `owner`. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
         self._check_room()
-        sequence_id, ahead = next(self._sequence_ids), self._ahead()
-        stream = VectorStream(sequence_id, len(token_ids), self._abandon, owner, ahead)
-        self._send(Embed(sequence_id, token_ids, dimensions))
-        self._vectors[sequence_id] = stream
+        embed = Embed(next(self._sequence_ids), token_ids, dimensions)
+        stream = VectorStream(embed, self._abandon, owner, self._ahead())
+        self._send(embed)
+        self._vectors[stream.sequence_id] = stream
         return stream
+
+    def resume(self, request: Request) -> None:
+        """Go on with a request that another process has begun. It was accepted there: there is room for it."""
+        self._send(request.resume(next(self._sequence_ids), self._abandon))
+        if isinstance(request, TokenStream):
+            self._streams[request.sequence_id] = request
+        elif isinstance(request, VectorStream):
+            self._vectors[request.sequence_id] = request
 
     def end_requests(self, error: MlxManagerError) -> None:
         """Give every request up and let its reader meet `error`."""
@@ -245,7 +269,7 @@ class EngineProcess:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
-    def _running(self) -> list[TokenStream | VectorStream]:
+    def _running(self) -> list[Request]:
         """All that the engine has been given and that hasn't ended, the longest in it first."""
         return [*self._streams.values(), *self._vectors.values()]
 
@@ -281,7 +305,7 @@ class EngineProcess:
         try:
             await asyncio.wait_for(process.wait(), EXIT_GRACE_S)
         except TimeoutError:
-            _kill(process)
+            kill(process)
             await process.wait()
         self._declare_gone("was stopped")
 
@@ -320,7 +344,7 @@ class EngineProcess:
 
     async def _read_output(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        while line := await _read_line(process.stdout):
+        while line := await read_line(process.stdout):
             text = line.decode(errors="replace").rstrip()
             self._last_line = text
             logger.warning(
@@ -339,13 +363,13 @@ class EngineProcess:
             if silent_looks > 1 and not exited.done():
                 logger.error("engine stalled: %(model)s; ending it", {"model": self.model_id})
                 self._declare_gone(f"stalled for {self._options.stall_timeout_s:g} s")
-                _kill(process)
-        self._declare_gone(_how_it_ended(exited.result()))
+                kill(process)
+        self._declare_gone(how_it_ended(exited.result()))
 
     def _channel_closed(self) -> None:
         """A process without its channel is of no use; `_watch` tells everybody how it ended."""
         if self._process is not None and not self._is_stopping:
-            _kill(self._process)
+            kill(self._process)
 
     def _declare_gone(self, how: str) -> None:
         if self._gone.done():
@@ -367,6 +391,9 @@ class EngineProcess:
 
     def _fail_streams(self, how: str) -> None:
         streams, self._streams, self._vectors = self._running, {}, {}
+        if self.on_lost is not None and not self._is_stopping:
+            self.on_lost(streams, how)
+            return
         for stream in streams:
             stream.fail(engine_ended(self.model_id, how))
 
@@ -384,6 +411,7 @@ class EngineProcess:
             case Heartbeat(vitals=vitals):
                 self.vitals = vitals
                 self._watcher.stepped(self.model_id, vitals.steps)
+                self._compare(vitals)
             case Loading():
                 if self._note_loading is not None:
                     self._note_loading(message)
@@ -394,8 +422,19 @@ class EngineProcess:
             case LoadFailed(text):
                 self._settle_load(ModelLoadFailed(f"{self.model_id} could not be loaded: {text}"))
 
+    def _compare(self, vitals: Vitals) -> None:
+        """Have rows removed that nobody waits for, and requests computed that have lost theirs."""
+        lasting = self._rows.look([*self._streams, *self._vectors], vitals)
+        for sequence_id in lasting.orphaned | lasting.unbooked:
+            self._send(Cancel(sequence_id))
+        for sequence_id in lasting.missing:
+            request = self._streams.pop(sequence_id, None) or self._vectors.pop(sequence_id)
+            request.lost("lost its row", self._abandon)
+            self.resume(request)
+
     def _dispatch(self, step: Step) -> None:
         streams, at_ns = self._streams, step.at_ns
+        self.has_worked = self.has_worked or bool(step.tokens)
         cached = dict(zip(step.cached[::2], step.cached[1::2], strict=True))
         for sequence_id in step.admitted:
             if stream := streams.get(sequence_id):
@@ -434,6 +473,7 @@ class EngineProcess:
 
     def _dispatch_vectors(self, done: Pass) -> None:
         streams = self._vectors
+        self.has_worked = self.has_worked or bool(done.vectors)
         for sequence_id in done.admitted:
             if stream := streams.get(sequence_id):
                 stream.feed_admitted(done.began_ns, sequence_id in done.waited)
@@ -444,7 +484,7 @@ class EngineProcess:
             if stream := streams.pop(ended.sequence_id, None):
                 stream.feed_end(ended)
 
-    def _abandon(self, stream: TokenStream | VectorStream) -> None:
+    def _abandon(self, stream: Request) -> None:
         """Tell the engine; the stream counts until the engine says that its row is free."""
         is_known = stream.sequence_id in self._streams or stream.sequence_id in self._vectors
         if is_known and self.is_alive:
@@ -465,26 +505,3 @@ class EngineProcess:
 
 def _kv_budget(budget_bytes: int | None) -> tuple[str, ...]:
     return () if budget_bytes is None else ("--kv-budget-bytes", str(budget_bytes))
-
-
-async def _read_line(stream: asyncio.StreamReader) -> bytes:
-    """Return the next line; empty at the end. A reader that gave up would block a process that goes on printing."""
-    try:
-        return await stream.readline()
-    except ValueError:
-        return b"(a line too long to show)\n"
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    # Not `process.kill`: it may reap the process, and the event loop would then report status 255 for any end.
-    with contextlib.suppress(ProcessLookupError):
-        if process.returncode is None:
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def _how_it_ended(returncode: int) -> str:
-    return (
-        f"was killed by signal {-returncode}"
-        if returncode < 0
-        else f"ended with status {returncode}"
-    )

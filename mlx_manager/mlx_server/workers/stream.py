@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
+import msgspec
+
 from mlx_manager.chat.events import TraceContext
-from mlx_manager.errors import EngineFailed, GenerationFailed, InvalidRequest, MlxManagerError
-from mlx_manager.mlx_server.engine.messages import Ended, Logprobs
+from mlx_manager.errors import EngineFailed, GenerationFailed, InvalidRequest
+from mlx_manager.mlx_server.engine.messages import Ended, Logprobs, Submit
+from mlx_manager.mlx_server.workers.resume import Resumable
 
 
-class TokenStream:
+class TokenStream(Resumable[Submit]):
     """Iterates over lists of token ids: all that came since the reader last looked.
 
     It has one reader, woken at the first token, at the end, and in between by `wake_reader`, for `wake_tokens` tokens
     at a time. One that is slow gets longer lists, so nothing queues up per token. After the last list `ended` holds the
-    engine's record. Leaving the `async with` before the end cancels the sequence. `owner` is whom it works for, `ahead`
-    the owners of those who had the places when it came. `logprobs` are those of the tokens in the list that was last
-    given out, when they were asked for.
+    engine's record, of its own part when the answer was begun by another process. Leaving the `async with` before the
+    end cancels the sequence. `logprobs` are those of the tokens in the list that was last given out, when they were
+    asked for.
     """
 
     def __init__(
         self,
-        sequence_id: int,
-        abandon: Callable[[TokenStream], None],
+        submit: Submit,
+        abandon: Callable[[Resumable[Submit]], None],
         wake_tokens: int = 1,
         owner: TraceContext | None = None,
         ahead: tuple[TraceContext, ...] = (),
     ) -> None:
-        self.sequence_id = sequence_id
-        self.owner = owner
-        self._ahead = ahead
-        self._has_waited = True
+        super().__init__(submit, abandon, owner, ahead)
         self.ended: Ended | None = None
         self.admitted_at_ns: int | None = None
         self.first_token_at_ns: int | None = None
-        self.received_tokens = 0
         self.cached_tokens = 0
         self.logprobs: list[Logprobs] = []
-        self._abandon = abandon
         self._wake_tokens = wake_tokens
-        self._is_abandoned = False
+        self._made: list[int] = []
+        self._awaits_token = True
         self._tokens: list[int] = []
         self._logprobs: list[Logprobs] = []
-        self._error: MlxManagerError | None = None
-        self._news: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> TokenStream:
         return self
@@ -52,16 +51,20 @@ class TokenStream:
     async def __aexit__(self, *exception: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Give the sequence up unless it has ended; its row is free with the engine's next step."""
-        if self.ended is None and self._error is None and not self._is_abandoned:
-            self._is_abandoned = True
-            self._abandon(self)
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.ended is not None or self._error is not None
+
+    @property
+    def received_tokens(self) -> int:
+        """How many tokens the answer has by now."""
+        return len(self._made)
 
     async def close_and_wait(self) -> None:
         """Give the rest up and wait, a step at most, for the engine's record of what was made."""
         self.close()
-        while self.ended is None and self._error is None:
+        while not self.is_over:
             await self._next_news()
 
     async def admitted(self) -> None:
@@ -86,30 +89,34 @@ class TokenStream:
         self.logprobs, self._logprobs = self._logprobs, []
         return tokens
 
-    @property
-    def waited_behind(self) -> tuple[TraceContext, ...]:
-        """The owners of those for whose places it waits or has waited; none when it was admitted at once."""
-        return self._ahead if self._has_waited else ()
-
     def feed_admitted(self, at_ns: int, has_waited: bool, cached_tokens: int = 0) -> None:
         """The engine has taken the sequence into its batch, at once or after others had left."""
+        if self.admitted_at_ns is not None:
+            return  # by a fresh process: that is part of going on
         self.admitted_at_ns = at_ns
         self.cached_tokens = cached_tokens
         self._has_waited = has_waited
-        self._wake()
+        self._news()
 
     def feed(self, token_id: int, at_ns: int) -> None:
         """One more token."""
-        self.received_tokens += 1
+        self._made.append(token_id)
         self._tokens.append(token_id)
+        if self._awaits_token:
+            self._first(at_ns)
+
+    def _first(self, at_ns: int) -> None:
+        """The first token that a process has made for it."""
+        self._awaits_token = False
         if self.first_token_at_ns is None:
             self.first_token_at_ns = at_ns
-            self.wake_reader()
+        self.wake_reader()
+        self._went_on(at_ns)
 
     def wake_reader(self) -> None:
         """Let the reader have what has come, if that is enough for it."""
         if len(self._tokens) >= self._wake_tokens:
-            self._wake()
+            self._news()
 
     def feed_logprobs(self, logprobs: Logprobs) -> None:
         """Those of a token of the same step; both come before the reader can look."""
@@ -118,30 +125,29 @@ class TokenStream:
     def feed_end(self, ended: Ended) -> None:
         """The sequence has left the engine."""
         self.ended = ended
-        self._wake()
+        self._news()
+        self._went_on(time.monotonic_ns())
 
-    def fail(self, error: MlxManagerError) -> None:
-        """The engine process is gone; nothing more will come."""
-        self._error = error
-        self._wake()
+    @property
+    def _made_tokens(self) -> int:
+        return len(self._made)
 
-    def expire(self, error: MlxManagerError) -> None:
-        """Give the sequence up, whether or not anybody is reading, and let the reader meet `error`."""
-        if self.ended is None and self._error is None:
-            self.close()
-            self.fail(error)
+    def _rest(self) -> Submit:
+        self._awaits_token = True
+        rest: Submit = msgspec.structs.replace(self.work, made_token_ids=self._made)
+        return rest
 
-    def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+    def _news(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def _wait(self) -> None:
         self._raise_failure()
         await self._next_news()
 
     async def _next_news(self) -> None:
-        self._news = asyncio.get_running_loop().create_future()
-        await self._news
+        self._waiting = asyncio.get_running_loop().create_future()
+        await self._waiting
 
     def _raise_failure(self) -> None:
         if self._error is not None:

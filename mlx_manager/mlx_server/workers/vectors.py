@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from array import array
 from collections.abc import Callable
 
 from mlx_manager.chat.events import TraceContext
-from mlx_manager.errors import GenerationFailed, MlxManagerError
-from mlx_manager.mlx_server.engine.messages import Embedded, Vectors
+from mlx_manager.errors import GenerationFailed
+from mlx_manager.mlx_server.engine.messages import Embed, Embedded, Vectors
+from mlx_manager.mlx_server.workers.resume import Resumable
 
 
-class VectorStream:
-    """Gathers the vectors of `inputs` inputs, which come batch by batch, in whatever order.
+class VectorStream(Resumable[Embed]):
+    """Gathers the vectors of a request's inputs, which come batch by batch, in whatever order.
 
-    After the last `ended` holds the engine's record. Leaving the `async with` before that gives the rest up. `owner` is
-    whom it works for, `ahead` the owners of those who were there when it came.
+    After the last `ended` holds the engine's record. Leaving the `async with` before that gives the rest up. A fresh
+    process computes all of them again.
     """
 
     def __init__(
         self,
-        sequence_id: int,
-        inputs: int,
-        abandon: Callable[[VectorStream], None],
+        embed: Embed,
+        abandon: Callable[[Resumable[Embed]], None],
         owner: TraceContext | None = None,
         ahead: tuple[TraceContext, ...] = (),
     ) -> None:
-        self.sequence_id = sequence_id
-        self.owner = owner
+        super().__init__(embed, abandon, owner, ahead)
         self.ended: Embedded | None = None
         self.admitted_at_ns: int | None = None
-        self._ahead = ahead
-        self._has_waited = True
-        self._abandon = abandon
-        self._is_abandoned = False
-        self._error: MlxManagerError | None = None
-        self._vectors: list[array[float]] = [array("f")] * inputs
+        self._vectors: list[array[float]] = [array("f")] * len(embed.token_ids)
         self._over = asyncio.Event()
 
     async def __aenter__(self) -> VectorStream:
@@ -44,11 +39,10 @@ class VectorStream:
     async def __aexit__(self, *exception: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Give the request up unless it has ended; the engine takes none of its inputs into another batch."""
-        if self.ended is None and self._error is None and not self._is_abandoned:
-            self._is_abandoned = True
-            self._abandon(self)
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.ended is not None or self._error is not None
 
     async def all(self) -> list[array[float]]:
         """Wait for the vectors of all inputs, in their order. Raises what ended the work before that."""
@@ -61,15 +55,11 @@ class VectorStream:
             )
         return self._vectors
 
-    @property
-    def waited_behind(self) -> tuple[TraceContext, ...]:
-        """The owners of those for whose batches it waits or has waited; none when it was taken at once."""
-        return self._ahead if self._has_waited else ()
-
     def feed_admitted(self, at_ns: int, has_waited: bool) -> None:
         """Its first inputs were in the batch that was begun at `at_ns`."""
-        self.admitted_at_ns = at_ns
-        self._has_waited = has_waited
+        if self.admitted_at_ns is None:
+            self.admitted_at_ns = at_ns
+            self._has_waited = has_waited
 
     def feed(self, vectors: Vectors) -> None:
         """Some more vectors."""
@@ -82,14 +72,8 @@ class VectorStream:
         """The request has left the engine."""
         self.ended = ended
         self._over.set()
+        # Not with its first vectors: a fresh process begins with all of them again.
+        self._went_on(time.monotonic_ns())
 
-    def fail(self, error: MlxManagerError) -> None:
-        """The engine process is gone; nothing more will come."""
-        self._error = error
+    def _news(self) -> None:
         self._over.set()
-
-    def expire(self, error: MlxManagerError) -> None:
-        """Give the request up, and let its reader meet `error`."""
-        if self.ended is None and self._error is None:
-            self.close()
-            self.fail(error)

@@ -22,6 +22,10 @@ class EngineWatch(Protocol):
         """An engine has died or stalled, and a fresh one is started in its place."""
         ...
 
+    def resumed(self, model_id: str) -> None:
+        """A request is given to a fresh engine, because its own has ended."""
+        ...
+
     def stepped(self, model_id: str, steps: list[StepTimes]) -> None:
         """How long an engine's steps took; once a second."""
         ...
@@ -37,6 +41,9 @@ class NoWatch:
         """Let it."""
 
     def restarted(self, model_id: str) -> None:
+        """Let it."""
+
+    def resumed(self, model_id: str) -> None:
         """Let it."""
 
     def stepped(self, model_id: str, steps: list[StepTimes]) -> None:

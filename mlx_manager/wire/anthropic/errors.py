@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from mlx_manager.errors import MlxManagerError, Overloaded, ShuttingDown
+from mlx_manager.errors import MlxManagerError, ModelUnavailable, Overloaded, ShuttingDown
 from mlx_manager.wire import sse
 
-# Both are worth another try a little later, which is what Anthropic's own status 529 says with this type.
-OVERLOADED_CODES = frozenset({Overloaded.code, ShuttingDown.code})
+# All are worth another try a little later, which is what Anthropic's own status 529 says with this type.
+OVERLOADED_CODES = frozenset({Overloaded.code, ShuttingDown.code, ModelUnavailable.code})
 TYPES: Mapping[int, str] = {
     401: "authentication_error",
     403: "permission_error",
