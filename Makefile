@@ -16,10 +16,10 @@ STAMPS := .venv/.stamps
 _ := $(shell [ -x $(BIN)/python ] && [ "$$(cat $(STAMPS)/venv 2>/dev/null)" = "$$(pwd -P)" ] || rm -rf $(STAMPS))
 PACKAGES := tools/setup/system-packages.sh
 
-# Passed on to the command behind `serve`, `unit`, `conformance`, `fuzz`, `bench` and `starter`.
+# Passed on to the command behind `serve`, `unit`, `conformance`, `fuzz`, `chaos`, `bench` and `starter`.
 ARGS ?=
 
-.PHONY: help setup setup-dev serve test lint format types contracts unit conformance fuzz bench starter lock clean
+.PHONY: help setup setup-dev serve test lint format types contracts unit conformance fuzz chaos bench starter lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -64,6 +64,9 @@ conformance: setup ## check the APIs of a server with the starter model (ARGS="-
 fuzz: setup-dev ## send 10,000 almost valid bodies, and requests made from /openapi.json (FUZZ_BODIES, FUZZ_EXAMPLES, FUZZ_SEED)
 	@FUZZ_BODIES=$${FUZZ_BODIES:-10000} FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-100} \
 		$(BIN)/python -m pytest tests/server/test_fuzz.py tests/server/test_openapi.py $(ARGS)
+
+chaos: setup-dev ## kill, hang, fill and stop a server under its clients (ARGS="soak 100000": that many short requests)
+	@$(BIN)/python -m tools.chaos $(ARGS)
 
 bench: setup-dev ## compare throughput and latency with the bare engine loop and with mlx_lm.server
 	@sh tools/setup/with-openblas.sh $(BIN)/python -m benchmarks $(ARGS)

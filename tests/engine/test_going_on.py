@@ -11,7 +11,7 @@ import pytest
 from llguidance import LLMatcher
 from mlx_lm import load
 
-from mlx_manager.mlx_server.engine.constraint import Vocabulary
+from mlx_manager.mlx_server.engine.grammar import Vocabulary
 from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters
 from tests.engine.driving import GREEDY, Driver
 from tests.engine.models import VOCABULARY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -288,7 +288,7 @@ def appraise(files: ModelFiles) -> Need:
     return Need(size // 2, size // 4, size // 4, 1024)
 
 
-def pool_of(starter: Starter, gib: float, prefix_mib: int = 0, **more: float) -> ModelPool:
+def pool_of(starter: Starter, gib: float, prefix_mib: int = 0, **more: Any) -> ModelPool:
     ledger = Ledger(int(gib * GIB), appraise, prefix_mib * 2**20)
     return ModelPool(Catalog({}, (), None), starter, 9, None, ledger, **more)
 

@@ -19,14 +19,15 @@ from openai import AsyncOpenAI
 from mlx_manager.mlx_server.app import create_app
 from mlx_manager.observability.setup import TelemetryOptions, configure
 from mlx_manager.traces.explain import explain
-from tests.support.faults.sitecustomize import ABORT, HANG
 from tests.support.running import RunningServer, eventually, running, settings_for
 from tests.support.spans import Spans
+from tools.chaos.inside import sitecustomize
+from tools.chaos.inside.sitecustomize import ABORT, HANG
 
 MODEL = "test/tiny"
 STREAMS = 16
 TOKENS = 400
-FAULTS = Path(__file__).parent.parent / "support" / "faults"
+FAULTS = Path(sitecustomize.__file__).parent
 STALL_S = 3.0
 # In the middle: the last token of a prompt is computed by itself.
 POISON = [40, 41, *ABORT, 42, 43]

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -26,9 +26,10 @@ from mlx_manager.mlx_server.engine.messages import Loading
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.fit import Need
 from mlx_manager.mlx_server.pool.kind import PRODUCTS, ModelKind
-from mlx_manager.mlx_server.pool.ledger import Ledger, Reservation, held_bytes
+from mlx_manager.mlx_server.pool.ledger import Ledger
 from mlx_manager.mlx_server.pool.refusal import Claim, no_place, no_room, too_large
-from mlx_manager.mlx_server.workers.breaker import Breaker, CircuitState
+from mlx_manager.mlx_server.pool.resident import Resident as Resident
+from mlx_manager.mlx_server.workers.breaker import Breaker
 from mlx_manager.mlx_server.workers.process import EngineProcess
 from mlx_manager.mlx_server.workers.recovery import Recovery
 from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
@@ -51,71 +52,12 @@ class Survival:
 StartEngine = Callable[[ModelFiles], Awaitable[EngineProcess]]
 
 
-@dataclass(slots=True, eq=False)
-class Resident:
-    """A model that is in memory, being brought there, or whose engine has died and is being replaced.
-
-    `evicted` are the models that made room for it, `loading` how far its weights have come; it was last in use at
-    `used_s`, in monotonic seconds.
-    """
-
-    files: ModelFiles
-    recovery: Recovery
-    breaker: Breaker
-    reservation: Reservation = field(default_factory=Reservation)
-    evicted: tuple[str, ...] = ()
-    engine: EngineProcess | None = None
-    loading: Loading | None = None
-    leases: int = 0
-    restarts: int = 0
-    used_s: float = field(default_factory=time.monotonic)
-    load: asyncio.Task[EngineProcess] | None = None
-    supervisor: asyncio.Task[None] | None = None
-    alarm: asyncio.TimerHandle | None = None
-
-    @property
-    def is_running(self) -> bool:
-        """Whether there is an engine that can be given work."""
-        return self.engine is not None and self.engine.is_alive
-
-    @property
-    def circuit(self) -> CircuitState:
-        """Whether its engines may be tried; what has worked since it was opened closes it."""
-        if self.engine is not None and self.is_running and self.engine.has_worked:
-            self.breaker.close()
-        return self.breaker.state
-
-    def admit(self) -> None:
-        """Let a request try the engine. Raises ModelUnavailable."""
-        if self.circuit != "closed":
-            self.breaker.admit()
-
-    @property
-    def state(self) -> Literal["loading", "ready", "stalled", "dead"]:
-        """What its engine is doing; one that died stays `dead` until a fresh one is ready."""
-        if self.engine is None:
-            return "loading" if self.restarts == 0 else "dead"
-        if not self.engine.is_alive:
-            return "dead"
-        return "stalled" if self.engine.is_stalled else "ready"
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether its engine speaks, or is on its first way in."""
-        return self.state in ("loading", "ready")
-
-    @property
-    def committed_bytes(self) -> int:
-        """What counts as its own in the budget: what was set aside, or what it holds if that is more."""
-        return max(self.reservation.total_bytes, sum(held_bytes(self.engine).values()))
-
-
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A model that stays in memory as long as this is held; its engine was replaced `restarts` times since it came.
 
-    `engine` was alive when the lease was taken; `living_engine` is, or waits for the one that replaces it. The rest of the fields say
-    what was set aside for it (`reserved_bytes`) and which models made room (`evicted`).
+    `engine` was alive when the lease was taken; `living_engine` is, or waits for the one that replaces it.
+    `reserved_bytes` are set aside for it, and `evicted` made room for it.
     """
 
     files: ModelFiles

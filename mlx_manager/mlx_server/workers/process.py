@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from mlx_manager.mlx_server.engine.messages import (
 )
 from mlx_manager.mlx_server.workers.blas import engine_environment
 from mlx_manager.mlx_server.workers.child import how_it_ended, kill, read_line
+from mlx_manager.mlx_server.workers.options import EngineOptions as EngineOptions
 from mlx_manager.mlx_server.workers.reports import Reports
 from mlx_manager.mlx_server.workers.resume import Request
 from mlx_manager.mlx_server.workers.row_check import Difference, RowCheck
@@ -56,23 +56,6 @@ READERS_WAKE_S = 0.008
 MOST_PIECES_PER_S = 2000
 # Of those that a request waits behind, so many are told.
 MOST_AHEAD = 8
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How engine processes are run; see the settings of the same names. `adapter` is the folder of a LoRA adapter."""
-
-    max_batch: int = 32
-    max_waiting: int = 512
-    prefill_chunk_tokens: int = 512
-    idle_prefill_chunk_tokens: int = 2048
-    prefix_cache_bytes: int = 0
-    token_gap_ms: float = 100.0
-    kv_budget_bytes: int | None = None
-    load_timeout_s: float = 600.0
-    stall_timeout_s: float = 120.0
-    blas_library: Path | None = None
-    adapter: Path | None = None
 
 
 class EngineProcess:

@@ -1,0 +1,238 @@
+"""What is done to a server while clients wait for it, and what may become of their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import httpx
+import psutil
+
+from tools.chaos.clients import Fate, Heard, crowd
+from tools.chaos.inside.sitecustomize import ABORT, HANG
+from tools.chaos.server import MODEL, Server
+
+STREAMS = 16
+TOKENS = 500
+BUSY_S = 60.0
+LOCKED_S = 3.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the answers; `different` are those of the whole ones that are not as without the fault."""
+
+    name: str
+    fates: Counter[Fate]
+    different: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def sent(self) -> int:
+        """How many requests there were."""
+        return sum(self.fates.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`trouble` is made while all clients are in their answers; `allowed` is what may become of those."""
+
+    name: str
+    trouble: Callable[[Server], Awaitable[None]]
+    allowed: frozenset[Fate] = frozenset({"whole"})
+
+
+async def inflict(server: Server, fault: Fault, expected: list[Heard]) -> Tally:
+    """Have sixteen clients ask, make trouble in the middle, and see what they heard."""
+    asking = asyncio.create_task(crowd(server.url, STREAMS, TOKENS))
+    await busy(server, STREAMS)
+    await fault.trouble(server)
+    tally = compared(fault.name, await asking, expected)
+    tally.wrong += [f"{fate}: {n}" for fate, n in tally.fates.items() if fate not in fault.allowed]
+    return tally
+
+
+def compared(name: str, heard: list[Heard], expected: list[Heard]) -> Tally:
+    """Count fates, and the whole answers that are not the expected ones."""
+    tally = Tally(name, Counter(one.fate for one in heard))
+    pairs = [(now, before) for now, before in zip(heard, expected, strict=True) if now.is_whole]
+    others = [now for now, before in pairs if now.text != before.text]
+    tally.different = len(others)
+    # Two choices that are equal but for the last bit: seldom one answer's, never two's.
+    if len(others) > 1:
+        tally.wrong.append(f"{len(others)} answers are not as they would have been")
+    if any(now.tokens != before.tokens for now, before in pairs):
+        tally.wrong.append("tokens are counted otherwise")
+    return tally
+
+
+async def busy(server: Server, requests: int) -> None:
+    """Wait until so many requests are in the engine, and a moment longer, so that they are in their answers."""
+    end_s = time.monotonic() + BUSY_S
+    while await server.active() < requests:
+        if time.monotonic() > end_s:
+            raise TimeoutError(f"no {requests} requests came to the engine")
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.15)
+
+
+async def kill_engine(server: Server) -> None:
+    """Kill -9."""
+    server.send_engines(signal.SIGKILL)
+
+
+async def kill_engine_twice(server: Server) -> None:
+    """Kill it, and the one that takes its place."""
+    [first] = server.engines
+    first.kill()
+    for _ in range(2000):
+        if any(engine.pid != first.pid for engine in server.engines):
+            break
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(1.0)
+    server.send_engines(signal.SIGKILL)
+
+
+async def abort_engine(server: Server) -> None:
+    """What an allocation that fails inside the device's driver does."""
+    server.send_engines(signal.SIGABRT)
+
+
+async def hang_engine(server: Server) -> None:
+    """It says nothing any more."""
+    server.send_engines(signal.SIGSTOP)
+
+
+async def poison(server: Server) -> None:
+    """One more request, whose prompt ends each engine process that reads it."""
+    await _expect_given_up(server, [40, 41, *ABORT, 42])
+
+
+async def hanging_prompt(server: Server) -> None:
+    """One more request, in whose prompt each engine process hangs."""
+    await _expect_given_up(server, [40, 41, *HANG, 42])
+
+
+async def _expect_given_up(server: Server, prompt: list[int]) -> None:
+    async with httpx.AsyncClient(base_url=server.url, timeout=180) as http:
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": 4}
+        answer = (await http.post("/v1/completions", json=body)).json()
+    if answer.get("error", {}).get("code") != "request_ends_engine":
+        raise AssertionError(f"a request that ends its engine each time was answered with {answer}")
+
+
+async def lock_database(server: Server) -> None:
+    """Somebody else writes, and takes their time."""
+    with closing(sqlite3.connect(server.folder / "mlx.db", isolation_level=None)) as database:
+        database.execute("PRAGMA busy_timeout = 10000")
+        database.execute("BEGIN EXCLUSIVE")
+        await asyncio.sleep(LOCKED_S)
+        database.execute("ROLLBACK")
+
+
+async def fill_disk(server: Server) -> None:
+    """No file of the server can grow: its database and traces fail as on a full disk."""
+    server_process = psutil.Process(server.pid)
+    _, hard = server_process.rlimit(resource.RLIMIT_FSIZE)
+    server_process.rlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        await asyncio.sleep(LOCKED_S)
+    finally:
+        server_process.rlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+async def forbid_writing(server: Server) -> None:
+    """The folder of database and traces becomes read-only (to all but root)."""
+    server.folder.chmod(0o500)
+    try:
+        await asyncio.sleep(LOCKED_S)
+    finally:
+        server.folder.chmod(0o700)
+
+
+async def set_clock_back(server: Server) -> None:
+    """By an hour, and forward again."""
+    server.clock.write_text("-3600")
+    await asyncio.sleep(1.0)
+    server.clock.write_text("0")
+
+
+async def overload(server: Server) -> None:
+    """Far more requests than may wait."""
+    heard = await crowd(server.url, 6 * STREAMS, 8)
+    fates = Counter(one.fate for one in heard)
+    if fates.keys() - {"whole", "refused"} or not fates["refused"]:
+        raise AssertionError(f"overload ended in {dict(fates)}")
+
+
+FAULTS = (
+    Fault("nothing", lambda server: asyncio.sleep(0)),
+    Fault("engine killed", kill_engine),
+    Fault("engine killed twice", kill_engine_twice),
+    Fault("engine aborts", abort_engine),
+    Fault("engine hangs", hang_engine),
+    Fault("a prompt that ends engines", poison),
+    Fault("a prompt that hangs engines", hanging_prompt),
+    Fault("overload", overload),
+    Fault("database locked", lock_database),
+    Fault("disk full", fill_disk),
+    Fault("folder read-only", forbid_writing),
+    Fault("clock set back", set_clock_back),
+)
+
+
+async def stop_gently(server: Server, grace_s: float, expected: list[Heard]) -> Tally:
+    """SIGTERM in the middle: what takes longer than `grace_s` is told so, and the process ends in its time."""
+    asking = asyncio.create_task(crowd(server.url, STREAMS, TOKENS))
+    await busy(server, STREAMS)
+    engines, began_s = server.engines, time.monotonic()
+    server.send(signal.SIGTERM)
+    status = await server.ended()
+    took_s = time.monotonic() - began_s
+    tally = compared("SIGTERM", await asking, expected)
+    if tally.fates["lost"]:
+        tally.wrong.append("answers were cut off without a word")
+    if took_s > grace_s + 10:
+        tally.wrong.append(f"it took {took_s:.1f} s to end")
+    if status not in (0, -signal.SIGTERM):
+        tally.wrong.append(f"it ended with status {status}")
+    tally.wrong += await _orphans(engines)
+    return tally
+
+
+async def kill_server(server: Server) -> Tally:
+    """SIGKILL: engines end by themselves, the next start is clean and closes the books of what was cut off."""
+    asking = asyncio.create_task(crowd(server.url, STREAMS, 3 * TOKENS))
+    await busy(server, STREAMS)
+    await asyncio.sleep(1.5)  # what is younger than a second may be missing in the books
+    engines = server.engines
+    os.kill(server.pid, signal.SIGKILL)
+    await server.ended()
+    fates = Counter(one.fate for one in await asking)
+    tally = Tally("SIGKILL", fates)
+    tally.wrong += await _orphans(engines)
+    await server.start()
+    for _ in range(200):
+        rows = Counter(outcome for _, outcome in server.outcomes())
+        if not rows["running"]:
+            break
+        await asyncio.sleep(0.05)
+    if rows["running"]:
+        tally.wrong.append(f"{rows['running']} requests still count as running")
+    if rows["interrupted"] < fates["lost"]:
+        tally.wrong.append(f"{fates['lost']} were cut off, {rows['interrupted']} are in the books")
+    return tally
+
+
+async def _orphans(engines: list[psutil.Process]) -> list[str]:
+    _, left = await asyncio.to_thread(psutil.wait_procs, engines, 10)
+    left = [one for one in left if one.status() != psutil.STATUS_ZOMBIE]
+    return [f"engine {one.pid} outlives its server" for one in left]

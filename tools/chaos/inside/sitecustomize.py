@@ -1,0 +1,53 @@
+"""Faults inside the processes of a server: Python imports this by itself from a folder in `PYTHONPATH`.
+
+In engine processes a prompt with one of two pairs of tokens side by side makes the model end its process, or hang,
+while it is read; what is decoded comes one token at a time and has no pairs. In all others the wall clock goes by the
+seconds that stand in the file which `CHAOS_CLOCK` names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ABORT = (501, 502)
+HANG = (503, 504)
+
+
+def break_engine() -> None:
+    """Make the model of the tests break at these tokens."""
+    from mlx_lm.models.qwen3 import Model
+
+    computed = Model.__call__
+
+    def faulty(self: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
+        for row in inputs.tolist():
+            pairs = set(pairwise(row))
+            if ABORT in pairs:
+                os.abort()
+            if HANG in pairs:
+                time.sleep(3600)
+        return computed(self, inputs, *rest, **more)
+
+    Model.__call__ = faulty  # type: ignore[method-assign]
+
+
+def move_clock(file: Path) -> None:
+    """Add to the time what stands in the file, at each look."""
+    real_s, real_ns = time.time, time.time_ns
+
+    def shift_s() -> float:
+        return float(file.read_text() or 0) if file.exists() else 0.0
+
+    time.time = lambda: real_s() + shift_s()
+    time.time_ns = lambda: real_ns() + round(shift_s() * 1e9)
+
+
+if "mlx_manager.mlx_server.engine.worker" in sys.orig_argv:
+    break_engine()
+elif "CHAOS_CLOCK" in os.environ:
+    move_clock(Path(os.environ["CHAOS_CLOCK"]))

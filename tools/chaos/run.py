@@ -1,0 +1,79 @@
+"""Inflict every fault on one server after another and say what was sent, what survived and what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tools.chaos.clients import crowd
+from tools.chaos.faults import (
+    FAULTS,
+    STREAMS,
+    TOKENS,
+    Fault,
+    Tally,
+    inflict,
+    kill_server,
+    stop_gently,
+)
+from tools.chaos.server import Server
+
+GRACE_S = 5.0
+COLUMNS = ("sent", "whole", "refused", "told", "lost", "different")
+
+
+async def run(
+    folder: Path, say: Callable[[str], None], faults: Sequence[Fault] = FAULTS
+) -> list[Tally]:
+    """Return a tally for each fault, for an orderly stop and for a killed server; `say` is told each as it comes."""
+    tallies = list[Tally]()
+
+    def note(tally: Tally) -> None:
+        tallies.append(tally)
+        say(line(tally))
+
+    async with Server(
+        folder,
+        max_batch=STREAMS,
+        max_waiting=2 * STREAMS,
+        stall_timeout_s=3,
+        shutdown_timeout_s=GRACE_S,
+    ) as server:
+        expected = await crowd(server.url, STREAMS, TOKENS)
+        if not all(heard.is_whole for heard in expected):
+            raise AssertionError(f"without any fault: {expected}")
+        say(header())
+        for fault in faults:
+            note(await inflict(server, fault, expected))
+        await _settled(server, tallies[-1])
+        note(await kill_server(server))
+        note(await stop_gently(server, GRACE_S, expected))
+    return tallies
+
+
+async def _settled(server: Server, last: Tally) -> None:
+    """After all of it the server knows of nothing that still runs."""
+    figures = await server.figures()
+    for name in ("mlx_requests_active", "mlx_engine_row_difference", "mlx_circuit_open"):
+        if figures.get(name) != 0:
+            last.wrong.append(f"{name} is {figures.get(name)} in the end")
+
+
+def header() -> str:
+    """Return the first line of the report."""
+    return f"{'':28}" + "".join(f"{name:>11}" for name in COLUMNS)
+
+
+def line(tally: Tally) -> str:
+    """Return one line of the report, with what is wrong below it."""
+    fates = tally.fates
+    numbers = (
+        tally.sent,
+        fates["whole"],
+        fates["refused"],
+        fates["told"],
+        fates["lost"],
+        tally.different,
+    )
+    row = f"{tally.name:28}" + "".join(f"{number:>11}" for number in numbers)
+    return "\n".join([row, *(f"  ! {text}" for text in tally.wrong)])
