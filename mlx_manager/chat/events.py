@@ -6,14 +6,16 @@ A failure is an exception out of the stream, never an event.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 # A call may have been written in a way that was repaired, or in one that could not be.
 FindingKind = Literal[
     "reasoning_began",
+    "reasoning_cut",
     "reasoning_ended",
     "tool_call_began",
     "tool_call_ended",
@@ -122,6 +124,21 @@ class Parsing:
     findings: list[Finding] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """A parameter that has another value than the client sent, or one that it left open, and what that comes from.
+
+    `context` is the room that the model has for an answer, `generation_config` the file of the model's makers.
+    """
+
+    parameter: str
+    value: float
+    source: Literal["context", "generation_config"]
+
+    def __str__(self) -> str:
+        return f"{self.parameter}={self.value:.12g};by={self.source}"
+
+
 @dataclass(slots=True)
 class Timeline:
     """When each phase of one request happened, and how much work it was.
@@ -132,9 +149,10 @@ class Timeline:
     first. `queue_reason` says what a request that had to wait for its turn waited for, `overtaken` how many that came
     later went first, and `kv_bytes` the memory that its keys and values were predicted to need.
 
-    A request for embeddings has one, too, without tokens but with the `batches` that its inputs were part of. An
-    answer that is held to a grammar waits for it until `grammar_ready_ns`; compiling took `grammar_compile_ns`, 0 when
-    the grammar was known.
+    Of several `choices` the work is that of all; the times up to the first token are those of the first choice, and so
+    are stalls and offsets. A request for embeddings has one, too, without tokens but with the `batches` that its inputs
+    were part of. An answer that is held to a grammar waits for it until `grammar_ready_ns`; compiling took
+    `grammar_compile_ns`, 0 when the grammar was known.
     """
 
     routing: Interval | None = None
@@ -168,6 +186,8 @@ class Timeline:
     resumptions: tuple[Resumption, ...] = ()
     token_offsets_us: Sequence[int] = ()
     token_stride: int = 1
+    choices: int = 1
+    adjusted: tuple[Adjustment, ...] = ()
     parsing: Parsing | None = None
 
     @property
@@ -203,10 +223,13 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class LikelyToken:
-    """A token and the natural logarithm of its probability. `data` are its bytes: part of a character, maybe."""
+    """A token and the natural logarithm of its probability. `data` are its bytes: part of a character, maybe.
+
+    The first token of a prompt has none: nothing stands before it.
+    """
 
     data: bytes
-    logprob: float
+    logprob: float | None
 
     @property
     def text(self) -> str:
@@ -263,16 +286,38 @@ class ToolCallDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoiceFinished:
+    """One of several choices is complete; `stop_string` is the one of the request's that ended it."""
+
+    reason: FinishReason
+    stop_string: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The answer is complete. `stop_string` is the one of the request's that ended it."""
+    """The answer is complete. `stop_string` is the one of the request's that ended it.
+
+    Of several choices it is how the first one ended, and `other_reasons` is how the others did.
+    """
 
     reason: FinishReason
     usage: Usage
     stop_string: str | None = None
+    other_reasons: tuple[FinishReason, ...] = ()
 
 
 Delta = TextDelta | ReasoningDelta | ToolCallStarted | ToolCallDelta
-ChatEvent = Started | Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class OfChoice:
+    """An event of one of several choices, counted from 0. Where only one was asked for, its events come bare."""
+
+    index: int
+    event: Delta | ChoiceFinished
+
+
+ChatEvent = Started | Delta | OfChoice | Finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +331,10 @@ class CalledTool:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: what a client that doesn't stream gets."""
+    """A whole answer: what a client that doesn't stream gets.
+
+    `others` are the choices after the first, when several were asked for; `usage` is that of all together.
+    """
 
     model: str
     text: str
@@ -297,41 +345,66 @@ class Answer:
     stop_string: str | None = None
     fingerprint: str | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    others: tuple[Answer, ...] = ()
 
 
 async def collect(events: AsyncIterator[ChatEvent]) -> Answer:
     """Gather a stream into the whole answer. There is no second way to generate."""
-    model, fingerprint, texts, thoughts = "", None, list[str](), list[str]()
-    logprobs = list[TokenLogprobs]()
-    calls, arguments = list[ToolCallStarted](), list[list[str]]()
+    model, fingerprint, choices = "", None, defaultdict[int, _Choice](_Choice)
     async for event in events:
         match event:
-            case TextDelta(text, of_tokens):
-                texts.append(text)
-                logprobs.extend(of_tokens)
-            case ReasoningDelta(text):
-                thoughts.append(text)
-            case ToolCallStarted():
-                calls.append(event)
-                arguments.append([])
-            case ToolCallDelta(index, more):
-                arguments[index].append(more)
+            case OfChoice(index, of_choice):
+                choices[index].add(of_choice)
             case Started(model=name, fingerprint=mark):
                 model, fingerprint = name, mark
             case Finished(reason, usage, stop_string):
-                called = tuple(
-                    CalledTool(call.id, call.name, "".join(parts))
-                    for call, parts in zip(calls, arguments, strict=True)
+                choices[0].add(ChoiceFinished(reason, stop_string))
+                answer, *others = (
+                    choices[index].answer(model, usage, fingerprint) for index in sorted(choices)
                 )
-                return Answer(
-                    model,
-                    "".join(texts),
-                    reason,
-                    usage,
-                    "".join(thoughts),
-                    called,
-                    stop_string,
-                    fingerprint,
-                    tuple(logprobs),
-                )
+                return replace(answer, others=tuple(others)) if others else answer
+            case _:
+                choices[0].add(event)
     raise EOFError("the stream ended without a Finished event")
+
+
+class _Choice:
+    """Gathers one choice."""
+
+    def __init__(self) -> None:
+        self._texts, self._thoughts = list[str](), list[str]()
+        self._logprobs = list[TokenLogprobs]()
+        self._calls, self._arguments = list[ToolCallStarted](), list[list[str]]()
+        self._finished = ChoiceFinished("stop")
+
+    def add(self, event: Delta | ChoiceFinished) -> None:
+        match event:
+            case TextDelta(text, of_tokens):
+                self._texts.append(text)
+                self._logprobs.extend(of_tokens)
+            case ReasoningDelta(text):
+                self._thoughts.append(text)
+            case ToolCallStarted():
+                self._calls.append(event)
+                self._arguments.append([])
+            case ToolCallDelta(index, more):
+                self._arguments[index].append(more)
+            case ChoiceFinished():
+                self._finished = event
+
+    def answer(self, model: str, usage: Usage, fingerprint: str | None) -> Answer:
+        called = tuple(
+            CalledTool(call.id, call.name, "".join(parts))
+            for call, parts in zip(self._calls, self._arguments, strict=True)
+        )
+        return Answer(
+            model,
+            "".join(self._texts),
+            self._finished.reason,
+            usage,
+            "".join(self._thoughts),
+            called,
+            self._finished.stop_string,
+            fingerprint,
+            tuple(self._logprobs),
+        )

@@ -122,7 +122,8 @@ class Sampling:
 
     `logit_bias` adds to the logits of token ids. `ignore_end` goes on where the model ends its answer, until
     `max_tokens`; with `min_tokens` the model can't end it earlier. `top_logprobs` asks for the log-probability of each
-    token and of so many of the most likely ones; 0 is the token's alone.
+    token and of so many of the most likely ones; 0 is the token's alone. `thinking_tokens` is as long as an answer's
+    thoughts may become, without their marks.
     """
 
     temperature: float | None = None
@@ -139,6 +140,7 @@ class Sampling:
     min_tokens: int | None = None
     ignore_end: bool = False
     top_logprobs: int | None = None
+    thinking_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,8 +160,16 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """Of a request's choices the `count` likeliest are wanted; their log-probabilities only with `shows_logprobs`."""
+
+    count: int
+    shows_logprobs: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One answer asked for. `max_tokens` None means: as many as the context has room for.
+    """One answer asked for, or several `choices` of one. `max_tokens`, of each, None: what the context has room for.
 
     `priority` None leaves it to the key that the request came with.
 
@@ -176,6 +186,8 @@ class ChatRequest:
     format: AnswerFormat | None = None
     stream: bool = False
     priority: Priority | None = None
+    choices: int = 1
+    selection: Selection | None = None
     timeline: Timeline = field(default_factory=Timeline, compare=False, repr=False)
     trace: TraceContext | None = field(default=None, compare=False, repr=False)
 

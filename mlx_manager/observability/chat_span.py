@@ -43,6 +43,7 @@ from mlx_manager.observability.phases import (
 
 FOUND: dict[FindingKind, str] = {
     "reasoning_began": names.EVENT_REASONING_BEGAN,
+    "reasoning_cut": names.EVENT_REASONING_CUT,
     "reasoning_ended": names.EVENT_REASONING_ENDED,
     "tool_call_began": names.EVENT_TOOL_CALL_BEGAN,
     "tool_call_ended": names.EVENT_TOOL_CALL_ENDED,
@@ -149,7 +150,8 @@ class ChatSpan:
             found[names.RESPONSE_ID] = self._request.response_id
             found[names.RESPONSE_MODEL] = self._started.model
         if self._finished:
-            found[names.RESPONSE_FINISH_REASONS] = (self._finished.reason,)
+            reasons = (self._finished.reason, *self._finished.other_reasons)
+            found[names.RESPONSE_FINISH_REASONS] = reasons
         if self._first_delta_ns and self._request.stream:
             found[names.TIME_TO_FIRST_CHUNK] = seconds(self._arrived_ns, self._first_delta_ns)
         if self._error_type:
@@ -290,6 +292,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.KEY_ID: request.origin.key_id,
         names.REQUEST_MODEL: request.model,
         names.REQUEST_STREAM: request.stream,
+        names.REQUEST_CHOICE_COUNT: request.choices if request.choices > 1 else None,
         names.REQUEST_MAX_TOKENS: request.max_tokens,
         names.REQUEST_TEMPERATURE: sampling.temperature,
         names.REQUEST_TOP_P: sampling.top_p,
@@ -305,6 +308,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.REQUEST_MIN_TOKENS: sampling.min_tokens,
         names.REQUEST_IGNORE_EOS: sampling.ignore_end or None,
         names.REQUEST_TOP_LOGPROBS: sampling.top_logprobs,
+        names.REQUEST_THINKING_TOKENS: sampling.thinking_tokens,
         names.REQUEST_STOP_SEQUENCES: request.stop or None,
         names.REQUEST_LEFT_OUT: request.left_out or None,
         names.REQUEST_PRIORITY: request.priority,
@@ -322,6 +326,7 @@ def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
         names.MODEL_REVISION: timeline.route.revision if timeline.route else None,
         names.QUANTIZATION: timeline.quantization,
+        names.REQUEST_ADJUSTED: tuple(map(str, timeline.adjusted)) or None,
         names.ENGINE_RESTARTS: timeline.engine_restarts,
         names.RESUMES: resumes(timeline),
     }
@@ -366,6 +371,8 @@ def _first_token_s(timeline: Timeline, arrived_ns: int) -> float | None:
 
 def _per_token_s(timeline: Timeline) -> float | None:
     decode_s = between_s(timeline.first_token_ns, timeline.finished_ns)
-    if decode_s is None or timeline.output_tokens < 2:
+    # Choices decode together: a token of each takes no longer than one of a single one would in such a batch.
+    tokens = timeline.output_tokens / timeline.choices
+    if decode_s is None or tokens < 2:
         return None
-    return decode_s / (timeline.output_tokens - 1)
+    return decode_s / (tokens - 1)

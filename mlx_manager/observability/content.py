@@ -7,7 +7,7 @@ import hmac
 import json
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -18,8 +18,10 @@ from opentelemetry.util.types import AttributeValue
 from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.chat.events import (
     ChatEvent,
+    ChoiceFinished,
     Delta,
     Finished,
+    OfChoice,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -74,7 +76,8 @@ class ContentRecorder:
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Answer `request`, recorded."""
-        span, deltas = trace.get_current_span(), list[Delta]()
+        span, choices = trace.get_current_span(), defaultdict[int, list[Delta]](list)
+        reasons = dict[int, str]()
         span.set_attributes(self._asked(request))
         is_written = False
         try:
@@ -83,13 +86,19 @@ class ContentRecorder:
                     if isinstance(event, Finished):
                         # Before it is handed on: whoever has it ends the span.
                         is_written = True
-                        span.set_attributes(self._answered(deltas, event.reason))
+                        reasons.setdefault(0, event.reason)
+                        span.set_attributes(self._answered(choices, reasons))
+                    elif isinstance(event, OfChoice):
+                        if isinstance(event.event, ChoiceFinished):
+                            reasons[event.index] = event.event.reason
+                        else:
+                            choices[event.index].append(event.event)
                     elif not isinstance(event, Started):
-                        deltas.append(event)
+                        choices[0].append(event)
                     yield event
         finally:
             if not is_written:
-                span.set_attributes(self._answered(deltas, "error"))
+                span.set_attributes(self._answered(choices, reasons))
 
     def _asked(self, request: ChatRequest) -> dict[str, AttributeValue]:
         words = _Words(self._hash_key)
@@ -107,10 +116,16 @@ class ContentRecorder:
             asked[names.SYSTEM_INSTRUCTIONS] = _json(parts)
         return asked
 
-    def _answered(self, deltas: Sequence[Delta], reason: str) -> dict[str, AttributeValue]:
-        parts = list(_Words(self._hash_key).answer(deltas))
-        answer = _message("assistant", parts) | {"finish_reason": reason}
-        return {names.OUTPUT_MESSAGES: _json([answer])}
+    def _answered(
+        self, choices: Mapping[int, Sequence[Delta]], reasons: Mapping[int, str]
+    ) -> dict[str, AttributeValue]:
+        """A message for each choice; those that share the room for text are all of one answer."""
+        words, answers = _Words(self._hash_key), list[dict[str, Any]]()
+        for index in sorted({0, *choices, *reasons}):
+            parts = list(words.answer(choices.get(index, ())))
+            reason = reasons.get(index, "error")
+            answers.append(_message("assistant", parts) | {"finish_reason": reason})
+        return {names.OUTPUT_MESSAGES: _json(answers)}
 
 
 class _Words:

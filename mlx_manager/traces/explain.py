@@ -40,6 +40,7 @@ MISS_REASONS = {
     "off": "the prefix cache is switched off",
     "unsupported_model": "this model’s state can’t be used in parts",
     "nothing_stored": "nothing was stored yet",
+    "prompt_logprobs": "log-probabilities of all of the prompt were asked for",
     "diverged": "no stored prompt begins like it",
 }
 

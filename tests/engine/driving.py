@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Logprobs,
     Priority,
     SamplingParameters,
+    Sibling,
     Step,
     Submit,
 )
@@ -60,6 +61,7 @@ class Driver:
         self.engine = Engine(runner, scheduler, BlasThreads(0), self._clock_ns, grammars)
         self.tokens: defaultdict[int, list[int]] = defaultdict(list)
         self.logprobs: defaultdict[int, list[Logprobs]] = defaultdict(list)
+        self.prompt_logprobs: defaultdict[int, list[Logprobs]] = defaultdict(list)
         self.ended: dict[int, Ended] = {}
         self.admitted: list[int] = []
         self.waited: list[int] = []
@@ -76,6 +78,7 @@ class Driver:
         priority: Priority = "normal",
         key_id: str | None = None,
         made: Sequence[int] = (),
+        scores_prompt: bool = False,
     ) -> int:
         """Hand a prompt in, with what another engine has made of its answer, and return the sequence's id."""
         sequence_id = next(self._ids)
@@ -89,9 +92,21 @@ class Driver:
             constraint,
             priority,
             key_id,
+            scores_prompt=scores_prompt,
         )
         self.engine.handle(msgspec.structs.replace(submit, made_token_ids=list(made)))
         return sequence_id
+
+    def submit_choices(
+        self, prompt: Sequence[int], seeds: Sequence[int | None], max_tokens: int = 12, **how: Any
+    ) -> list[int]:
+        """Hand a prompt in that is to be answered once for each seed, and return the sequences' ids."""
+        first, *others = ids = [next(self._ids) for _ in seeds]
+        sampling = SamplingParameters(**({"temperature": 1.0, "seed": seeds[0]} | how))
+        siblings = [Sibling(*one) for one in zip(others, seeds[1:], strict=True)]
+        submit = Submit(first, list(prompt), max_tokens, [], sampling, siblings=siblings)
+        self.engine.handle(submit)
+        return ids
 
     def cancel(self, sequence_id: int) -> None:
         self.engine.handle(Cancel(sequence_id))
@@ -104,6 +119,8 @@ class Driver:
             self.tokens[sequence_id].append(token_id)
         for logprobs in step.logprobs:
             self.logprobs[logprobs.sequence_id].append(logprobs)
+        for logprobs in step.prompt_logprobs:
+            self.prompt_logprobs[logprobs.sequence_id].append(logprobs)
         self.admitted.extend(step.admitted)
         self.waited.extend(step.waited)
         for ended in step.ended:

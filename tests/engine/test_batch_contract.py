@@ -249,3 +249,15 @@ def test_a_drifted_interface_is_refused_and_named(drifted: type, missing: str) -
 def test_quantised_keys_and_values_can_not_be_part_of_a_batch() -> None:
     """When this fails, `kv_bits` of the model settings need no longer be refused."""
     assert not hasattr(QuantizedKVCache, "merge")
+
+
+def test_all_but_the_last_token_of_a_prompt_can_be_taken_out_before_its_first_token(
+    model: WatchedModel,
+) -> None:
+    batch = generator(model)
+    uid = insert(batch, PROMPT)
+    [prompt] = batch.next()[0]
+    assert prompt.progress == (len(PROMPT) - 1, len(PROMPT))
+    caches, token_ids = batch.extract_cache([uid])[uid]
+    assert token_ids == PROMPT[:-1]
+    assert [cache.size() for cache in caches] == [len(PROMPT) - 1] * len(caches)

@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm import load
 
-from mlx_manager.mlx_server.engine.grammar import Vocabulary
+from mlx_manager.mlx_server.engine.grammar import Matcher, Vocabulary
 from mlx_manager.mlx_server.engine.grammar_compiler import MOST_KEPT, Compiled, GrammarCompiler
 from mlx_manager.mlx_server.engine.messages import Constraint
 from tests.engine.driving import MAX_STEPS, Driver
@@ -139,14 +139,28 @@ def test_a_refusal_says_why(compiling: Compiling, grammar: str, says: str) -> No
     assert says in str(compiled.refusal)
 
 
-def test_rows_go_on_while_a_grammar_is_compiled(starter: Any, vocabulary: Vocabulary) -> None:
+class Patient(Vocabulary):
+    """Compiles nothing before it may."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.may_go = threading.Event()
+
+    def matcher(self, grammar: str) -> Matcher:
+        assert self.may_go.wait(30)
+        return super().matcher(grammar)
+
+
+def test_rows_go_on_while_a_grammar_is_compiled(starter: Any) -> None:
+    vocabulary = Patient(STARTER)
     driver = Driver(starter, vocabulary=vocabulary)
     running = driver.submit(PROMPT, 100_000)
     driver.step_until(running, 1)
     waiting = driver.submit(PROMPT, 5, [1], constraint=Constraint(SLOW))
     assert driver.engine.vitals().waiting == 1
     driver.step_until(running, 20)
-    assert driver.engine.is_compiling, "it was compiled too fast for this test"
+    assert driver.engine.is_compiling
+    vocabulary.may_go.set()
     for _ in range(MAX_STEPS):
         if waiting in driver.admitted:
             break

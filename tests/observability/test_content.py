@@ -18,8 +18,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from mlx_manager.chat.events import (
     ChatEvent,
+    ChoiceFinished,
     Delta,
     Finished,
+    OfChoice,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -58,7 +60,7 @@ CONTENT = ("gen_ai.system_instructions", "gen_ai.input.messages", "gen_ai.output
 class Says:
     """A backend that says the same to everybody, and may fail over it."""
 
-    def __init__(self, *said: str | Delta, error: Exception | None = None) -> None:
+    def __init__(self, *said: str | Delta | OfChoice, error: Exception | None = None) -> None:
         self._said, self._error = said, error
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
@@ -155,6 +157,21 @@ async def test_thoughts_and_calls_of_an_answer_are_parts_of_their_own() -> None:
 
     hashed = await Recorded("hashed", says).of(Message("user", "Weather?"))
     assert "Bern" not in hashed["gen_ai.output.messages"]
+
+
+async def test_each_choice_is_a_message_of_its_own() -> None:
+    said = (
+        OfChoice(1, TextDelta("No.")),
+        OfChoice(0, TextDelta("Ye")),
+        OfChoice(1, ChoiceFinished("length")),
+        OfChoice(0, TextDelta("s.")),
+        OfChoice(0, ChoiceFinished("stop")),
+    )
+    found = await Recorded("on", Says(*said)).of(Message("user", "Well?"))
+    assert [
+        (one["parts"][0]["content"], one["finish_reason"])
+        for one in json.loads(found["gen_ai.output.messages"])
+    ] == [("Yes.", "stop"), ("No.", "length")]
 
 
 @pytest.mark.parametrize(("prompt", "content"), [("Once", "Once"), ((1, 2, 3), "1 2 3")])

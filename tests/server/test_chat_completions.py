@@ -173,7 +173,7 @@ async def test_a_model_without_a_template_says_so(openai: AsyncOpenAI) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
+        ("prediction", {"type": "content", "content": "x"}),
         ("verbosity", "high"),
         ("nonsense", 1),
     ],

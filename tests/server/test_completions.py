@@ -69,11 +69,11 @@ async def test_a_prompt_equal_to_an_earlier_prompt_and_its_answer_is_answered(
         {"prompt": ["a", "b"]},
         {"extra_body": {"logprobs": True}},
         {"logprobs": 21},
-        {"echo": True, "logprobs": 2},
+        {"max_tokens": -1},
         {"extra_body": {"min_tokens": 17}},
         {"extra_body": {"top_logprobs": 2}},
         {"suffix": "end"},
-        {"best_of": 2},
+        {"extra_body": {"best_of": 0}},
     ],
 )
 async def test_what_is_wrong_or_not_supported_is_a_400_that_names_it(

@@ -118,9 +118,8 @@ async def ask_all(client: AsyncOpenAI, server: RunningServer, kills: int) -> lis
 
 def have_made(server: RunningServer, tokens: int) -> bool:
     """Whether all sixteen are in their answers, with so many tokens."""
-    engine = server.resident(MODEL).engine
-    streams = list(engine._streams.values()) if engine else []
-    return len(streams) == STREAMS and min(one.received_tokens for one in streams) > tokens
+    made = made_tokens(server)
+    return len(made) == STREAMS and min(made) > tokens
 
 
 def kill(server: RunningServer) -> None:
@@ -142,6 +141,40 @@ async def test_sixteen_streams_go_on_when_their_engine_is_killed_twice(
     # What was decoded row by row is read again in one piece, which may round the last bit otherwise: see test_load.py.
     assert len(different) <= 1, different
     await has_trace(frail, spans, broken[1].id)
+
+
+async def test_each_of_several_choices_goes_on_and_is_counted_once(
+    frail: RunningServer, client: AsyncOpenAI
+) -> None:
+    async def ask() -> tuple[list[str], Any]:
+        answer = await client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Question"}],
+            max_tokens=TOKENS,
+            n=3,
+            seed=5,
+            extra_body={"ignore_eos": True},
+        )
+        return [one.message.content or "" for one in answer.choices], answer.usage
+
+    whole, usage = await ask()
+    asking = asyncio.create_task(ask())
+    await eventually(lambda: len(made := made_tokens(frail)) == 3 and min(made) > 60)
+    kill(frail)
+    broken, broken_usage = await asking
+
+    assert len(set(whole)) == 3
+    assert broken == whole
+    assert (broken_usage.prompt_tokens, broken_usage.completion_tokens) == (
+        usage.prompt_tokens,
+        3 * TOKENS,
+    )
+
+
+def made_tokens(server: RunningServer) -> list[int]:
+    """How many tokens each sequence of the engine has."""
+    engine = server.resident(MODEL).engine
+    return [one.received_tokens for one in engine._streams.values()] if engine else []
 
 
 async def has_trace(server: RunningServer, spans: Spans, answer_id: str) -> None:

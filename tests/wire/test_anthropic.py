@@ -218,7 +218,9 @@ def test_tools_and_how_they_may_be_used_are_handed_on() -> None:
     ],
 )
 def test_thinking_is_switched_on_and_off(thinking: Any, expected: bool | None) -> None:
-    assert conversation_of(request_for(thinking=thinking)).thinking is expected
+    request = request_for(thinking=thinking)
+    assert conversation_of(request).thinking is expected
+    assert request.sampling.thinking_tokens == (thinking or {}).get("budget_tokens")
 
 
 def test_between_tools_a_model_thinks_when_it_has_a_result() -> None:

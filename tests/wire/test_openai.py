@@ -111,7 +111,7 @@ def test_any_other_value_of_it_is_refused_by_name(name: str) -> None:
 
 
 def test_true_is_not_taken_for_one() -> None:
-    with pytest.raises(UnsupportedParameter):
+    with pytest.raises(ValidationError):
         request_for(n=True)
 
 

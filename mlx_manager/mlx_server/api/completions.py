@@ -14,6 +14,7 @@ from mlx_manager.mlx_server.api.streaming import (
     LAST_WORDS_S,
     ClientLeft,
     EventStream,
+    adjusted_headers,
     collected,
     first_of,
     until_disconnect,
@@ -57,7 +58,9 @@ async def _answer(
     try:
         if not request.stream:
             answer = await until_disconnect(http.receive, collected(events))
-            return JSONResponse(to_response(answer, request, created_s))
+            return JSONResponse(
+                to_response(answer, request, created_s), headers=adjusted_headers(request.timeline)
+            )
         chunks = to_chunks(events, request, created_s, includes_usage)
         first = await until_disconnect(http.receive, first_of(chunks))
     except ClientLeft:
@@ -68,4 +71,5 @@ async def _answer(
         sse.DONE,
         partial(error_event, request_id=request.origin.request_id),
         limit_s=limit_s,
+        headers=adjusted_headers(request.timeline),
     )

@@ -13,6 +13,7 @@ from mlx_manager.mlx_server.api.streaming import (
     ClientLeft,
     EventStream,
     Ping,
+    adjusted_headers,
     collected,
     first_of,
     until_disconnect,
@@ -48,7 +49,7 @@ async def create_message(
         if not request.stream:
             answer = await until_disconnect(http.receive, collected(events))
             message = to_message(answer, request, state.signer, body.shows_thinking)
-            return JSONResponse(message)
+            return JSONResponse(message, headers=adjusted_headers(request.timeline))
         chunks = to_events(events, request, state.signer, body.shows_thinking)
         first = await until_disconnect(http.receive, first_of(chunks))
     except ClientLeft:
@@ -60,6 +61,7 @@ async def create_message(
         partial(error_event, request_id=request.origin.request_id),
         limit_s,
         Ping(PING, PING_EVERY_S),
+        adjusted_headers(request.timeline),
     )
 
 

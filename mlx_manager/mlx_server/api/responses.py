@@ -20,6 +20,7 @@ from mlx_manager.mlx_server.api.streaming import (
     LAST_WORDS_S,
     ClientLeft,
     EventStream,
+    adjusted_headers,
     first_of,
     until_disconnect,
 )
@@ -60,12 +61,14 @@ async def create_response(
     events = state.backend.stream(asked.request)
     try:
         if not body.stream:
-            return JSONResponse(await until_disconnect(http.receive, _whole(asked, events)))
+            whole = await until_disconnect(http.receive, _whole(asked, events))
+            return JSONResponse(whole, headers=adjusted_headers(asked.request.timeline))
         frames = _streamed(asked, events)
         first = await until_disconnect(http.receive, first_of(frames))
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return EventStream(first, frames, (), asked.writer.error, limit_s)
+    told = adjusted_headers(asked.request.timeline)
+    return EventStream(first, frames, (), asked.writer.error, limit_s, headers=told)
 
 
 @router.post("/input_tokens", response_model=None)

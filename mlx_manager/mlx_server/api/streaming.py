@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mlx_manager.chat.events import Answer, ChatEvent, collect
+from mlx_manager.chat.events import Answer, ChatEvent, Timeline, collect
 from mlx_manager.errors import MlxManagerError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+ADJUSTED_HEADER = "X-Adjusted-Parameters"
 # Time to read the error of a backend that has met its limit.
 LAST_WORDS_S = 5.0
 
@@ -101,9 +102,10 @@ class EventStream(Response):
         to_event: Callable[[MlxManagerError], bytes],
         limit_s: float,
         ping: Ping | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})},
         )
         del self.headers["content-length"]
         self._first = first
@@ -177,6 +179,15 @@ class EventStream(Response):
 
 def _send_body(send: Send, chunk: bytes, *, is_last: bool = False) -> Awaitable[None]:
     return send({"type": "http.response.body", "body": chunk, "more_body": not is_last})
+
+
+def adjusted_headers(timeline: Timeline) -> dict[str, str]:
+    """Return the header that tells which parameters another value was taken for; none when there are none.
+
+    It is known when the engine has taken the request: with the first event of a stream.
+    """
+    told = ", ".join(map(str, timeline.adjusted))
+    return {ADJUSTED_HEADER: told} if told else {}
 
 
 async def collected(events: AsyncGenerator[ChatEvent, None]) -> Answer:

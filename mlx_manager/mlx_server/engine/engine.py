@@ -20,6 +20,7 @@ from mlx_manager.mlx_server.engine.messages import (
     ToEngine,
     Vitals,
 )
+from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
 from mlx_manager.mlx_server.engine.runner import GIVEN_UP, Runner, RunnerOutput, TokenOutput
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.engine.sequence import Sequence
@@ -46,6 +47,8 @@ class Engine:
         self._grammars = grammars
         self._compiling: dict[int, Sequence] = {}
         self._ended: list[Ended] = []
+        # Sequences whose prompt another one is reading, by that one's id.
+        self._siblings: dict[int, list[Sequence]] = {}
         self._step_clock = StepClock()
         self._last_began_ns = 0
         self._newest_id = 0
@@ -65,8 +68,8 @@ class Engine:
         """Take one message from the inbox; its effect shows in the next step."""
         match message:
             case Submit():
-                self._newest_id = message.sequence_id
-                self._receive(Sequence.received(message, self._clock_ns()))
+                self._newest_id = message.newest_id
+                self._take(Sequence.received(message, self._clock_ns()))
             case Cancel(sequence_id):
                 self._cancel(sequence_id)
 
@@ -81,27 +84,42 @@ class Engine:
         output = self._run(chunk_tokens)
         now_ns = self._clock_ns()
         self._measure(now_ns - began_ns, chunk_tokens, output)
+        for sequence_id, read in output.read.items():
+            self._release(sequence_id, read)
         for token in output.tokens:
             self._settle(token, now_ns, output)
+        for sequence_id in output.scored.done:
+            self._end_without_tokens(self._scheduler.running[sequence_id])
         ended, self._ended = self._ended, []
         pairs = [n for token in output.tokens for n in (token.sequence_id, token.token_id)]
         ids = [sequence.id for sequence in admitted]
         known = [one for one in admitted if one.stamps.cached_tokens]
         cached = [n for one in known for n in (one.id, one.stamps.cached_tokens)]
-        return Step(now_ns, pairs, ids, ended, waited, output.logprobs, cached)
+        scores = output.scored.logprobs
+        return Step(now_ns, pairs, ids, ended, waited, output.logprobs, cached, scores)
+
+    @property
+    def _waiting(self) -> int:
+        """Sequences that have no place yet, or wait for a grammar or for somebody to read their prompt."""
+        return self._scheduler.waiting + len(self._compiling) + len(self._unread_ids)
+
+    @property
+    def _unread_ids(self) -> list[int]:
+        """Sequences that wait for somebody to read their prompt."""
+        return [sibling.id for siblings in self._siblings.values() for sibling in siblings]
 
     def vitals(self) -> Vitals:
         """Say how the engine is, and how long the steps since the last such report took."""
         memory = self._runner.memory()
         return Vitals(
-            waiting=self._scheduler.waiting + len(self._compiling),
+            waiting=self._waiting,
             running=len(self._scheduler.running),
             kv_bytes=memory.kv_bytes,
             active_bytes=memory.active_bytes,
             pooled_bytes=memory.pooled_bytes,
             prefix_cache_bytes=memory.prefix_cache_bytes,
             steps=self._step_clock.take(),
-            sequence_ids=[*self._compiling, *self._scheduler.sequence_ids],
+            sequence_ids=[*self._compiling, *self._unread_ids, *self._scheduler.sequence_ids],
             row_ids=self._runner.row_ids,
             newest_id=self._newest_id,
         )
@@ -133,12 +151,33 @@ class Engine:
             self._refuse(sequence, compiled.refusal)
             return
         sequence.matcher = compiled.matcher
+        for sibling in self._siblings.get(sequence.id, ()):
+            sibling.matcher = compiled.matcher.copy()
         self._scheduler.add(sequence)
+
+    def _take(self, sequence: Sequence) -> None:
+        if siblings := list(sequence.siblings()):
+            self._siblings[sequence.id] = siblings
+        self._receive(sequence)
+
+    def _release(self, sequence_id: int, read: ReadPrompt | None = None) -> None:
+        """Queue those that have waited for the prompt of a sequence; what it hasn't read, they read themselves."""
+        for sibling in self._siblings.pop(sequence_id, ()):
+            if read is not None:
+                sibling.share(read)
+            if sibling.matcher is None:
+                self._receive(sibling)
+            else:
+                self._scheduler.add(sibling)
 
     def _start(self, sequence: Sequence) -> bool:
         sequence.stamps.admitted_ns = self._clock_ns()
+        read, sequence.shared = sequence.shared, None
+        if sequence.submit.max_tokens == 0 and not sequence.submit.scores_prompt:
+            self._end_without_tokens(sequence)
+            return True
         try:
-            match = self._runner.insert(sequence.submit, sequence.matcher)
+            match = self._runner.insert(sequence.submit, sequence.matcher, read)
         except Exception as error:  # noqa: BLE001 - reported with the sequence; the engine goes on
             traceback.print_exception(error)
             self._fail(sequence, error)
@@ -167,7 +206,7 @@ class Engine:
             self._grammars.cancel(sequence_id)
             self._end(sequence, "cancelled")
             return
-        sequence = self._scheduler.remove(sequence_id)
+        sequence = self._scheduler.remove(sequence_id) or self._remove_sibling(sequence_id)
         if sequence is None:
             return
         self._end(sequence, "cancelled")
@@ -175,6 +214,14 @@ class Engine:
             self._runner.remove(sequence_id)
         except Exception as error:  # noqa: BLE001 - reported with the batch; the engine goes on
             self._lose_batch(error)
+
+    def _remove_sibling(self, sequence_id: int) -> Sequence | None:
+        for siblings in self._siblings.values():
+            for sibling in siblings:
+                if sibling.id == sequence_id:
+                    siblings.remove(sibling)
+                    return sibling
+        return None
 
     def _run(self, chunk_tokens: int) -> RunnerOutput:
         self._threads.suit(self._scheduler.prefill_tokens(chunk_tokens))
@@ -202,6 +249,10 @@ class Engine:
             else:
                 self._end(sequence, "stop" if token.end == "stop" else "length")
 
+    def _end_without_tokens(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence.id)
+        self._end(sequence, "length")
+
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         self._scheduler.remove(sequence.id)
         self._end(sequence, "failed", type(error).__name__)
@@ -209,7 +260,9 @@ class Engine:
     def _refuse(self, sequence: Sequence, why: str | None) -> None:
         constraint = sequence.submit.constraint
         param = None if constraint is None else constraint.param
+        self._release(sequence.id)
         self._ended.append(Ended(sequence.id, "refused", sequence.stamps, why, param))
 
     def _end(self, sequence: Sequence, reason: EndReason, detail: str | None = None) -> None:
+        self._release(sequence.id)
         self._ended.append(Ended(sequence.id, reason, sequence.stamps, detail))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 # Upper bounds of what step durations are counted by, one group more than there are bounds.
 STEP_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -54,14 +55,35 @@ class Constraint(msgspec.Struct, frozen=True, array_like=True):
     param: str = "response_format"
 
 
+class ThoughtBudget(msgspec.Struct, frozen=True, array_like=True):
+    """At most so many tokens between those that begin thoughts and the one that ends them, in all of an answer.
+
+    With `is_open` the prompt has begun them.
+    """
+
+    tokens: int
+    begin_token_ids: list[int]
+    end_token_id: int
+    is_open: bool = False
+
+
+class Sibling(msgspec.Struct, frozen=True, array_like=True):
+    """One more answer to a prompt: a sequence of its own that differs in nothing but its seed."""
+
+    sequence_id: int
+    seed: int | None = None
+
+
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Generate after `token_ids` (at least one) until one of `end_token_ids` or `max_tokens` (at least one).
+    """Generate after `token_ids` (at least one) until one of `end_token_ids` or `max_tokens`, which may be 0.
 
     `constraint` needs an end token. With `top_logprobs` each token comes with its log-probability and those of so many
     others; None: without any. Its turn comes by its `priority`, and by what others of the same `key_id` have used. With
-    `expected_tokens` it is predicted how much memory the answer needs; None: with `max_tokens`.
-    `made_token_ids` are the first of those `max_tokens`, made by a process that has ended: the
-    answer goes on behind them as if it had never stopped.
+    `expected_tokens` it is predicted how much memory the answer needs; None: with `max_tokens`. `siblings` go on from
+    the same prompt, which is read once for all of them. When `thought_budget` is used up, the token that ends the
+    thoughts is the next. With `scores_prompt` the prompt's tokens come with their log-probabilities, too, and all of it
+    is computed. `made_token_ids` are the first of those `max_tokens`, made by a process that has ended: the answer goes
+    on behind them as if it had never stopped; such a sequence has no siblings and no prompt to score.
     """
 
     sequence_id: int
@@ -74,12 +96,31 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     priority: Priority = "normal"
     key_id: str | None = None
     expected_tokens: int | None = None
+    siblings: list[Sibling] = []
+    thought_budget: ThoughtBudget | None = None
+    scores_prompt: bool = False
     made_token_ids: list[int] = []
 
     @property
     def known_token_ids(self) -> list[int]:
         """All that is there before the next token: the prompt, and what was made of the answer."""
         return [*self.token_ids, *self.made_token_ids] if self.made_token_ids else self.token_ids
+
+    @property
+    def newest_id(self) -> int:
+        """The highest id among this sequence and its siblings."""
+        return max([self.sequence_id, *(sibling.sequence_id for sibling in self.siblings)])
+
+    def of(self, sibling: Sibling) -> Submit:
+        """Return what one of the siblings would be by itself; the prompt's tokens are scored for the first alone."""
+        submit: Submit = replace(
+            self,
+            sequence_id=sibling.sequence_id,
+            sampling=replace(self.sampling, seed=sibling.seed),
+            siblings=[],
+            scores_prompt=False,
+        )
+        return submit
 
 
 class Embed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -219,7 +260,8 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     `tokens` alternates sequence id and token id, one pair a decoded row. An end token is part of `tokens`. Those of
     `admitted` that had been left in the queue by a step before are in `waited`. `logprobs` has one entry for each token
     of a sequence that asked for them. `cached` alternates the id of one that was admitted and how many tokens of its
-    prompt came from the prefix cache, for those that had some there.
+    prompt came from the prefix cache, for those that had some there. `prompt_logprobs` are those of prompts
+    that were scored in this step, token by token; there is none of a prompt's first.
     """
 
     at_ns: int
@@ -229,6 +271,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     waited: list[int] = []
     logprobs: list[Logprobs] = []
     cached: list[int] = []
+    prompt_logprobs: list[Logprobs] = []
 
 
 class Vectors(msgspec.Struct, frozen=True, array_like=True):

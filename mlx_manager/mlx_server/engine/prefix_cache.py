@@ -20,7 +20,7 @@ BLOCK_TOKENS = 256
 # Of one layer: keys and values, `[1, heads, tokens, width]`.
 Layer = tuple[mx.array, mx.array]
 Layers = list[Layer]
-MissReason = Literal["off", "unsupported_model", "nothing_stored", "diverged"]
+MissReason = Literal["off", "unsupported_model", "nothing_stored", "diverged", "prompt_logprobs"]
 
 
 @dataclass(slots=True, eq=False)

@@ -17,8 +17,10 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_manager.mlx_server.engine.constraint import ConstrainedSampler
 from mlx_manager.mlx_server.engine.grammar import Matcher
 from mlx_manager.mlx_server.engine.logprobs import most_likely
-from mlx_manager.mlx_server.engine.messages import Constraint, Logprobs, Submit
+from mlx_manager.mlx_server.engine.messages import Constraint, Logprobs, Submit, ThoughtBudget
 from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, layers_of
+from mlx_manager.mlx_server.engine.prompt_score import PromptScore
+from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
 from mlx_manager.mlx_server.engine.sampling import (
     LogitsProcessor,
     Sampler,
@@ -26,11 +28,13 @@ from mlx_manager.mlx_server.engine.sampling import (
     greedy,
     sampler_for,
 )
+from mlx_manager.mlx_server.engine.thoughts import BudgetedSampler
 
 LEAST_REUSED_TOKENS = 16
-USED_NAMES = ("insert", "next", "remove", "prompt_cache_nbytes")
+USED_NAMES = ("insert", "next", "remove", "extract_cache", "prompt_cache_nbytes")
 # The end of an answer whose grammar was too complex to go on with.
 GIVEN_UP = "given_up"
+Drawing = tuple[Sampler, Matcher | None]
 INSERT_ARGUMENTS = frozenset(
     {
         *("prompts", "max_tokens", "caches", "all_tokens"),
@@ -53,15 +57,27 @@ class TokenOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """What a step has scored of prompts: whose, the log-probabilities, and who wanted nothing else and is done."""
+
+    read_by: list[int] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+    done: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class RunnerOutput:
     """What one step did: a chunk of prompt for each id in `prefilled`, and a token for each row that decodes.
 
-    `logprobs` has one entry for each token whose sequence asked for them.
+    `logprobs` has one entry for each token whose sequence asked for them. `read` has the prompts, by the ids of those
+    that read them, from which others can go on now; `scored` is what was done about log-probabilities of prompts.
     """
 
     prefilled: list[int]
     tokens: list[TokenOutput]
     logprobs: list[Logprobs] = field(default_factory=list)
+    read: dict[int, ReadPrompt] = field(default_factory=dict)
+    scored: Scored = field(default_factory=Scored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,28 +117,58 @@ class Runner:
         self._sequence_of: dict[int, int] = {}
         self._top_logprobs: dict[int, int] = {}
         self._matchers: dict[int, Matcher] = {}
+        self._shared: set[int] = set()
+        self._read: dict[int, ReadPrompt] = {}
+        self._scores: dict[int, tuple[PromptScore, Drawing]] = {}
         self._generator = BatchGenerator(
             self._model, sampler=greedy, completion_batch_size=self._max_batch
         )
 
-    def insert(self, submit: Submit, matcher: Matcher | None = None) -> Match:
+    def insert(
+        self, submit: Submit, matcher: Matcher | None = None, read: ReadPrompt | None = None
+    ) -> Match:
         """Let a sequence join with the next step, and return what needs not be computed of its prompt.
 
-        One with a constraint needs the `matcher` of its grammar. Raises ValueError when mlx-lm refuses it.
+        One with a constraint needs the `matcher` of its grammar; `read` is what another has read of the prompt. Raises
+        ValueError when mlx-lm refuses it.
         """
+        drawing = self._drawing(submit, matcher)
+        if submit.scores_prompt:
+            score = PromptScore(self._model, submit, make_prompt_cache(self._model))
+            self._scores[submit.sequence_id] = score, drawing
+            return Match(0, [], "prompt_logprobs")
+        match = (
+            self._match(submit.known_token_ids) if read is None else Match(read.tokens, [], None)
+        )
+        caches = _caches(match) if read is None else read.caches()
+        caches = caches or make_prompt_cache(self._model)
+        uid = self._join(submit, match.tokens, caches, drawing)
+        if submit.siblings:
+            self._share(uid, len(submit.token_ids) - 1, match)
+        return match
+
+    def _drawing(self, submit: Submit, matcher: Matcher | None) -> Drawing:
+        """Return what chooses the tokens of a row, and follows them through a grammar."""
         held = None
         if submit.constraint is not None and matcher is not None:
             held = _holding(submit, submit.constraint, matcher)
+        if submit.thought_budget is not None:
+            held = _within(submit.thought_budget, submit.made_token_ids, held)
         sampler = sampler_for(
             submit.sampling, submit.token_ids, submit.end_token_ids, held, submit.made_token_ids
         )
+        return sampler, matcher
+
+    def _join(self, submit: Submit, read_tokens: int, caches: list[Any], drawing: Drawing) -> int:
+        """Have mlx-lm go on behind the tokens that `caches` hold, and return its name for the row."""
+        sampler, matcher = drawing
         token_ids = submit.known_token_ids
-        match = self._match(token_ids)
+        uid: int
         [uid] = self._generator.insert(
-            [token_ids[match.tokens :]],
+            [token_ids[read_tokens:]],
             max_tokens=[submit.max_tokens - len(submit.made_token_ids)],
-            caches=[_caches(match) or make_prompt_cache(self._model)],
-            all_tokens=[token_ids[: match.tokens]],
+            caches=[caches],
+            all_tokens=[token_ids[:read_tokens]],
             samplers=[sampler],
             logits_processors=[_processors(sampler)],
             stop_sequences=[self._stop_sequences_for(submit.end_token_ids)],
@@ -133,10 +179,11 @@ class Runner:
             self._top_logprobs[uid] = submit.top_logprobs
         if matcher is not None:
             self._matchers[uid] = matcher
-        return match
+        return uid
 
     def remove(self, sequence_id: int) -> None:
         """Take a row out at whatever stage it is; what it has read stays in the prefix cache."""
+        self._scores.pop(sequence_id, None)
         uid = self._forget(sequence_id)
         if uid is None:
             return
@@ -152,6 +199,7 @@ class Runner:
 
         With 0 prompts stand still; those that have nothing but their last token left go on.
         """
+        scored = self._score(chunk_tokens)
         self._generator.prefill_step_size = chunk_tokens
         prompts, rows = self._generator.next()
         chunks = [row for row in prompts if not row.end_of_prompt] if chunk_tokens else []
@@ -160,12 +208,15 @@ class Runner:
             TokenOutput(self._sequence_of[row.uid], row.token, self._end_of(row)) for row in rows
         ]
         logprobs = self._logprobs(rows) if self._top_logprobs else []
+        for row in prompts if self._shared else ():
+            self._keep_shared(row)
         if self._prefix_cache_bytes:
             for row in rows:
                 if row.finish_reason is not None:
                     self._store(row.prompt_cache, row.all_tokens)
         self._forget_all(token.sequence_id for token in tokens if token.end)
-        return RunnerOutput(prefilled, tokens, logprobs)
+        read, self._read = self._read, {}
+        return RunnerOutput(scored.read_by + prefilled, tokens, logprobs, read, scored)
 
     @property
     def row_ids(self) -> list[int]:
@@ -180,6 +231,39 @@ class Runner:
             mx.get_cache_memory(),
             self._prefixes.nbytes,
         )
+
+    def _score(self, chunk_tokens: int) -> Scored:
+        """Read on in the prompt that has waited longest to be scored; what is read of one joins the batch."""
+        if not self._scores or chunk_tokens == 0:
+            return Scored()
+        sequence_id, (score, drawing) = next(iter(self._scores.items()))
+        logprobs = score.read(chunk_tokens)
+        if not score.is_done:
+            return Scored([sequence_id], logprobs)
+        del self._scores[sequence_id]
+        if score.submit.max_tokens == 0:
+            return Scored([sequence_id], logprobs, [sequence_id])
+        tokens = len(score.submit.token_ids) - 1
+        read = ReadPrompt.of(tokens, score.caches)
+        if score.submit.siblings:
+            self._read[sequence_id] = read
+        self._join(score.submit, tokens, read.caches(), drawing)
+        return Scored([sequence_id], logprobs)
+
+    def _share(self, uid: int, tokens: int, match: Match) -> None:
+        """Have others go on from the prompt of a row, at once where all of it but the last token is stored."""
+        if match.tokens < tokens:
+            self._shared.add(uid)
+        else:
+            self._read[self._sequence_of[uid]] = ReadPrompt.of(tokens, _caches(match))
+
+    def _keep_shared(self, row: Any) -> None:
+        """Keep what a row has read when its last token is all that is left: only there can any kind of cache be cut."""
+        read_tokens, all_tokens = row.progress
+        if row.uid in self._shared and not row.end_of_prompt and read_tokens == all_tokens - 1:
+            self._shared.remove(row.uid)
+            caches, token_ids = self._generator.extract_cache([row.uid])[row.uid]
+            self._read[self._sequence_of[row.uid]] = ReadPrompt.of(len(token_ids), caches)
 
     def _match(self, token_ids: list[int]) -> Match:
         if not self._prefix_cache_bytes:
@@ -228,6 +312,8 @@ class Runner:
             del self._sequence_of[uid]
             self._top_logprobs.pop(uid, None)
             self._matchers.pop(uid, None)
+            self._shared.discard(uid)
+            self._read.pop(sequence_id, None)
         return uid
 
     def _stop_sequences_for(self, end_token_ids: list[int]) -> StopSequences:
@@ -253,6 +339,18 @@ def _holding(
     return lambda draw: ConstrainedSampler(
         constraint, matcher, submit.end_token_ids, draw, submit.made_token_ids
     )
+
+
+def _within(
+    budget: ThoughtBudget, made_token_ids: list[int], held: Callable[[Sampler], Sampler] | None
+) -> Callable[[Sampler], Sampler]:
+    """Keep a draw within a budget first: a grammar that begins behind thoughts is to see their end."""
+
+    def hold(draw: Sampler) -> Sampler:
+        budgeted = BudgetedSampler(budget, draw, made_token_ids)
+        return budgeted if held is None else held(budgeted)
+
+    return hold
 
 
 def _processors(sampler: Sampler) -> list[LogitsProcessor]:

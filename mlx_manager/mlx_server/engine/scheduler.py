@@ -125,7 +125,8 @@ class Scheduler:
         self.running[sequence.id] = sequence
         if sequence.stamps.queue_reason is None:
             sequence.stamps.queue_reason = self._closed_by
-        self.charge(sequence, len(sequence.submit.known_token_ids))
+        # What another has read is charged once.
+        self.charge(sequence, sequence.unread_tokens + 1)
         self._line.overtake(sequence)
 
     def _is_closed(self) -> bool:

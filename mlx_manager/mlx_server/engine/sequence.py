@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mlx_manager.mlx_server.engine.grammar import Matcher
 from mlx_manager.mlx_server.engine.messages import Stall, Stamps, Submit
+from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
 
 # A pause is a stall when it is this long and this many times the mean of the pauses before it, of which there must be
 # some: a model that needs half a second for each token doesn't stall at each.
@@ -19,22 +21,29 @@ MOST_OFFSETS = 256
 
 @dataclass(slots=True)
 class Sequence:
-    """One request inside the engine, from `Submit` to `Ended`.
+    """One answer inside the engine, from `Submit` to `Ended`.
 
     Of its prompt `unread_tokens` are to be computed before the last one, which makes the first token of the answer.
-    One with a constraint has a `matcher` from when its grammar is compiled.
+    None are where another has read it, which is `shared`. One with a constraint has a `matcher` from when its grammar
+    is compiled.
     """
 
     submit: Submit
     stamps: Stamps
     unread_tokens: int
     matcher: Matcher | None = None
+    shared: ReadPrompt | None = None
 
     @classmethod
     def received(cls, submit: Submit, now_ns: int) -> Sequence:
         """Start the record of a sequence that has just come in."""
         stamps = Stamps(received_ns=now_ns, prompt_tokens=len(submit.token_ids))
         return cls(submit, stamps, max(len(submit.known_token_ids) - 1, 0))
+
+    def siblings(self) -> Iterator[Sequence]:
+        """Yield the records of those that go on from the same prompt."""
+        for sibling in self.submit.siblings:
+            yield Sequence.received(self.submit.of(sibling), self.stamps.received_ns)
 
     @property
     def id(self) -> int:
@@ -54,15 +63,20 @@ class Sequence:
     @property
     def most_tokens(self) -> int:
         """Tokens of prompt and answer that are expected in the end, or that are there already."""
-        expected = self.submit.expected_tokens or self.submit.max_tokens
-        return self.stamps.prompt_tokens + max(
-            expected, len(self.submit.made_token_ids) + self.stamps.output_tokens
-        )
+        expected = self.submit.expected_tokens
+        expected = self.submit.max_tokens if expected is None else expected
+        made_tokens = len(self.submit.made_token_ids) + self.stamps.output_tokens
+        return self.stamps.prompt_tokens + max(expected, made_tokens)
 
     def found(self, cached_tokens: int) -> None:
         """So much of the prompt needs not be computed."""
         self.stamps.cached_tokens = cached_tokens
         self.unread_tokens = max(self.unread_tokens - cached_tokens, 0)
+
+    def share(self, read: ReadPrompt) -> None:
+        """Another has read the prompt."""
+        self.shared = read
+        self.unread_tokens -= read.tokens
 
     def read(self, chunk_tokens: int) -> int:
         """Record one more chunk of the prompt, of at most so many tokens, and return how many it had."""

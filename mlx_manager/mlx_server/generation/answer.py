@@ -16,9 +16,11 @@ from mlx_manager.chat.events import (
 from mlx_manager.chat.request import Sampling
 from mlx_manager.mlx_server.engine.messages import Logprobs
 from mlx_manager.mlx_server.families.parser import AnswerParser
+from mlx_manager.mlx_server.generation.echo import scored_echo
 from mlx_manager.mlx_server.generation.logprobs import AnswerLogprobs
 from mlx_manager.mlx_server.generation.model_text import ModelText
 from mlx_manager.mlx_server.generation.text import Detokenizer, StopStrings
+from mlx_manager.mlx_server.generation.thoughts import ThoughtCounter
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
 
@@ -26,7 +28,9 @@ async def read_answer(
     tokens: TokenStream, reader: AnswerReader, input_tokens: int
 ) -> AsyncGenerator[Delta | Finished, None]:
     """Yield an answer as it comes, until the engine or the reader ends it, and then how it ended."""
-    for delta in reader.begin():
+    if reader.awaits_prompt:
+        await tokens.prompt_read()
+    for delta in reader.begin(tokens.prompt_logprobs):
         yield delta
     async for token_ids in tokens:
         for delta in reader.feed(token_ids, tokens.logprobs):
@@ -45,9 +49,11 @@ class AnswerReader:
     """Turns the tokens of one answer into what it says, and counts those that it took.
 
     `parser` tells reasoning and calls from text; without one all is text. `opening` is the part of the prompt that the
-    answer begins with, an echo where there is no parser. `used_tokens` counts up to the token that completed a stop
-    string or the last call wanted; the engine may have been ahead of it. With `asked.top_logprobs` the text comes with
-    its tokens' log-probabilities: of thoughts and calls there are none.
+    answer begins with, an echo where there is no parser; `thoughts` counts those that have a limit. `used_tokens`
+    counts up to the token that completed a stop string or the last call wanted; the engine may have been ahead of it.
+    With `asked.top_logprobs` the text comes with
+    its tokens' log-probabilities: of thoughts and calls there are none. `scored_token_ids` are the tokens of an opening
+    that comes with them too.
     """
 
     def __init__(
@@ -57,10 +63,13 @@ class AnswerReader:
         asked: Sampling,
         parser: AnswerParser | None = None,
         opening: str = "",
+        thoughts: ThoughtCounter | None = None,
+        scored_token_ids: Sequence[int] = (),
     ) -> None:
         self.used_tokens = 0
         self._reasoning_tokens = 0
-        self._read_characters = 0
+        # Characters of an echo are some of the answer; those that a parser is given begin a thought or a call.
+        self._read_characters = 0 if parser else len(opening)
         self._end_token_ids = text.end_token_ids_for(asked)
         self._logprobs = None if asked.top_logprobs is None else AnswerLogprobs(text.token_bytes)
         self._detokenizer = Detokenizer(text.tokenizer, text.shown_ids if parser else frozenset())
@@ -68,14 +77,25 @@ class AnswerReader:
         self._has_stop = bool(stop)
         self._parser = parser
         self._opening = opening
+        self._thoughts = thoughts
+        self._text = text
+        self._scored_token_ids = scored_token_ids
 
     @property
     def is_stopped(self) -> bool:
         """Whether a stop string or the only call has ended the answer."""
         return self._stop.is_matched or (self._parser is not None and self._parser.is_done)
 
-    def begin(self) -> list[Delta]:
+    @property
+    def awaits_prompt(self) -> bool:
+        """Whether the answer begins with a prompt whose log-probabilities are wanted."""
+        return bool(self._scored_token_ids)
+
+    def begin(self, prompt_logprobs: Sequence[Logprobs] = ()) -> list[Delta]:
         """Return what the answer's opening, which the model was given, already says."""
+        if self._scored_token_ids:
+            ids = self._scored_token_ids
+            return [scored_echo(self._opening, ids, prompt_logprobs, self._text)]
         if not self._opening:
             return []
         return self._parser.feed(self._opening) if self._parser else [TextDelta(self._opening)]
@@ -120,6 +140,8 @@ class AnswerReader:
         self.used_tokens += 1
         if token_id in self._end_token_ids:
             return []
+        if self._thoughts is not None:
+            self._thoughts.take(token_id)
         was_reasoning = self._is_reasoning
         deltas = self._parsed(self._detokenizer.feed([token_id]))
         # The marks around thoughts are part of their cost.

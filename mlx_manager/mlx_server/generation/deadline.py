@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 from mlx_manager.errors import MlxManagerError, RequestTimeout
@@ -33,8 +33,7 @@ class Deadline:
         self._at_s = asyncio.get_running_loop().time()
         if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(self._at_s)
-        for tokens in self.streams:
-            self._end(tokens)
+        self._end(self.streams)
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -53,10 +52,10 @@ class Deadline:
             raise
 
     @contextmanager
-    def kept_by(self, tokens: TokenStream) -> Iterator[None]:
-        """End the sequence when the time is up, even while a slow reader keeps us from looking at the clock."""
-        alarm = asyncio.get_running_loop().call_at(self._at_s, self._end, tokens)
-        self.streams.append(tokens)
+    def kept_by(self, streams: Sequence[TokenStream]) -> Iterator[None]:
+        """End the sequences when the time is up, even while a slow reader keeps us from looking at the clock."""
+        alarm = asyncio.get_running_loop().call_at(self._at_s, self._end, streams)
+        self.streams.extend(streams)
         try:
             yield
         except GeneratorExit:
@@ -66,8 +65,9 @@ class Deadline:
             raise
         finally:
             alarm.cancel()
-            self.streams.remove(tokens)
+            self.streams = [one for one in self.streams if one not in streams]
 
-    def _end(self, tokens: TokenStream) -> None:
-        self._is_over = tokens.ended is None
-        tokens.expire(self._error)
+    def _end(self, streams: Sequence[TokenStream]) -> None:
+        self._is_over = any(tokens.ended is None for tokens in streams)
+        for tokens in streams:
+            tokens.expire(self._error)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from mlx_manager.chat.events import (
@@ -15,12 +16,14 @@ from mlx_manager.chat.events import (
     Started,
     Timeline,
 )
-from mlx_manager.chat.request import ChatRequest, Conversation, Operation, Priority
+from mlx_manager.chat.request import ChatRequest, Conversation, Operation, Priority, RawPrompt
 from mlx_manager.errors import InvalidRequest, PromptTooLong
-from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters
+from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters, ThoughtBudget
 from mlx_manager.mlx_server.families.messages import answer_parser
 from mlx_manager.mlx_server.families.parser import AnswerParser
-from mlx_manager.mlx_server.generation.answer import AnswerReader, read_answer
+from mlx_manager.mlx_server.generation.adjusted import adjustments
+from mlx_manager.mlx_server.generation.answer import AnswerReader
+from mlx_manager.mlx_server.generation.choices import Row, read_choices, sibling_seeds
 from mlx_manager.mlx_server.generation.deadline import Deadline
 from mlx_manager.mlx_server.generation.findings import Findings
 from mlx_manager.mlx_server.generation.fingerprint import fingerprint
@@ -28,9 +31,9 @@ from mlx_manager.mlx_server.generation.grammars import constraint_for
 from mlx_manager.mlx_server.generation.leasing import Leasing
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools, load_model_text
 from mlx_manager.mlx_server.generation.running import RunningRequest, RunningRequests
+from mlx_manager.mlx_server.generation.thoughts import ThoughtCounter, thought_budget
 from mlx_manager.mlx_server.generation.timing import record, recording
 from mlx_manager.mlx_server.pool.pool import ModelPool
-from mlx_manager.mlx_server.workers.stream import TokenStream
 
 # Characters or token ids up to which a prompt is encoded on the event loop: a tenth of a millisecond, where a hop to a
 # thread costs more, and many at once wait for each other's interpreter lock.
@@ -54,6 +57,7 @@ class Prompt:
     sampling: SamplingParameters
     opening: str
     constraint: Constraint | None
+    thought_budget: ThoughtBudget | None
 
 
 class LocalBackend:
@@ -80,23 +84,25 @@ class LocalBackend:
         async with AsyncExitStack() as held:
             held.enter_context(self._running.holding(running))
             async with deadline.kept():
-                tokens, reader, started = await self._submit(request, held)
-            answer = read_answer(tokens, reader, timeline.prompt_tokens)
-            await held.enter_async_context(tokens)
+                rows, started = await self._submit(request, held)
+            streams = [tokens for tokens, _reader in rows]
+            for tokens in streams:
+                await held.enter_async_context(tokens)
+            answer = read_choices(rows, timeline.prompt_tokens)
             await held.enter_async_context(aclosing(answer))
-            with deadline.kept_by(tokens), recording(tokens, timeline):
-                await tokens.admitted()
-                timeline.cached_tokens = tokens.cached_tokens
+            with deadline.kept_by(streams), recording(streams, timeline):
+                await streams[0].admitted()
+                timeline.cached_tokens = streams[0].cached_tokens
                 yield started
                 async for event in answer:
                     if isinstance(event, Finished):
                         # Who watches this stream closes its books on `Finished`, not on our end.
-                        record(tokens, timeline)
+                        record(streams, timeline)
                     yield event
 
     async def _submit(
         self, request: ChatRequest, held: AsyncExitStack
-    ) -> tuple[TokenStream, AnswerReader, Started]:
+    ) -> tuple[list[Row], Started]:
         """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
         files = await self._models.find(request.model, request.timeline)
         lease, text = await self._models.hold(files, request.timeline, held)
@@ -115,13 +121,14 @@ class LocalBackend:
             priority=request.timeline.priority,
             key_id=request.origin.key_id,
             expected_tokens=prompt.expected_tokens,
+            thought_budget=prompt.thought_budget,
+            scores_prompt=scores_prompt(request),
+            sibling_seeds=sibling_seeds(prompt.sampling.seed, request.choices),
         )
-        reader = AnswerReader(
-            text, request.stop, request.sampling, parser_for(request, text), prompt.opening
-        )
+        rows = [(one, reader_for(request, text, prompt)) for one in (tokens, *tokens.siblings)]
         ready = engine.ready
         mark = None if ready is None else fingerprint(files, ready)
-        return tokens, reader, Started(text.model_id, request.timeline, mark)
+        return rows, Started(text.model_id, request.timeline, mark)
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Return the tokens of a prompt; see `TokenCounter`. Takes the model's tokenizer, and not its weights."""
@@ -150,6 +157,7 @@ class LocalBackend:
         else:
             prompt = await asyncio.to_thread(prepare, request, text)
         timeline.prompt_tokens = len(prompt.token_ids)
+        timeline.adjusted = adjustments(request, text, prompt.max_tokens)
         timeline.tokenize.end()
         timeline.queued_ns = timeline.tokenize.end_ns
         return prompt
@@ -168,26 +176,53 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
     if not token_ids:
         raise InvalidRequest("The prompt is empty. Send at least one token.", param="prompt")
     room = text.context_tokens - len(token_ids)
-    if room < 1:
+    if room < (request.max_tokens != 0):
         raise PromptTooLong(
             f"The prompt has {len(token_ids)} tokens; {text.model_id} takes {text.context_tokens} with the "
             f"answer. Shorten it by {1 - room} or more.",
             param="messages" if request.operation == "chat" else "prompt",
         )
-    max_tokens = min(request.max_tokens or room, room)
+    max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
     sampling = text.sampling_parameters(request.sampling)
     constraint = constraint_for(request, text, encoded.opening)
-    expected_tokens = max_tokens if request.max_tokens else min(room, EXPECTED_TOKENS)
-    return Prompt(token_ids, max_tokens, expected_tokens, sampling, encoded.opening, constraint)
+    is_open = request.max_tokens is None
+    expected_tokens = min(room, EXPECTED_TOKENS) if is_open else max_tokens
+    budget = thought_budget(request, text, encoded.opening)
+    return Prompt(
+        token_ids, max_tokens, expected_tokens, sampling, encoded.opening, constraint, budget
+    )
 
 
-def parser_for(request: ChatRequest, text: ModelText) -> AnswerParser | None:
+def reader_for(request: ChatRequest, text: ModelText, prompt: Prompt) -> AnswerReader:
+    """Return what makes events of the tokens of one answer."""
+    findings = Findings(text.family.name, request.timeline)
+    parser = parser_for(request, text, findings)
+    counter = None
+    if prompt.thought_budget is not None:
+        counter = ThoughtCounter(
+            prompt.thought_budget, partial(findings.note, "reasoning_cut", None)
+        )
+    scored = prompt.token_ids if scores_prompt(request) else ()
+    return AnswerReader(
+        text, request.stop, request.sampling, parser, prompt.opening, counter, scored
+    )
+
+
+def scores_prompt(request: ChatRequest) -> bool:
+    """Whether the answer begins with the prompt, and log-probabilities are asked for."""
+    is_echoed = isinstance(request.input, RawPrompt) and request.input.is_echoed
+    return is_echoed and request.sampling.top_logprobs is not None
+
+
+def parser_for(
+    request: ChatRequest, text: ModelText, findings: Findings | None = None
+) -> AnswerParser | None:
     """Return what reads the answer to a chat; None when it can hold nothing but text."""
     if not isinstance(request.input, Conversation):
         return None
     tools = callable_tools(request.input)
     if not tools and text.family.reasoning is None:
         return None
-    findings = Findings(text.family.name, request.timeline)
+    findings = findings or Findings(text.family.name, request.timeline)
     is_parallel = request.input.tool_choice.is_parallel
     return answer_parser(text.family, tools, is_parallel=is_parallel, note=findings.note)

@@ -9,6 +9,16 @@ from mlx_manager.mlx_server.engine.messages import Logprobs
 from mlx_manager.mlx_server.engine.token_bytes import TokenBytes
 
 
+def likely(
+    token_id: int, logprobs: Logprobs, offset: int, token_bytes: TokenBytes
+) -> TokenLogprobs:
+    """Return a token as clients are told of it, before which the text has `offset` characters."""
+    token = LikelyToken(token_bytes.of(token_id), logprobs.logprob)
+    pairs = zip(logprobs.top_token_ids, logprobs.top_logprobs, strict=True)
+    top = tuple(LikelyToken(token_bytes.of(top_id), logprob) for top_id, logprob in pairs)
+    return TokenLogprobs(token, top, offset)
+
+
 class AnswerLogprobs:
     """Holds the tokens of one answer until their text has gone out: half characters and stop strings hold text back."""
 
@@ -18,10 +28,7 @@ class AnswerLogprobs:
 
     def add(self, token_id: int, logprobs: Logprobs, offset: int) -> None:
         """Take the next token, before which the answer's text has `offset` characters."""
-        token = LikelyToken(self._bytes.of(token_id), logprobs.logprob)
-        pairs = zip(logprobs.top_token_ids, logprobs.top_logprobs, strict=True)
-        top = tuple(LikelyToken(self._bytes.of(top_id), logprob) for top_id, logprob in pairs)
-        self._held.append(TokenLogprobs(token, top, offset))
+        self._held.append(likely(token_id, logprobs, offset, self._bytes))
 
     def go_with(self, deltas: list[Delta], certain: int) -> list[Delta]:
         """Return deltas with, in text, the tokens before the answer's `certain`th character that have not gone out.

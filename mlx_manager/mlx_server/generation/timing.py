@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mlx_manager.chat.events import Resumption, Stall, Timeline
@@ -13,19 +13,27 @@ from mlx_manager.mlx_server.workers.stream import TokenStream
 
 
 @contextmanager
-def recording(tokens: TokenStream, timeline: Timeline) -> Iterator[None]:
-    """Write into `timeline` what is known of a sequence when the block is left, however it is left."""
+def recording(streams: Sequence[TokenStream], timeline: Timeline) -> Iterator[None]:
+    """Write into `timeline` what is known of a request's sequences when the block is left, however it is left."""
     try:
         yield
     finally:
-        record(tokens, timeline)
+        record(streams, timeline)
 
 
-def record(tokens: TokenStream, timeline: Timeline) -> None:
-    """Write into `timeline` what is known of a sequence by now."""
+def record(streams: Sequence[TokenStream], timeline: Timeline) -> None:
+    """Write into `timeline` what is known by now of a request's sequences; the first has read its prompt."""
     # All processes of a machine share the monotonic clock. Its distance from wall time is taken anew each time:
     # the wall clock is set now and then, and the other stamps of a request are wall time.
     offset_ns = time.time_ns() - time.monotonic_ns()
+    tokens, *others = streams
+    _record_one(tokens, timeline, offset_ns)
+    timeline.choices = len(streams)
+    if others:
+        _add_others(others, timeline, offset_ns)
+
+
+def _record_one(tokens: TokenStream, timeline: Timeline, offset_ns: int) -> None:
     timeline.admitted_ns = _wall(tokens.admitted_at_ns, offset_ns)
     timeline.first_token_ns = _wall(tokens.first_token_at_ns, offset_ns)
     timeline.output_tokens = tokens.received_tokens
@@ -38,6 +46,22 @@ def record(tokens: TokenStream, timeline: Timeline) -> None:
         _record_stamps(tokens.ended.stamps, timeline, offset_ns)
     elif tokens.admitted_at_ns is not None:
         timeline.finished_ns = time.time_ns()
+
+
+def _add_others(others: Sequence[TokenStream], timeline: Timeline, offset_ns: int) -> None:
+    """Add the work of those that went on from the same prompt; whichever ends last ends the request."""
+    ends = [timeline.finished_ns]
+    for tokens in others:
+        timeline.output_tokens += tokens.received_tokens
+        if tokens.ended is None:
+            ends.append(None if tokens.admitted_at_ns is None else time.time_ns())
+            continue
+        stamps = tokens.ended.stamps
+        ends.append(_wall(stamps.last_token_ns, offset_ns))
+        timeline.batch_width_sum += stamps.batch_width_sum
+        timeline.batch_width_max = max(timeline.batch_width_max, stamps.batch_width_max)
+        timeline.longest_gap_ns = max(timeline.longest_gap_ns, stamps.longest_gap_ns)
+    timeline.finished_ns = max((end for end in ends if end is not None), default=None)
 
 
 def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:

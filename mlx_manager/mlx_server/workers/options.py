@@ -21,3 +21,21 @@ class EngineOptions:
     stall_timeout_s: float = 120.0
     blas_library: Path | None = None
     adapter: Path | None = None
+
+    def words(self) -> list[str]:
+        """Return what the worker's command line says of them."""
+        given = {
+            "--adapter": self.adapter,
+            "--max-batch": self.max_batch,
+            "--chunk": self.prefill_chunk_tokens,
+            "--idle-chunk": self.idle_prefill_chunk_tokens,
+            "--prefix-cache-bytes": self.prefix_cache_bytes,
+            "--token-gap-ms": self.token_gap_ms,
+            "--kv-budget-bytes": self.kv_budget_bytes,
+        }
+        return [
+            word
+            for name, value in given.items()
+            if value is not None
+            for word in (name, str(value))
+        ]

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -25,13 +25,14 @@ from mlx_manager.mlx_server.engine.messages import (
     Heartbeat,
     LoadFailed,
     Loading,
-    Logprobs,
     Pass,
     Priority,
     Ready,
     SamplingParameters,
+    Sibling,
     Step,
     Submit,
+    ThoughtBudget,
     Vitals,
 )
 from mlx_manager.mlx_server.workers.blas import engine_environment
@@ -186,18 +187,26 @@ class EngineProcess:
         priority: Priority = "normal",
         key_id: str | None = None,
         expected_tokens: int | None = None,
+        sibling_seeds: Sequence[int | None] = (),
+        thought_budget: ThoughtBudget | None = None,
+        scores_prompt: bool = False,
     ) -> TokenStream:
         """Submit a sequence for `owner`. Use the stream in `async with`.
 
         Its turn comes by `priority` and by what `key_id` has used; memory is kept for `expected_tokens` of answer, or
-        for `max_tokens`. Raises Overloaded, EngineFailed and MemoryExceeded.
+        for `max_tokens`. With it come as many others, its `siblings`, that go on from the same prompt with other
+        seeds. Raises Overloaded, EngineFailed and MemoryExceeded.
         """
-        self._check_room()
-        self._check_memory(len(token_ids), expected_tokens or max_tokens)
+        self._check_room(1 + len(sibling_seeds))
+        self._check_memory(
+            len(token_ids), max_tokens if expected_tokens is None else expected_tokens
+        )
         ahead = self._ahead()
+        sequence_id = next(self._sequence_ids)
+        siblings = [Sibling(next(self._sequence_ids), seed) for seed in sibling_seeds]
         # Kept after it was sent: what can't be encoded raises here and must not count as running.
         submit = Submit(
-            next(self._sequence_ids),
+            sequence_id,
             token_ids,
             max_tokens,
             end_token_ids,
@@ -207,10 +216,13 @@ class EngineProcess:
             priority,
             key_id,
             expected_tokens,
+            siblings,
+            thought_budget,
+            scores_prompt,
         )
         stream = TokenStream(submit, self._abandon, wake_tokens, owner, ahead)
         self._send(submit)
-        self._streams[stream.sequence_id] = stream
+        self._streams |= {one.sequence_id: one for one in (stream, *stream.siblings)}
         return stream
 
     def embed(
@@ -256,12 +268,13 @@ class EngineProcess:
         """All that the engine has been given and that hasn't ended, the longest in it first."""
         return [*self._streams.values(), *self._vectors.values()]
 
-    def _check_room(self) -> None:
+    def _check_room(self, sequences: int = 1) -> None:
         if not self.is_alive:
             raise engine_ended(self.model_id, "ended")
-        if self.active_sequences >= self._options.max_batch + self._options.max_waiting:
+        limit = self._options.max_batch + self._options.max_waiting
+        if self.active_sequences + sequences > limit:
             raise Overloaded(
-                f"{self.model_id} has {self.active_sequences} requests running and waiting, which is its limit. "
+                f"{self.model_id} has {self.active_sequences} requests running and waiting; {limit} is its limit. "
                 "Send this one again later, or raise MLX_SERVER_MAX_WAITING.",
                 retry_after_s=1,
             )
@@ -305,13 +318,7 @@ class EngineProcess:
                 *("--channel", str(theirs.fileno())),
                 *("--model", str(self._path)),
                 *("--kind", self._kind),
-                *(("--adapter", str(options.adapter)) if options.adapter else ()),
-                *("--max-batch", str(options.max_batch)),
-                *("--chunk", str(options.prefill_chunk_tokens)),
-                *("--idle-chunk", str(options.idle_prefill_chunk_tokens)),
-                *("--prefix-cache-bytes", str(options.prefix_cache_bytes)),
-                *("--token-gap-ms", str(options.token_gap_ms)),
-                *_kv_budget(options.kv_budget_bytes),
+                *options.words(),
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C in the terminal is for this process; it decides when an engine ends.
                 start_new_session=True,
@@ -427,7 +434,7 @@ class EngineProcess:
         for sequence_id, token_id in zip(numbers, numbers, strict=True):
             if stream := streams.get(sequence_id):
                 stream.feed(token_id, at_ns)
-        self._dispatch_logprobs(step.logprobs)
+        self._dispatch_logprobs(step)
         for ended in step.ended:
             if stream := streams.pop(ended.sequence_id, None):
                 stream.feed_end(ended)
@@ -449,10 +456,13 @@ class EngineProcess:
         for stream in self._streams.values():
             stream.wake_reader()
 
-    def _dispatch_logprobs(self, logprobs: list[Logprobs]) -> None:
-        for one in logprobs:
+    def _dispatch_logprobs(self, step: Step) -> None:
+        for one in step.logprobs:
             if stream := self._streams.get(one.sequence_id):
                 stream.feed_logprobs(one)
+        for one in step.prompt_logprobs:
+            if stream := self._streams.get(one.sequence_id):
+                stream.prompt_logprobs.append(one)
 
     def _dispatch_vectors(self, done: Pass) -> None:
         streams = self._vectors
@@ -484,7 +494,3 @@ class EngineProcess:
         frames, self._unsent = self._unsent, []
         if self._transport is not None:
             self._transport.write(b"".join(frames))
-
-
-def _kv_budget(budget_bytes: int | None) -> tuple[str, ...]:
-    return () if budget_bytes is None else ("--kv-budget-bytes", str(budget_bytes))

@@ -21,7 +21,8 @@ class TokenStream(Resumable[Submit]):
     at a time. One that is slow gets longer lists, so nothing queues up per token. After the last list `ended` holds the
     engine's record, of its own part when the answer was begun by another process. Leaving the `async with` before the
     end cancels the sequence. `logprobs` are those of the tokens in the list that was last given out, when they were
-    asked for.
+    asked for; `prompt_logprobs` those of the prompt's tokens after the first, as far as they came. `siblings` are the
+    streams of those that go on from the same prompt.
     """
 
     def __init__(
@@ -38,6 +39,13 @@ class TokenStream(Resumable[Submit]):
         self.first_token_at_ns: int | None = None
         self.cached_tokens = 0
         self.logprobs: list[Logprobs] = []
+        self.prompt_logprobs: list[Logprobs] = []
+        self.siblings = tuple(
+            TokenStream(submit.of(one), abandon, wake_tokens, owner, ahead)
+            for one in submit.siblings
+        )
+        for sibling in self.siblings:
+            sibling.prompt_logprobs = self.prompt_logprobs
         self._wake_tokens = wake_tokens
         self._made: list[int] = []
         self._awaits_token = True
@@ -70,6 +78,12 @@ class TokenStream(Resumable[Submit]):
     async def admitted(self) -> None:
         """Wait until the engine has taken the sequence into its batch. Raises what ended it before that."""
         while self.admitted_at_ns is None and self.ended is None:
+            await self._wait()
+        self._raise_failure()
+
+    async def prompt_read(self) -> None:
+        """Wait until all of the prompt is read and `prompt_logprobs` are complete. Raises what ended it before."""
+        while not self.received_tokens and self.ended is None:
             await self._wait()
         self._raise_failure()
 
@@ -134,8 +148,18 @@ class TokenStream(Resumable[Submit]):
 
     def _rest(self) -> Submit:
         self._awaits_token = True
-        rest: Submit = msgspec.structs.replace(self.work, made_token_ids=self._made)
+        scores_prompt = self.work.scores_prompt and not self._is_scored
+        if scores_prompt:
+            self.prompt_logprobs.clear()
+        rest: Submit = msgspec.structs.replace(
+            self.work, made_token_ids=self._made, siblings=[], scores_prompt=scores_prompt
+        )
         return rest
+
+    @property
+    def _is_scored(self) -> bool:
+        """Whether all of the prompt's tokens but the first have come with their log-probabilities."""
+        return len(self.prompt_logprobs) == len(self.work.token_ids) - 1
 
     def _news(self) -> None:
         if self._waiting is not None and not self._waiting.done():

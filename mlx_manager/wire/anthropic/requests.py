@@ -81,7 +81,12 @@ def message_request(body: MessagesBody, origin: Origin, signer: Signer) -> ChatR
         model=body.model,
         input=_conversation(body, signer),
         origin=origin,
-        sampling=Sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k),
+        sampling=Sampling(
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=body.top_k,
+            thinking_tokens=body.thinking.budget_tokens if body.thinking else None,
+        ),
         max_tokens=body.max_tokens,
         stop=tuple(body.stop_sequences or ()),
         format=_format(body),

@@ -20,6 +20,7 @@ from mlx_manager.chat.events import (
     ChatEvent,
     Finished,
     FinishReason,
+    OfChoice,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -142,7 +143,7 @@ async def to_events(
 
 def _frames(
     writer: EventWriter,
-    event: Started | ReasoningDelta | ToolCallStarted | ToolCallDelta | Finished,
+    event: Started | ReasoningDelta | ToolCallStarted | ToolCallDelta | OfChoice | Finished,
 ) -> bytes:
     match event:
         case Started():
@@ -155,6 +156,8 @@ def _frames(
             return writer.arguments(event)
         case Finished():
             return writer.end(event)
+        case OfChoice():
+            raise AssertionError("this API asks for one choice")
 
 
 def to_message(

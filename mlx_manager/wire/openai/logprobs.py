@@ -26,7 +26,9 @@ def to_text_logprobs(tokens: Iterable[TokenLogprobs]) -> dict[str, Any]:
     return {
         "tokens": [_name(one.token) for one in listed],
         "token_logprobs": [_logprob(one.token) for one in listed],
-        "top_logprobs": [_by_name((one.token, *one.top)) for one in listed],
+        "top_logprobs": [
+            None if one.token.logprob is None else _by_name((one.token, *one.top)) for one in listed
+        ],
         "text_offset": [one.offset for one in listed],
     }
 
@@ -35,11 +37,16 @@ def _entry(token: LikelyToken) -> dict[str, Any]:
     return {"token": token.text, "logprob": _logprob(token), "bytes": list(token.data)}
 
 
-def _by_name(tokens: Iterable[LikelyToken]) -> dict[str, float]:
+def _by_name(tokens: Iterable[LikelyToken]) -> dict[str, float | None]:
     """Return log-probabilities by name, the highest first; of tokens with the same name that of the likeliest."""
-    likeliest_last = sorted(tokens, key=lambda token: token.logprob)
-    by_name = {_name(token): _logprob(token) for token in likeliest_last}
-    return dict(sorted(by_name.items(), key=lambda item: -item[1]))
+    likeliest_last = sorted(tokens, key=_likelihood)
+    by_name = {_name(token): token for token in likeliest_last}
+    likeliest_first = sorted(by_name.items(), key=lambda item: -_likelihood(item[1]))
+    return {name: _logprob(token) for name, token in likeliest_first}
+
+
+def _likelihood(token: LikelyToken) -> float:
+    return LEAST_LOGPROB if token.logprob is None else token.logprob
 
 
 def _name(token: LikelyToken) -> str:
@@ -50,5 +57,5 @@ def _name(token: LikelyToken) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.data)
 
 
-def _logprob(token: LikelyToken) -> float:
-    return max(token.logprob, LEAST_LOGPROB)
+def _logprob(token: LikelyToken) -> float | None:
+    return None if token.logprob is None else max(token.logprob, LEAST_LOGPROB)

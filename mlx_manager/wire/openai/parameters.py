@@ -27,8 +27,6 @@ HARMLESS = frozenset(
 
 # Accepted only with the value that means "not used": real clients send them so.
 NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
     "suffix": ("",),
     "functions": ([],),
     "function_call": ("none", "auto"),

@@ -14,6 +14,7 @@ from mlx_manager.chat.request import (
     RawPrompt,
     Role,
     Sampling,
+    Selection,
     Tool,
     ToolCall,
     ToolChoice,
@@ -49,31 +50,54 @@ def chat_request(body: ChatCompletionBody, origin: Origin) -> ChatRequest:
         model=body.model,
         input=_conversation(body),
         origin=origin,
-        sampling=sampling(body, _top_logprobs(body)),
+        sampling=replace(
+            sampling(body, _top_logprobs(body)), thinking_tokens=body.thinking_token_budget
+        ),
         max_tokens=max_tokens,
         stop=stop_strings(body),
         format=answer_format(body),
         stream=bool(body.stream),
         priority=priority(body.priority),
+        choices=body.n or 1,
     )
 
 
 def completion_request(body: CompletionBody, origin: Origin) -> ChatRequest:
     """Return what a text completion asks for. Raises InvalidRequest and UnsupportedParameter."""
     _check(body)
-    max_tokens = body.max_tokens or DEFAULT_COMPLETION_TOKENS
+    max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     check_min_tokens(body, max_tokens)
+    selection = _selection(body)
+    logprobs = 0 if selection and body.logprobs is None else body.logprobs
     return ChatRequest(
         model=body.model,
-        input=replace(_raw_prompt(body.prompt), is_echoed=_is_echoed(body)),
+        input=replace(_raw_prompt(body.prompt), is_echoed=bool(body.echo)),
         origin=origin,
-        sampling=sampling(body, body.logprobs),
+        sampling=sampling(body, logprobs),
         max_tokens=max_tokens,
         stop=stop_strings(body),
         format=answer_format(body),
         stream=bool(body.stream),
         priority=priority(body.priority),
+        choices=(body.best_of if selection else body.n) or 1,
+        selection=selection,
     )
+
+
+def _selection(body: CompletionBody) -> Selection | None:
+    """Return what is wanted of the choices; None when it is all of them."""
+    wanted, made = body.n or 1, body.best_of or body.n or 1
+    if made < wanted:
+        raise InvalidRequest(
+            f"'best_of' is {made}, and 'n' asks for {wanted} of them. Raise it, or leave it out.",
+            param="best_of",
+        )
+    if made > wanted and body.stream:
+        raise InvalidRequest(
+            "Which answers are the best is known when all are complete: 'best_of' above 'n' can't be streamed.",
+            param="best_of",
+        )
+    return Selection(wanted, body.logprobs is not None) if made > wanted else None
 
 
 def _conversation(body: ChatCompletionBody) -> Conversation:
@@ -142,15 +166,6 @@ def _top_logprobs(body: ChatCompletionBody) -> int | None:
             param="top_logprobs",
         )
     return None
-
-
-def _is_echoed(body: CompletionBody) -> bool:
-    if body.echo and body.logprobs is not None:
-        raise UnsupportedParameter(
-            "This version has no log-probabilities of prompts. Leave out 'echo' or 'logprobs'.",
-            param="echo",
-        )
-    return bool(body.echo)
 
 
 def _raw_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> RawPrompt:

@@ -21,6 +21,7 @@ MAX_MODEL_ID = 256
 MAX_STOP_STRINGS = 16
 MAX_TOOLS = 1024
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+ChoiceCount = Annotated[int, Field(ge=1, le=128, strict=True)]
 TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
 # vLLM's numbers, of which the lower one goes first, or a word.
 Priority = Literal["high", "normal", "low"] | Annotated[int, Field(strict=True)]
@@ -198,6 +199,8 @@ class GenerationBody(BaseModel):
 class ChatCompletionBody(GenerationBody):
     """Body of `POST /v1/chat/completions`."""
 
+    n: ChoiceCount | None = None
+
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
@@ -210,6 +213,7 @@ class ChatCompletionBody(GenerationBody):
     )
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )
@@ -218,8 +222,12 @@ class ChatCompletionBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """Body of `POST /v1/completions`; `prompt` is one text or one list of token ids.
 
-    `max_tokens` left out means 16, as in OpenAI's API. `logprobs` is a number here.
+    `max_tokens` left out means 16, as in OpenAI's API; 0 writes nothing, for the prompt's own log-probabilities.
+    `logprobs` is a number here.
     """
+
+    n: ChoiceCount | None = None
+    best_of: ChoiceCount | None = None
 
     prompt: (
         str
@@ -227,6 +235,6 @@ class CompletionBody(GenerationBody):
         | Annotated[list[str], Field(fail_fast=True)]
         | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
     )
-    max_tokens: TokenCount | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: LogprobCount | None = None
     echo: bool | None = False

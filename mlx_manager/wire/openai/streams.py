@@ -5,7 +5,8 @@ A stream's frames are cut once per request; per event only its text is encoded.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,8 +16,11 @@ from mlx_manager.chat.events import (
     Answer,
     CalledTool,
     ChatEvent,
+    ChoiceFinished,
     Delta,
     Finished,
+    FinishReason,
+    OfChoice,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -24,7 +28,7 @@ from mlx_manager.chat.events import (
     ToolCallStarted,
     Usage,
 )
-from mlx_manager.chat.request import ChatRequest
+from mlx_manager.chat.request import ChatRequest, RawPrompt
 from mlx_manager.wire import sse
 from mlx_manager.wire.openai.logprobs import to_chat_logprobs, to_text_logprobs
 
@@ -34,7 +38,7 @@ _PLACE_JSON = _encode(_PLACE)
 
 
 class ChunkWriter:
-    """Writes the chunks of one answer, for chat (`chat.completion.chunk`) or text (`text_completion`)."""
+    """Writes the chunks of one choice, for chat (`chat.completion.chunk`) or text (`text_completion`)."""
 
     def __init__(
         self,
@@ -43,7 +47,9 @@ class ChunkWriter:
         model: str,
         includes_usage: bool,
         fingerprint: str | None = None,
+        index: int = 0,
     ) -> None:
+        self._index = index
         self._is_chat = request.operation == "chat"
         self._includes_usage = includes_usage
         self._frame: dict[str, Any] = {
@@ -85,21 +91,23 @@ class ChunkWriter:
                 call = {"index": delta.index, "function": {"arguments": delta.arguments}}
                 return self._chat_event({"tool_calls": [call]})
 
-    def last(self, finished: Finished) -> bytes:
-        """Return what closes an answer: finish reason, usage when asked for, and the end mark."""
-        end = self._choice("", finished.reason)
+    def end(self, reason: FinishReason) -> bytes:
+        """Return the chunk that says how the choice ended."""
+        end = self._choice("", reason)
         if self._is_chat:
             end["delta"] = {}
-        parts = [self._event(end)]
-        if self._includes_usage:
-            parts.append(
-                self._encoded({**self._frame, "choices": [], "usage": usage(finished.usage)})
-            )
-        return b"".join([*parts, sse.DONE])
+        return self._event(end)
+
+    def usage(self, finished: Finished) -> bytes:
+        """Return what closes the answer: usage when asked for, and the end mark."""
+        if not self._includes_usage:
+            return sse.DONE
+        counts = {**self._frame, "choices": [], "usage": usage(finished.usage)}
+        return self._encoded(counts) + sse.DONE
 
     def _choice(self, text: str, reason: str | None) -> dict[str, Any]:
         content = {"delta": {"content": text}} if self._is_chat else {"text": text}
-        return {"index": 0, **content, "logprobs": None, "finish_reason": reason}
+        return {"index": self._index, **content, "logprobs": None, "finish_reason": reason}
 
     def _chat_event(self, delta: dict[str, Any]) -> bytes:
         return self._event({**self._choice("", None), "delta": delta})
@@ -120,40 +128,73 @@ async def to_chunks(
     includes_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     """Yield an answer as server-sent events, the first as soon as the engine has taken the request."""
-    writer: ChunkWriter | None = None
+    writers = list[ChunkWriter]()
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Started):
-                writer = ChunkWriter(
-                    request, created_s, event.model, includes_usage, event.fingerprint
-                )
-                yield writer.first()
-                continue
-            assert writer is not None, "a stream begins with Started"
-            if isinstance(event, TextDelta) and not event.logprobs:
-                yield writer.text(event.text)
+                writers = [
+                    ChunkWriter(
+                        request, created_s, event.model, includes_usage, event.fingerprint, index
+                    )
+                    for index in range(request.choices)
+                ]
+                yield b"".join(writer.first() for writer in writers)
+            elif isinstance(event, TextDelta) and not event.logprobs:
+                yield writers[0].text(event.text)
             elif isinstance(event, Finished):
-                yield writer.last(event)
+                # Of several choices each has had its own end.
+                end = writers[0].end(event.reason) if len(writers) == 1 else b""
+                yield end + writers[0].usage(event)
+            elif isinstance(event, OfChoice):
+                yield _of_choice(writers[event.index], event.event)
             else:
-                yield writer.delta(event)
+                yield writers[0].delta(event)
+
+
+def _of_choice(writer: ChunkWriter, event: Delta | ChoiceFinished) -> bytes:
+    return writer.end(event.reason) if isinstance(event, ChoiceFinished) else writer.delta(event)
 
 
 def to_response(answer: Answer, request: ChatRequest, created_s: int) -> dict[str, Any]:
     """Return the whole answer as a `chat.completion` or `text_completion` object."""
     is_chat = request.operation == "chat"
-    content = {"message": _message(answer)} if is_chat else {"text": answer.text}
-    is_asked = request.sampling.top_logprobs is not None
-    logprobs = _logprobs(answer.logprobs, is_chat) if is_asked else None
-    choice = {"index": 0, **content, "logprobs": logprobs, "finish_reason": answer.reason}
+    choices = [_whole_choice(*one, request) for one in enumerate(_wanted(answer, request))]
     return {
         "id": request.response_id,
         "object": "chat.completion" if is_chat else "text_completion",
         "created": created_s,
         "model": answer.model,
         "system_fingerprint": answer.fingerprint,
-        "choices": [choice],
+        "choices": choices,
         "usage": usage(answer.usage),
     }
+
+
+def _wanted(answer: Answer, request: ChatRequest) -> list[Answer]:
+    """Return the choices that the client gets: all, or the likeliest, those first."""
+    choices = [answer, *answer.others]
+    if request.selection is None:
+        return choices
+    is_echoed = isinstance(request.input, RawPrompt) and request.input.is_echoed
+    echoed = answer.usage.input_tokens if is_echoed else 0
+    ranked = sorted(choices, key=lambda one: _likelihood(one.logprobs[echoed:]), reverse=True)
+    return ranked[: request.selection.count]
+
+
+def _likelihood(tokens: Sequence[TokenLogprobs]) -> float:
+    """Return the mean of the log-probabilities of an answer's tokens, by which OpenAI's API calls one the best."""
+    logprobs = [one.token.logprob for one in tokens if one.token.logprob is not None]
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
+
+
+def _whole_choice(index: int, answer: Answer, request: ChatRequest) -> dict[str, Any]:
+    is_chat = request.operation == "chat"
+    content = {"message": _message(answer)} if is_chat else {"text": answer.text}
+    is_asked = request.sampling.top_logprobs is not None
+    if request.selection is not None:
+        is_asked = request.selection.shows_logprobs
+    logprobs = _logprobs(answer.logprobs, is_chat) if is_asked else None
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": answer.reason}
 
 
 def _logprobs(tokens: tuple[TokenLogprobs, ...], is_chat: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import msgspec
 from mlx_manager.chat.events import (
     ChatEvent,
     Finished,
+    OfChoice,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -90,6 +91,8 @@ class ResponseWriter:
                 return self._start(event)
             case Finished():
                 return self._finish(event)
+            case OfChoice():
+                raise AssertionError("this API asks for one choice")
 
     def queue(self) -> bytes:
         """Return the events of a response that is to be worked on later: they are the first, and tell its id."""
