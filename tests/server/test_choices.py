@@ -134,6 +134,15 @@ async def test_each_choice_has_its_own_calls(openai: AsyncOpenAI) -> None:
     assert arguments == [of_one[0].function.arguments for of_one in calls]
 
 
+async def test_each_choice_is_held_to_the_format(openai: AsyncOpenAI) -> None:
+    held = {"structured_outputs": {"regex": "[0-9]{6}"}}
+    answer = await ask(openai, n=3, extra_body=held, **SEEDED)
+    found = [text or "" for text in texts(answer)]
+    assert [len(text) for text in found] == [6] * 3
+    assert all(text.isdigit() for text in found)
+    assert len(set(found)) > 1
+
+
 async def test_text_completions_have_choices_too(openai: AsyncOpenAI) -> None:
     some = await complete(openai, n=3, echo=True, **SEEDED)
     stream = await openai.completions.create(
