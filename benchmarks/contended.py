@@ -28,11 +28,11 @@ MODEL: ModelName = "tiny"
 OURS = "MLX Manager"
 MLX_LM = "mlx_lm.server"
 # Of about four tokens each.
-LONG_WORDS, QUICK_LONG_WORDS = 2_000, 500
+LONG_WORDS, QUICK_LONG_WORDS = 2_000, 1_000
 SHORT_WORDS = 16
 ALONE = 12
-# Between two short requests; no more than a part of what a long prompt takes.
-PAUSE_S = (0.05, 0.35)
+# Between two short requests: so much of the time that a long one takes alone.
+PAUSE_SHARE = (0.05, 0.35)
 BY_ITSELF = "by-itself"
 
 
@@ -87,12 +87,12 @@ async def _measure(name: str, server: Server, rounds: int, words: int, say: Say)
             say(f"{name}, long prompt {number} of {rounds}")
             long = asyncio.create_task(ask(words))
             chance = random.Random(number)
-            await asyncio.sleep(chance.uniform(*PAUSE_S))
+            await asyncio.sleep(chance.uniform(*PAUSE_SHARE) * found.alone_long_s)
             while not long.done():
                 first_s = await ask(SHORT_WORDS)
                 if not long.done():
                     found.beside_s.append(first_s)
-                    await asyncio.sleep(chance.uniform(*PAUSE_S))
+                    await asyncio.sleep(chance.uniform(*PAUSE_SHARE) * found.alone_long_s)
             found.long_s.append(await long)
     return found
 

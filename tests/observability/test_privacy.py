@@ -135,6 +135,8 @@ def application(
                 "MLX_SERVER_MODEL_DIRS": f"{model_dir}{os.pathsep}{tmp_path / 'encoders'}",
                 "MLX_SERVER_HUB_CACHE": str(tmp_path / "hub"),
                 "MLX_SERVER_MAX_BODY_BYTES": str(MAX_BODY_BYTES),
+                # An engine that is killed fails its requests: their errors are to be searched, too.
+                "MLX_SERVER_MAX_RESUMES": "0",
                 "MLX_SERVER_LOG_LEVEL": "debug",
                 "MLX_SERVER_LOG_FORMAT": request.param,
                 "MLX_SERVER_CONSOLE": "true",

@@ -15,10 +15,12 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_manager.mlx_server.engine.loading import load
 from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
-from mlx_manager.mlx_server.pool.fit import LEAST_HEAD_ROOM_BYTES, PLANNED_TOKENS, predict
+from mlx_manager.mlx_server.pool.fit import LEAST_HEAD_ROOM_BYTES, predict
 from mlx_manager.mlx_server.pool.memory import machine_bytes
 from tools.random_model import Shape, make_random_model
 
+# More than a window, and a whole number of chunks: a window is kept with the last chunk that was read behind it.
+CONTEXT_TOKENS = 4096
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -27,7 +29,7 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
     "rms_norm_eps": 1e-6,
     "vocab_size": 64,
-    "max_position_embeddings": 16384,
+    "max_position_embeddings": CONTEXT_TOKENS,
     "rope_theta": 10000.0,
     "tie_word_embeddings": True,
 }
@@ -100,8 +102,8 @@ def test_keys_and_values_are_predicted_as_mlx_lm_allocates_them(tmp_path: Path, 
 
     need = predict(files, is_float32=True)
 
-    assert need.context_tokens == PLANNED_TOKENS
-    assert need.kv_bytes == used_kv_bytes(model_of(config), PLANNED_TOKENS)
+    assert need.context_tokens == CONTEXT_TOKENS
+    assert need.kv_bytes == used_kv_bytes(model_of(config), CONTEXT_TOKENS)
 
 
 def test_linear_layers_keep_no_keys_and_values(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ def complaints_of(operation: Any) -> list[str]:
     return [f"{operation.method} {operation.path}: {what}\n{how}" for what, how in found.items()]
 
 
+# The server runs in a thread of this process, and what it draws looks as if a strategy had drawn it.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 async def test_every_operation_keeps_to_its_description(application: RunningServer) -> None:
     description = schemathesis.openapi.from_url(f"{application.url}/openapi.json")
     found: list[Any] = list(description.get_all_operations())

@@ -157,6 +157,7 @@ async def test_a_call_that_must_be_made_is_one_of_the_tools_and_well_formed(
         tools=[STRICT],  # type: ignore[list-item]
         tool_choice=choice,
         temperature=temperature,
+        seed=1,
         max_tokens=800,
         parallel_tool_calls=False,
     )

@@ -54,7 +54,9 @@ class Spans:
 
         def found() -> list[ReadableSpan]:
             each = {ids(one.context): one for one in self.all}.values()
-            chats = [one for one in each if _attribute(one, "gen_ai.response.id") == response_id]
+            # An instrumented client has a span of the same answer.
+            ours = [one for one in each if _attribute(one, "gen_ai.provider.name") == "mlx"]
+            chats = [one for one in ours if _attribute(one, "gen_ai.response.id") == response_id]
             above = {ids(chat.context) for chat in chats}
             return [*chats, *(one for one in each if ids(one.parent) in above)]
 
