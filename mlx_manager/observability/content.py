@@ -19,6 +19,7 @@ from mlx_manager.chat.backend import ChatBackend
 from mlx_manager.chat.events import (
     ChatEvent,
     Delta,
+    Departure,
     Finished,
     ReasoningDelta,
     Started,
@@ -84,6 +85,7 @@ class ContentRecorder:
                         # Before it is handed on: whoever has it ends the span.
                         is_written = True
                         span.set_attributes(self._answered(deltas, event.reason))
+                        span.set_attributes(self._departed(request.timeline.departure))
                     elif not isinstance(event, Started):
                         deltas.append(event)
                     yield event
@@ -112,6 +114,17 @@ class ContentRecorder:
         answer = _message("assistant", parts) | {"finish_reason": reason}
         return {names.OUTPUT_MESSAGES: _json([answer])}
 
+    def _departed(self, departure: Departure | None) -> dict[str, AttributeValue]:
+        """Where the prompt left what is stored in the prefix cache, in words."""
+        if departure is None:
+            return {}
+        words = _Words(self._hash_key)
+        said = {
+            names.CACHE_MISS_TEXT: departure.text,
+            names.CACHE_STORED_TEXT: departure.stored_text,
+        }
+        return {name: words.shown(text) for name, text in said.items() if text}
+
 
 class _Words:
     """Makes parts of a message, as long as there is room for text."""
@@ -124,7 +137,7 @@ class _Words:
         if message.reasoning:
             yield self.reasoning(message.reasoning)
         if message.tool_call_id is not None:
-            response = self._shown(message.content)
+            response = self.shown(message.content)
             yield {"type": "tool_call_response", "id": message.tool_call_id, "response": response}
         elif message.content:
             yield self.text(message.content)
@@ -152,14 +165,14 @@ class _Words:
         return self._words("reasoning", text)
 
     def _words(self, kind: str, text: str) -> Part:
-        part: Part = {"type": kind, "content": self._shown(text)}
+        part: Part = {"type": kind, "content": self.shown(text)}
         return part if self._hash_key is None else part | {"length": len(text)}
 
     def _call(self, call_id: str, name: str, arguments: str) -> Part:
-        shown = self._shown(arguments)
+        shown = self.shown(arguments)
         return {"type": "tool_call", "id": call_id, "name": name, "arguments": shown}
 
-    def _shown(self, text: str) -> str:
+    def shown(self, text: str) -> str:
         if self._hash_key is not None:
             # Half a surrogate pair can be in JSON, and so in a prompt.
             encoded = text.encode("utf-8", "surrogatepass")

@@ -62,6 +62,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     `expected_tokens` it is predicted how much memory the answer needs; None: with `max_tokens`.
     `made_token_ids` are the first of those `max_tokens`, made by a process that has ended: the
     answer goes on behind them as if it had never stopped.
+    `borders` counts the tokens up to the end of each message that the prompt is made of.
     """
 
     sequence_id: int
@@ -75,6 +76,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     key_id: str | None = None
     expected_tokens: int | None = None
     made_token_ids: list[int] = []
+    borders: list[int] = []
 
     @property
     def known_token_ids(self) -> list[int]:
@@ -159,10 +161,11 @@ class Stamps(msgspec.Struct, array_like=True):
     """The engine's record of one sequence; None where it wasn't reached.
 
     `cached_tokens` of the prompt came from the prefix cache, and `cache_miss_reason` says why not all but the last
-    did. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the first. Of one that
-    had to wait, `queue_reason` says for what, and `overtaken` how many that came later went first. `kv_bytes` is what
-    its row was predicted to need. One with a constraint could join from `grammar_ready_ns` on; compiling
-    took `grammar_compile_ns`, 0 when it was known.
+    did: it has `shared_tokens` in common with what is stored, which goes on with `ahead_token_ids` there. For
+    `following_ns` it waited for another sequence to read what both begin with. `token_offsets_us` says when every
+    `token_stride`th token came, in microseconds after the first. Of one that had to wait, `queue_reason` says for
+    what, and `overtaken` how many that came later went first. `kv_bytes` is what its row was predicted to need. One
+    with a constraint could join from `grammar_ready_ns` on; compiling took `grammar_compile_ns`, 0 when it was known.
     """
 
     received_ns: int
@@ -185,6 +188,9 @@ class Stamps(msgspec.Struct, array_like=True):
     kv_bytes: int | None = None
     grammar_ready_ns: int | None = None
     grammar_compile_ns: int = 0
+    shared_tokens: int = 0
+    ahead_token_ids: list[int] = []
+    following_ns: int = 0
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):
@@ -219,7 +225,8 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     `tokens` alternates sequence id and token id, one pair a decoded row. An end token is part of `tokens`. Those of
     `admitted` that had been left in the queue by a step before are in `waited`. `logprobs` has one entry for each token
     of a sequence that asked for them. `cached` alternates the id of one that was admitted and how many tokens of its
-    prompt came from the prefix cache, for those that had some there.
+    prompt came from the prefix cache, for those that had some there. `following` alternates the id of one that waits
+    from now on and of the one that reads what both begin with.
     """
 
     at_ns: int
@@ -229,6 +236,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     waited: list[int] = []
     logprobs: list[Logprobs] = []
     cached: list[int] = []
+    following: list[int] = []
 
 
 class Vectors(msgspec.Struct, frozen=True, array_like=True):
@@ -287,6 +295,21 @@ class StepTimes(msgspec.Struct, frozen=True, array_like=True):
     total_ns: int
 
 
+class PrefixFiles(msgspec.Struct, frozen=True, array_like=True):
+    """The prefix cache's files: how many bytes there are, and what became of files since the engine began.
+
+    `corrupt` ones, and those of another model, were removed; `failed` ones could not be written; `skipped` ones were
+    over the limit of a day, or came faster than the disk takes them.
+    """
+
+    nbytes: int = 0
+    written: int = 0
+    read: int = 0
+    corrupt: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
 class Vitals(msgspec.Struct, frozen=True, array_like=True):
     """How the engine is. `steps` are those since the last report; empty groups are left out.
 
@@ -305,6 +328,7 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     sequence_ids: list[int] = []
     row_ids: list[int] = []
     newest_id: int = 0
+    prefix_files: PrefixFiles | None = None
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -29,6 +29,8 @@ class Sequence:
     stamps: Stamps
     unread_tokens: int
     matcher: Matcher | None = None
+    # It has its place, and waits for another one to read what both begin with.
+    is_following: bool = False
 
     @classmethod
     def received(cls, submit: Submit, now_ns: int) -> Sequence:

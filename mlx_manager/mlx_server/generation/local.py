@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from mlx_manager.chat.events import (
     ChatEvent,
+    Departure,
     Finished,
     Interval,
     Started,
@@ -17,7 +19,7 @@ from mlx_manager.chat.events import (
 )
 from mlx_manager.chat.request import ChatRequest, Conversation, Operation, Priority
 from mlx_manager.errors import InvalidRequest, PromptTooLong
-from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters
+from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters, Stamps
 from mlx_manager.mlx_server.families.messages import answer_parser
 from mlx_manager.mlx_server.families.parser import AnswerParser
 from mlx_manager.mlx_server.generation.answer import AnswerReader, read_answer
@@ -28,7 +30,8 @@ from mlx_manager.mlx_server.generation.grammars import constraint_for
 from mlx_manager.mlx_server.generation.leasing import Leasing
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools, load_model_text
 from mlx_manager.mlx_server.generation.running import RunningRequest, RunningRequests
-from mlx_manager.mlx_server.generation.timing import record, recording
+from mlx_manager.mlx_server.generation.timing import LocateDeparture, record, recording
+from mlx_manager.mlx_server.generation.whereabouts import Part, field_at
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
@@ -37,6 +40,9 @@ from mlx_manager.mlx_server.workers.stream import TokenStream
 INLINE_SIZE = 2000
 # Nobody sees the pieces of an answer that isn't streamed: it is read in long ones.
 WHOLE_ANSWER_WAKE_TOKENS = 64
+# Why prompts are computed of which something is stored. Where they leave that, so many tokens are told.
+LEFT = ("diverged", "no_snapshot")
+MOST_AHEAD_TOKENS = 8
 # Who doesn't say how long an answer may get seldom gets a long one: so much memory is kept for it.
 EXPECTED_TOKENS = 2048
 
@@ -54,6 +60,7 @@ class Prompt:
     sampling: SamplingParameters
     opening: str
     constraint: Constraint | None
+    parts: tuple[Part, ...] = ()
 
 
 class LocalBackend:
@@ -80,23 +87,23 @@ class LocalBackend:
         async with AsyncExitStack() as held:
             held.enter_context(self._running.holding(running))
             async with deadline.kept():
-                tokens, reader, started = await self._submit(request, held)
+                tokens, reader, started, departure = await self._submit(request, held)
             answer = read_answer(tokens, reader, timeline.prompt_tokens)
             await held.enter_async_context(tokens)
             await held.enter_async_context(aclosing(answer))
-            with deadline.kept_by(tokens), recording(tokens, timeline):
+            with deadline.kept_by(tokens), recording(tokens, timeline, departure):
                 await tokens.admitted()
                 timeline.cached_tokens = tokens.cached_tokens
                 yield started
                 async for event in answer:
                     if isinstance(event, Finished):
                         # Who watches this stream closes its books on `Finished`, not on our end.
-                        record(tokens, timeline)
+                        record(tokens, timeline, departure)
                     yield event
 
     async def _submit(
         self, request: ChatRequest, held: AsyncExitStack
-    ) -> tuple[TokenStream, AnswerReader, Started]:
+    ) -> tuple[TokenStream, AnswerReader, Started, LocateDeparture]:
         """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
         files = await self._models.find(request.model, request.timeline)
         lease, text = await self._models.hold(files, request.timeline, held)
@@ -115,13 +122,15 @@ class LocalBackend:
             priority=request.timeline.priority,
             key_id=request.origin.key_id,
             expected_tokens=prompt.expected_tokens,
+            borders=[part.end for part in prompt.parts],
         )
         reader = AnswerReader(
             text, request.stop, request.sampling, parser_for(request, text), prompt.opening
         )
         ready = engine.ready
         mark = None if ready is None else fingerprint(files, ready)
-        return tokens, reader, Started(text.model_id, request.timeline, mark)
+        started = Started(text.model_id, request.timeline, mark)
+        return tokens, reader, started, partial(departure, prompt, text)
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Return the tokens of a prompt; see `TokenCounter`. Takes the model's tokenizer, and not its weights."""
@@ -178,7 +187,28 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
     sampling = text.sampling_parameters(request.sampling)
     constraint = constraint_for(request, text, encoded.opening)
     expected_tokens = max_tokens if request.max_tokens else min(room, EXPECTED_TOKENS)
-    return Prompt(token_ids, max_tokens, expected_tokens, sampling, encoded.opening, constraint)
+    return Prompt(
+        token_ids,
+        max_tokens,
+        expected_tokens,
+        sampling,
+        encoded.opening,
+        constraint,
+        encoded.parts,
+    )
+
+
+def departure(prompt: Prompt, text: ModelText, stamps: Stamps) -> Departure | None:
+    """Return where a prompt has left what is stored; None when all was there, or nothing."""
+    at = stamps.shared_tokens
+    if stamps.cache_miss_reason not in LEFT:
+        return None
+    return Departure(
+        token=at,
+        field=field_at(prompt.parts, at) if prompt.parts else "prompt",
+        text=text.decode(prompt.token_ids[at : at + MOST_AHEAD_TOKENS]),
+        stored_text=text.decode(stamps.ahead_token_ids),
+    )
 
 
 def parser_for(request: ChatRequest, text: ModelText) -> AnswerParser | None:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mlx_manager.chat.events import Resumption, Stall, Timeline
+from mlx_manager.chat.events import Departure, Resumption, Stall, Timeline
 from mlx_manager.mlx_server.engine.messages import Stamps
 from mlx_manager.mlx_server.workers.resume import Request
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
+LocateDeparture = Callable[[Stamps], Departure | None]
+
 
 @contextmanager
-def recording(tokens: TokenStream, timeline: Timeline) -> Iterator[None]:
+def recording(tokens: TokenStream, timeline: Timeline, locate: LocateDeparture) -> Iterator[None]:
     """Write into `timeline` what is known of a sequence when the block is left, however it is left."""
     try:
         yield
     finally:
-        record(tokens, timeline)
+        record(tokens, timeline, locate)
 
 
-def record(tokens: TokenStream, timeline: Timeline) -> None:
+def record(tokens: TokenStream, timeline: Timeline, locate: LocateDeparture) -> None:
     """Write into `timeline` what is known of a sequence by now."""
     # All processes of a machine share the monotonic clock. Its distance from wall time is taken anew each time:
     # the wall clock is set now and then, and the other stamps of a request are wall time.
@@ -31,11 +33,14 @@ def record(tokens: TokenStream, timeline: Timeline) -> None:
     timeline.output_tokens = tokens.received_tokens
     timeline.cached_tokens = tokens.cached_tokens
     timeline.waited_behind = tokens.waited_behind
+    timeline.followed = tuple(tokens.followed)
     timeline.resumptions = resumptions(tokens, offset_ns)
     if tokens.ended is not None and tokens.resumptions:
         _record_last_part(tokens.ended.stamps, timeline, offset_ns)
     elif tokens.ended is not None:
         _record_stamps(tokens.ended.stamps, timeline, offset_ns)
+        if timeline.departure is None:
+            timeline.departure = locate(tokens.ended.stamps)
     elif tokens.admitted_at_ns is not None:
         timeline.finished_ns = time.time_ns()
 
@@ -51,6 +56,7 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.finished_ns = _wall(stamps.last_token_ns, offset_ns)
     timeline.cached_tokens = stamps.cached_tokens
     timeline.cache_miss_reason = stamps.cache_miss_reason
+    timeline.followed_ns = stamps.following_ns
     timeline.prefill_chunks = stamps.prefill_chunks
     timeline.output_tokens = stamps.output_tokens
     timeline.batch_width_sum = stamps.batch_width_sum

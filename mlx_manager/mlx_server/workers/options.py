@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_manager.mlx_server.workers.kept import PrefixDiskOptions
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -15,6 +17,7 @@ class EngineOptions:
     prefill_chunk_tokens: int = 512
     idle_prefill_chunk_tokens: int = 2048
     prefix_cache_bytes: int = 0
+    prefix_disk: PrefixDiskOptions | None = None
     token_gap_ms: float = 100.0
     kv_budget_bytes: int | None = None
     load_timeout_s: float = 600.0

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from mlx_manager.mlx_server.engine.messages import (
 )
 from mlx_manager.mlx_server.workers.blas import engine_environment
 from mlx_manager.mlx_server.workers.child import how_it_ended, kill, read_line
+from mlx_manager.mlx_server.workers.kept import kept_arguments
 from mlx_manager.mlx_server.workers.options import EngineOptions as EngineOptions
 from mlx_manager.mlx_server.workers.reports import Reports
 from mlx_manager.mlx_server.workers.resume import Request
@@ -186,6 +187,7 @@ class EngineProcess:
         priority: Priority = "normal",
         key_id: str | None = None,
         expected_tokens: int | None = None,
+        borders: Sequence[int] = (),
     ) -> TokenStream:
         """Submit a sequence for `owner`. Use the stream in `async with`.
 
@@ -207,6 +209,7 @@ class EngineProcess:
             priority,
             key_id,
             expected_tokens,
+            borders=list(borders),
         )
         stream = TokenStream(submit, self._abandon, wake_tokens, owner, ahead)
         self._send(submit)
@@ -311,7 +314,7 @@ class EngineProcess:
                 *("--idle-chunk", str(options.idle_prefill_chunk_tokens)),
                 *("--prefix-cache-bytes", str(options.prefix_cache_bytes)),
                 *("--token-gap-ms", str(options.token_gap_ms)),
-                *_kv_budget(options.kv_budget_bytes),
+                *kept_arguments(options.kv_budget_bytes, options.prefix_disk, self.model_id),
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C in the terminal is for this process; it decides when an engine ends.
                 start_new_session=True,
@@ -428,6 +431,7 @@ class EngineProcess:
             if stream := streams.get(sequence_id):
                 stream.feed(token_id, at_ns)
         self._dispatch_logprobs(step.logprobs)
+        self._dispatch_following(step.following)
         for ended in step.ended:
             if stream := streams.pop(ended.sequence_id, None):
                 stream.feed_end(ended)
@@ -448,6 +452,12 @@ class EngineProcess:
         self._readers_woken_s = asyncio.get_running_loop().time()
         for stream in self._streams.values():
             stream.wake_reader()
+
+    def _dispatch_following(self, following: list[int]) -> None:
+        for sequence_id, leader_id in zip(following[::2], following[1::2], strict=True):
+            stream, leader = self._streams.get(sequence_id), self._streams.get(leader_id)
+            if stream is not None and leader is not None:
+                stream.feed_following(leader.owner)
 
     def _dispatch_logprobs(self, logprobs: list[Logprobs]) -> None:
         for one in logprobs:
@@ -484,7 +494,3 @@ class EngineProcess:
         frames, self._unsent = self._unsent, []
         if self._transport is not None:
             self._transport.write(b"".join(frames))
-
-
-def _kv_budget(budget_bytes: int | None) -> tuple[str, ...]:
-    return () if budget_bytes is None else ("--kv-budget-bytes", str(budget_bytes))
