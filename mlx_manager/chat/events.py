@@ -115,6 +115,19 @@ class Finding:
     at_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """Where a prompt goes on differently from what is stored of others: at `token`, counted from 0, in `field`.
+
+    `text` is what it says there, `stored_text` what is stored, which is empty where that ends. Both are content.
+    """
+
+    token: int
+    field: str
+    text: str
+    stored_text: str
+
+
 @dataclass(slots=True)
 class Parsing:
     """Telling an answer's reasoning and calls from its text, first to last; `family` says by whose marks."""
@@ -147,7 +160,8 @@ class Timeline:
     the request is refused, or the stream ends early. Times are nanoseconds since the Unix epoch; None means that the
     phase wasn't reached. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the
     first. `queue_reason` says what a request that had to wait for its turn waited for, `overtaken` how many that came
-    later went first, and `kv_bytes` the memory that its keys and values were predicted to need.
+    later went first, and `kv_bytes` the memory that its keys and values were predicted to need. For `followed_ns` it
+    was in the queue because those of `followed` read what its prompt begins with, too.
 
     Of several `choices` the work is that of all; the times up to the first token are those of the first choice, and so
     are stalls and offsets. A request for embeddings has one, too, without tokens but with the `batches` that its inputs
@@ -170,12 +184,15 @@ class Timeline:
     queue_reason: Literal["places", "prompts", "memory"] | None = None
     overtaken: int = 0
     kv_bytes: int | None = None
+    followed: tuple[TraceContext, ...] = ()
+    followed_ns: int = 0
     admitted_ns: int | None = None
     first_token_ns: int | None = None
     finished_ns: int | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     cache_miss_reason: str | None = None
+    departure: Departure | None = None
     prefill_chunks: int = 0
     batches: int = 0
     output_tokens: int = 0

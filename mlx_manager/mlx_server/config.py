@@ -146,6 +146,18 @@ class Settings(BaseSettings):
         description="MiB per loaded model for keys and values of prompts and answers that were read before: a prompt "
         "that begins like one of them is not computed again. 0 switches it off.",
     )
+    prefix_disk_mib: int = Field(
+        0,
+        ge=0,
+        description="MiB per model for files of the prefix cache, with which conversations go on warm after a restart. "
+        "They hold what was said, readable by this user only. 0 switches it off.",
+    )
+    prefix_disk_daily_mib: int = Field(
+        16_384, ge=1, description="MiB per model that are written to those files in a day, by UTC."
+    )
+    prefix_disk_path: Path = Field(
+        HOME / "prefix-cache", description="Folder of those files; each model has one in it."
+    )
     load_timeout_s: float = Field(600.0, gt=0, description="Seconds that loading a model may take.")
     stall_timeout_s: float = Field(
         120.0,
@@ -336,7 +348,7 @@ class Settings(BaseSettings):
         names = (name.strip() for name in value.replace(os.pathsep, ",").split(","))
         return tuple(name for name in names if name)
 
-    @field_validator("hub_cache", "blas_library", "traces_path", mode="after")
+    @field_validator("hub_cache", "blas_library", "traces_path", "prefix_disk_path", mode="after")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value else None

@@ -35,6 +35,7 @@ from mlx_manager.mlx_server.responses.archive import ResponseArchive
 from mlx_manager.mlx_server.responses.background import BackgroundResponses
 from mlx_manager.mlx_server.time_limits.limits import TimeLimits
 from mlx_manager.mlx_server.workers.blas import find_openblas
+from mlx_manager.mlx_server.workers.options import PrefixDiskOptions
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
 from mlx_manager.mlx_server.workers.watch import EngineWatch
 from mlx_manager.observability.afterwards import Afterwards
@@ -164,6 +165,13 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
         max_waiting=settings.max_waiting,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         idle_prefill_chunk_tokens=settings.idle_prefill_chunk_tokens,
+        prefix_disk=PrefixDiskOptions(
+            settings.prefix_disk_path,
+            settings.prefix_disk_mib * 2**20,
+            settings.prefix_disk_daily_mib * 2**20,
+        )
+        if settings.prefix_disk_mib
+        else None,
         token_gap_ms=settings.token_gap_ms,
         kv_budget_bytes=settings.kv_budget_mib and settings.kv_budget_mib * 2**20,
         load_timeout_s=settings.load_timeout_s,

@@ -85,7 +85,11 @@ SERVER_PORT: Final = "server.port"
 SYSTEM_INSTRUCTIONS: Final = "gen_ai.system_instructions"
 INPUT_MESSAGES: Final = "gen_ai.input.messages"
 OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
-CONTENT: Final = frozenset({SYSTEM_INSTRUCTIONS, INPUT_MESSAGES, OUTPUT_MESSAGES})
+CACHE_MISS_TEXT: Final = "mlx.cache.miss_text"
+CACHE_STORED_TEXT: Final = "mlx.cache.stored_text"
+CONTENT: Final = frozenset(
+    {SYSTEM_INSTRUCTIONS, INPUT_MESSAGES, OUTPUT_MESSAGES, CACHE_MISS_TEXT, CACHE_STORED_TEXT}
+)
 
 # Ours: how the work went.
 BACKEND: Final = "mlx.backend"
@@ -106,6 +110,8 @@ MODEL_REVISION: Final = "mlx.model.revision"
 QUANTIZATION: Final = "mlx.quantization"
 LINK_REASON: Final = "mlx.link.reason"
 REASON_WAITED_BEHIND: Final = "waited_behind"
+REASON_SHARED_PREFIX: Final = "shared_prefix"
+QUEUE_SHARED_PREFIX_S: Final = "mlx.queue.shared_prefix_s"
 ENGINE_RESTARTS: Final = "mlx.engine.restarts"
 RESUMES: Final = "mlx.resumes"
 MODEL_SOURCE: Final = "mlx.model.source"
@@ -122,6 +128,8 @@ GRAMMAR_COMPILE_S: Final = "mlx.grammar.compile_s"
 CACHE_OUTCOME: Final = "mlx.cache.outcome"
 CACHE_MISS_REASON: Final = "mlx.cache.miss_reason"
 CACHE_MATCHED_TOKENS: Final = "mlx.cache.matched_tokens"
+CACHE_MISS_TOKEN: Final = "mlx.cache.miss_token"
+CACHE_MISS_FIELD: Final = "mlx.cache.miss_field"
 PREFILL_TOKENS: Final = "mlx.prefill.tokens"
 PREFILL_CHUNKS: Final = "mlx.prefill.chunks"
 DECODE_TOKENS: Final = "mlx.decode.tokens"
@@ -268,6 +276,12 @@ REQUESTS_ACTIVE: Final = Metric(
     "mlx.requests.active", "gauge", "{request}", "Requests that hold the model, wherever they are."
 )
 MEMORY: Final = Metric("mlx.memory.bytes", "gauge", "By", "Memory that the engine holds.")
+PREFIX_FILES: Final = Metric(
+    "mlx.prefix_cache.files", "counter", "{file}", "What became of the prefix cache's files."
+)
+PREFIX_FILES_SIZE: Final = Metric(
+    "mlx.prefix_cache.files.size", "gauge", "By", "Bytes of the prefix cache's files."
+)
 MEMORY_RESERVED: Final = Metric(
     "mlx.memory.reserved.bytes", "gauge", "By", "Memory that is set aside for the model."
 )
@@ -294,6 +308,8 @@ OBSERVED: Final = (
     BATCH_WIDTH,
     REQUESTS_ACTIVE,
     MEMORY,
+    PREFIX_FILES,
+    PREFIX_FILES_SIZE,
     MEMORY_RESERVED,
     MEMORY_BUDGET,
     CIRCUIT_OPEN,

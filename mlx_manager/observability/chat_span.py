@@ -353,6 +353,8 @@ def _prefilled(timeline: Timeline) -> Attributes:
         names.CACHE_MATCHED_TOKENS: timeline.cached_tokens,
         names.CACHE_OUTCOME: _cache_outcome(timeline),
         names.CACHE_MISS_REASON: timeline.cache_miss_reason,
+        names.CACHE_MISS_TOKEN: timeline.departure.token if timeline.departure else None,
+        names.CACHE_MISS_FIELD: timeline.departure.field if timeline.departure else None,
         names.PREFILL_CHUNKS: timeline.prefill_chunks,
     }
     return known(prefilled)

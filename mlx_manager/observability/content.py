@@ -20,6 +20,7 @@ from mlx_manager.chat.events import (
     ChatEvent,
     ChoiceFinished,
     Delta,
+    Departure,
     Finished,
     OfChoice,
     ReasoningDelta,
@@ -88,6 +89,7 @@ class ContentRecorder:
                         is_written = True
                         reasons.setdefault(0, event.reason)
                         span.set_attributes(self._answered(choices, reasons))
+                        span.set_attributes(self._departed(request.timeline.departure))
                     elif isinstance(event, OfChoice):
                         if isinstance(event.event, ChoiceFinished):
                             reasons[event.index] = event.event.reason
@@ -127,6 +129,17 @@ class ContentRecorder:
             answers.append(_message("assistant", parts) | {"finish_reason": reason})
         return {names.OUTPUT_MESSAGES: _json(answers)}
 
+    def _departed(self, departure: Departure | None) -> dict[str, AttributeValue]:
+        """Where the prompt left what is stored in the prefix cache, in words."""
+        if departure is None:
+            return {}
+        words = _Words(self._hash_key)
+        said = {
+            names.CACHE_MISS_TEXT: departure.text,
+            names.CACHE_STORED_TEXT: departure.stored_text,
+        }
+        return {name: words.shown(text) for name, text in said.items() if text}
+
 
 class _Words:
     """Makes parts of a message, as long as there is room for text."""
@@ -139,7 +152,7 @@ class _Words:
         if message.reasoning:
             yield self.reasoning(message.reasoning)
         if message.tool_call_id is not None:
-            response = self._shown(message.content)
+            response = self.shown(message.content)
             yield {"type": "tool_call_response", "id": message.tool_call_id, "response": response}
         elif message.content:
             yield self.text(message.content)
@@ -167,14 +180,14 @@ class _Words:
         return self._words("reasoning", text)
 
     def _words(self, kind: str, text: str) -> Part:
-        part: Part = {"type": kind, "content": self._shown(text)}
+        part: Part = {"type": kind, "content": self.shown(text)}
         return part if self._hash_key is None else part | {"length": len(text)}
 
     def _call(self, call_id: str, name: str, arguments: str) -> Part:
-        shown = self._shown(arguments)
+        shown = self.shown(arguments)
         return {"type": "tool_call", "id": call_id, "name": name, "arguments": shown}
 
-    def _shown(self, text: str) -> str:
+    def shown(self, text: str) -> str:
         if self._hash_key is not None:
             # Half a surrogate pair can be in JSON, and so in a prompt.
             encoded = text.encode("utf-8", "surrogatepass")

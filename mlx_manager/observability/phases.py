@@ -25,10 +25,10 @@ def phases_until_admitted(timeline: Timeline, ended_ns: int) -> Iterator[Finishe
     for phase in phase_span(
         names.SPAN_QUEUE, timeline.queued_ns, timeline.admitted_ns, ended_ns, _queued(timeline)
     ):
-        yield phase._replace(
-            links=tuple(map(_waited_behind, timeline.waited_behind)),
-            events=tuple(_grammar_ready(timeline)),
-        )
+        # What it waited for last comes first.
+        followed = [_link(other, names.REASON_SHARED_PREFIX) for other in timeline.followed[::-1]]
+        behind = [_link(other, names.REASON_WAITED_BEHIND) for other in timeline.waited_behind]
+        yield phase._replace(links=(*followed, *behind), events=tuple(_grammar_ready(timeline)))
 
 
 def resume_spans(timeline: Timeline, ended_ns: int, *, is_over: bool) -> Iterator[FinishedSpan]:
@@ -83,10 +83,10 @@ def seconds(start_ns: int, end_ns: int) -> float:
     return max(end_ns - start_ns, 0) / 1e9
 
 
-def _waited_behind(other: TraceContext) -> Link:
+def _link(other: TraceContext, reason: str) -> Link:
     flags = TraceFlags(other.flags)
     context = SpanContext(other.trace_id, other.span_id, is_remote=False, trace_flags=flags)
-    return Link(context, {names.LINK_REASON: names.REASON_WAITED_BEHIND})
+    return Link(context, {names.LINK_REASON: reason})
 
 
 def _grammar_ready(timeline: Timeline) -> Iterator[Event]:
@@ -113,6 +113,7 @@ def _queued(timeline: Timeline) -> Attributes:
         names.QUEUE_REASON: timeline.queue_reason,
         names.QUEUE_OVERTAKEN: timeline.overtaken or None,
         names.QUEUE_KV_BYTES: timeline.kv_bytes,
+        names.QUEUE_SHARED_PREFIX_S: timeline.followed_ns / 1e9 if timeline.followed_ns else None,
     }
     return known(queued)
 

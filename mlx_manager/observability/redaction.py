@@ -48,6 +48,8 @@ _CONTENT = frozenset(
         "gen_ai.tool.definitions",
         "gen_ai.tool.call.arguments",
         "gen_ai.tool.call.result",
+        "mlx.cache.miss_text",
+        "mlx.cache.stored_text",
     }
 )
 _DROPPED_PREFIXES = (

@@ -38,7 +38,8 @@ QUEUE_REASONS = {
 }
 MISS_REASONS = {
     "off": "the prefix cache is switched off",
-    "unsupported_model": "this model’s state can’t be used in parts",
+    "unsupported_model": "this model’s state can’t be brought back",
+    "no_snapshot": "no snapshot of this model’s state lies behind more of it",
     "nothing_stored": "nothing was stored yet",
     "prompt_logprobs": "log-probabilities of all of the prompt were asked for",
     "diverged": "no stored prompt begins like it",
@@ -70,6 +71,10 @@ def waited_in_queue(trace: Trace) -> Iterator[Finding]:
         took = duration_text(waited_s)
         others = [link.trace_id for link in span.links if link.trace_id != span.trace_id]
         behind = f" behind {_traces(others)}" if others else ""
+        if (shared_s := _number(span, names.QUEUE_SHARED_PREFIX_S)) and others:
+            # The first link is to the one that read it.
+            read = f"trace {others[0][:8]}… read what both prompts begin with"
+            behind = f", {duration_text(shared_s)} of it while {read}"
         wanted = _wanted(span) or ("" if others else " for a place in the batch")
         sentence = f"Waited {took} in the queue{behind}{wanted}{_overtaken(span)}."
         other = others[0] if others else None
@@ -102,7 +107,9 @@ def prompt_was_computed(trace: Trace) -> Iterator[Finding]:
             yield _finding("prefill", span, f"Reading the prompt took {took}.")
             continue
         whole = plural(round(computed + cached), "prompt token")
-        sentence = f"Prefill took {took}: {count_text(computed)} of {whole} computed, {_cached(span, cached)}."
+        chat = next((one for one in trace.spans if one.span_id == span.parent_span_id), span)
+        said = f"{_cached(span, cached)}{_left_with(chat)}"
+        sentence = f"Prefill took {took}: {count_text(computed)} of {whole} computed, {said}."
         yield _finding("prefill", span, sentence)
 
 
@@ -309,9 +316,24 @@ def _cached(span: SpanRecord, cached: float) -> str:
     reason = span.attributes.get(names.CACHE_MISS_REASON)
     if not isinstance(reason, str):
         return found
-    if reason == "diverged" and cached:
-        return f"{found}, where it leaves what is stored at token {count_text(cached + 1)}"
-    return f"{found} because {MISS_REASONS.get(reason, _as_words(reason))}"
+    at, place = _number(span, names.CACHE_MISS_TOKEN), span.attributes.get(names.CACHE_MISS_FIELD)
+    where = f"at token {count_text((cached if at is None else at) + 1)}"
+    if isinstance(place, str):
+        where = f"{where}, in {place}"
+    if reason == "diverged" and (cached or at):
+        return f"{found}, where it leaves what is stored {where}"
+    because = f"{found} because {MISS_REASONS.get(reason, _as_words(reason))}"
+    return f"{because}; it leaves what is stored {where}" if at else because
+
+
+def _left_with(chat: SpanRecord) -> str:
+    """What a prompt says where it leaves what is stored, if content is recorded."""
+    text = chat.attributes.get(names.CACHE_MISS_TEXT)
+    stored = chat.attributes.get(names.CACHE_STORED_TEXT)
+    if not isinstance(text, str):
+        return ""
+    instead = f" instead of “{stored}”" if isinstance(stored, str) else ""
+    return f", with “{text}”{instead}"
 
 
 def _pause_cause(span: SpanRecord, gap_s: float) -> str:

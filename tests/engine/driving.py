@@ -27,6 +27,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Step,
     Submit,
 )
+from mlx_manager.mlx_server.engine.prefix_disk import PrefixDisk
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
 
@@ -50,12 +51,14 @@ class Driver:
         prefix_cache_bytes: int = 0,
         token_gap_ns: int = ENDLESS_NS,
         kv_budget_bytes: int | None = None,
+        kv_shared_bytes: int | None = None,
+        prefix_disk: PrefixDisk | None = None,
     ) -> None:
         cost = None if kv_budget_bytes is None else measure_kv_cost(model)
         limits = Limits(max_batch, chunk, idle_chunk, token_gap_ns, cost, kv_budget_bytes)
         scheduler = Scheduler(limits)
         self.paused_ns = 0
-        runner = Runner(model, max_batch, prefix_cache_bytes)
+        runner = Runner(model, max_batch, prefix_cache_bytes, kv_shared_bytes, prefix_disk)
         self._compiled = threading.Event()
         grammars = None if vocabulary is None else GrammarCompiler(vocabulary, self._compiled.set)
         self.engine = Engine(runner, scheduler, BlasThreads(0), self._clock_ns, grammars)
@@ -65,6 +68,7 @@ class Driver:
         self.ended: dict[int, Ended] = {}
         self.admitted: list[int] = []
         self.waited: list[int] = []
+        self.following: list[tuple[int, int]] = []
         self._ids = itertools.count(1)
 
     def submit(
@@ -79,6 +83,7 @@ class Driver:
         key_id: str | None = None,
         made: Sequence[int] = (),
         scores_prompt: bool = False,
+        borders: Sequence[int] = (),
     ) -> int:
         """Hand a prompt in, with what another engine has made of its answer, and return the sequence's id."""
         sequence_id = next(self._ids)
@@ -93,6 +98,7 @@ class Driver:
             priority,
             key_id,
             scores_prompt=scores_prompt,
+            borders=list(borders),
         )
         self.engine.handle(msgspec.structs.replace(submit, made_token_ids=list(made)))
         return sequence_id
@@ -122,6 +128,7 @@ class Driver:
         for logprobs in step.prompt_logprobs:
             self.prompt_logprobs[logprobs.sequence_id].append(logprobs)
         self.admitted.extend(step.admitted)
+        self.following.extend(zip(step.following[::2], step.following[1::2], strict=True))
         self.waited.extend(step.waited)
         for ended in step.ended:
             assert ended.sequence_id not in self.ended, "ended twice"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
+from mlx_lm.models import falcon_h1, gemma3_text, mamba2, qwen3_next
+from mlx_lm.models.cache import KVCache
 from mlx_lm.models.qwen3 import Model, ModelArgs
 
 VOCABULARY = 256
@@ -41,6 +45,115 @@ def make_lively_model() -> Any:
     return model
 
 
+def make_sliding_model() -> Any:
+    """Return a model with windows of 48 tokens in three layers of four."""
+    arguments = gemma3_text.ModelArgs(
+        model_type="gemma3_text",
+        hidden_size=64,
+        num_hidden_layers=4,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=VOCABULARY,
+        query_pre_attn_scalar=16,
+        sliding_window=48,
+        sliding_window_pattern=4,
+    )
+    return _with_weights(gemma3_text.Model(arguments))
+
+
+def make_recurrent_model() -> Any:
+    """Return a state space model, which has no attention."""
+    arguments = mamba2.ModelArgs(
+        model_type="mamba2",
+        num_heads=8,
+        head_dim=16,
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        state_size=16,
+        num_hidden_layers=2,
+        layer_norm_epsilon=1e-5,
+        conv_kernel=4,
+        n_groups=1,
+        use_bias=False,
+        use_conv_bias=True,
+        tie_word_embeddings=False,
+        time_step_limit=(0.0, 100.0),
+        time_step_rank="auto",
+    )
+    return _with_weights(mamba2.Model(arguments))
+
+
+def make_hybrid_model() -> Any:
+    """Return a model whose layers are of linear attention, but for every second, which is of attention."""
+    arguments = qwen3_next.ModelArgs(
+        model_type="qwen3_next",
+        hidden_size=64,
+        num_hidden_layers=4,
+        intermediate_size=96,
+        num_attention_heads=4,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        linear_conv_kernel_dim=4,
+        num_experts=4,
+        num_experts_per_tok=2,
+        decoder_sparse_step=1,
+        shared_expert_intermediate_size=32,
+        mlp_only_layers=[0, 1, 2, 3],
+        moe_intermediate_size=32,
+        rms_norm_eps=1e-6,
+        vocab_size=VOCABULARY,
+        num_key_value_heads=2,
+        rope_theta=10_000.0,
+        partial_rotary_factor=0.5,
+        max_position_embeddings=4096,
+        head_dim=16,
+        full_attention_interval=2,
+    )
+    return _with_weights(qwen3_next.Model(arguments))
+
+
+def make_paired_model() -> Any:
+    """Return a model each of whose layers has attention and a state space, and so two caches."""
+    arguments = falcon_h1.ModelArgs(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        mamba_d_head=16,
+        mamba_d_ssm=64,
+        mamba_d_state=16,
+        mamba_n_heads=4,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=False,
+    )
+    return _with_weights(falcon_h1.Model(arguments))
+
+
+# Every kind of state that a layer can leave, by the models that have it.
+MODEL_KINDS: dict[str, Callable[[], Any]] = {
+    "plain": make_lively_model,
+    "sliding": make_sliding_model,
+    "recurrent": make_recurrent_model,
+    "hybrid": make_hybrid_model,
+    "paired": make_paired_model,
+}
+
+
+def _with_weights(model: Any) -> Any:
+    """Give a model large random weights, so that what it answers depends on more than the last token."""
+    mx.random.seed(5)
+    model.update(tree_map(lambda one: one + 0.2 * mx.random.normal(one.shape), model.parameters()))
+    mx.eval(model.parameters())
+    return model
+
+
 class WatchedModel:
     """A model that keeps the shape `(rows, tokens)` of every forward pass, and fails or is slow when it is told to.
 
@@ -60,6 +173,15 @@ class WatchedModel:
         if self.is_full:
             raise MemoryError("no room for another cache")
         return self._model.layers
+
+    def make_cache(self) -> Any:
+        """Return the model's own caches: those of attention where it says nothing of them."""
+        layers = self.layers
+        return (
+            self._model.make_cache()
+            if hasattr(self._model, "make_cache")
+            else [KVCache() for _ in layers]
+        )
 
     def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
         failure, self.failure = self.failure, None

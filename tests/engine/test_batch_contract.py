@@ -33,8 +33,8 @@ def insert(
     sampler: Callable[[mx.array], mx.array] = greedy,
     end_token_ids: tuple[int, ...] = (),
 ) -> int:
-    [uid] = batch.insert(
-        [prompt],
+    [uid] = batch.insert_segments(
+        [[prompt]],
         max_tokens=[max_tokens],
         samplers=[sampler],
         stop_sequences=[StopSequences([[token_id] for token_id in end_token_ids])],
@@ -48,8 +48,8 @@ def run(batch: Any, steps: int = 30) -> list[Any]:
     return [row for _ in range(steps) for row in batch.next()[1]]
 
 
-def test_insert_takes_the_arguments_that_the_runner_gives() -> None:
-    known = set(inspect.signature(BatchGenerator.insert).parameters)
+def test_insert_segments_takes_the_arguments_that_the_runner_gives() -> None:
+    known = set(inspect.signature(BatchGenerator.insert_segments).parameters)
     assert known >= INSERT_ARGUMENTS
 
 
@@ -152,6 +152,20 @@ def test_the_chunk_size_can_change_between_steps(model: WatchedModel) -> None:
     assert model.shapes == [(1, 10), (1, 40), (1, 5), (1, 45)]
 
 
+def test_a_prompt_is_read_up_to_the_end_of_each_segment_and_no_further(model: WatchedModel) -> None:
+    batch = generator(model)
+    [uid] = batch.insert_segments([[PROMPT[:7], PROMPT[7:20]]], max_tokens=[3])
+    ends = []
+    for _ in range(4):
+        for row in batch.next()[0]:
+            if row.end_of_segment and not row.end_of_prompt:
+                caches, tokens = batch.extract_cache([uid])[uid]
+                assert len(tokens) == caches[0].offset == row.progress[0]
+                ends.append(len(tokens))
+    # The last token of a prompt is a segment of its own.
+    assert ends == [7, 19]
+
+
 def test_rows_that_hold_one_sampler_are_sampled_in_one_call(model: WatchedModel) -> None:
     rows_per_call: list[int] = []
 
@@ -188,8 +202,8 @@ def test_a_row_s_processor_sees_its_logits_right_before_its_sampler(model: Watch
 
     batch = generator(model)
     insert(batch, PROMPT, 6)
-    batch.insert(
-        [PROMPT[:20]],
+    batch.insert_segments(
+        [[PROMPT[:20]]],
         max_tokens=[4],
         samplers=[sampler],
         logits_processors=[[processor]],
@@ -227,13 +241,13 @@ def test_the_installed_interface_is_accepted() -> None:
 
 
 class WithoutSamplers:
-    def insert(self, prompts: Any, max_tokens: Any, stop_sequences: Any) -> None: ...
+    def insert_segments(self, segments: Any, max_tokens: Any, stop_sequences: Any) -> None: ...
     def next(self) -> None: ...
     def remove(self, uids: Any) -> None: ...
 
 
 class WithoutRemove:
-    def insert(self, prompts: Any, max_tokens: Any, samplers: Any, stop_sequences: Any) -> None: ...
+    def insert_segments(self, segments: Any, max_tokens: Any, samplers: Any) -> None: ...
     def next(self) -> None: ...
 
 

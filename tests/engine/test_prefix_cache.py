@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_manager.mlx_server.engine.prefix_cache import BLOCK_TOKENS, Layers, PrefixCache
+from mlx_manager.mlx_server.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
+from mlx_manager.mlx_server.engine.row_state import Layers, RowState
 
 LOTS = 1 << 30
 TOKEN_BYTES = 2 * 2 * 3 * 4 * 2  # layers, heads, width, float32, keys and values
@@ -27,10 +28,14 @@ def layers_for(tokens: list[int]) -> Layers:
     return [(made(layer, 0), made(layer, 1)) for layer in range(2)]
 
 
+def row(tokens: list[int]) -> RowState:
+    return RowState(len(tokens), layers_for(tokens), [])
+
+
 def stored(*prompts: list[int], budget: int = LOTS) -> PrefixCache:
     cache = PrefixCache(budget)
     for prompt in prompts:
-        cache.store(prompt, layers_for(prompt))
+        cache.store(prompt, row(prompt))
     return cache
 
 
@@ -45,7 +50,7 @@ def check(cache: PrefixCache, asked: list[int], expected: int) -> None:
     assert match.tokens == expected
     assert (match.reason is None) == (expected == len(asked) - 1)
     wanted = layers_for(asked[:expected]) if expected else []
-    for (keys, values), (wanted_keys, wanted_values) in zip(match.layers, wanted, strict=True):
+    for (keys, values), (wanted_keys, wanted_values) in zip(match.row.layers, wanted, strict=True):
         assert mx.array_equal(keys, wanted_keys)
         assert mx.array_equal(values, wanted_values)
 
@@ -67,7 +72,7 @@ def test_an_exact_repeat_computes_its_last_token_only() -> None:
 def test_nothing_is_found_where_nothing_is_shared() -> None:
     assert PrefixCache(LOTS).match([1, 2, 3]).reason == "nothing_stored"
     match = stored([5, 6, 7]).match([1, 2, 3])
-    assert (match.tokens, match.layers, match.reason) == (0, [], "diverged")
+    assert (match.tokens, match.row.layers, match.reason) == (0, [], "diverged")
     assert stored([5, 6]).match([5]).tokens == 0
 
 
@@ -84,7 +89,7 @@ def test_a_prompt_that_goes_on_takes_the_place_of_its_beginning() -> None:
     cache = stored(*(turns[:length] for length in (10, 100, 255, 256, 300, 500)))
     assert cache.nbytes == 500 * TOKEN_BYTES
     check(cache, [*turns, 1], 500)
-    cache.store(turns[:40], layers_for(turns[:40]))
+    cache.store(turns[:40], row(turns[:40]))
     assert cache.nbytes == 500 * TOKEN_BYTES
 
 
@@ -92,7 +97,7 @@ def test_what_was_used_longest_ago_goes_first_and_never_before_what_goes_on_from
     first, second, third = (prompt(seed, 2 * BLOCK_TOKENS) for seed in (1, 2, 3))
     cache = stored(first, second, budget=4 * BLOCK_TOKENS * TOKEN_BYTES)
     cache.match(first)
-    cache.store(third, layers_for(third))
+    cache.store(third, row(third))
     assert cache.nbytes <= 4 * BLOCK_TOKENS * TOKEN_BYTES
     check(cache, [*first, 1], 2 * BLOCK_TOKENS)
     check(cache, [*third, 1], 2 * BLOCK_TOKENS)
@@ -111,7 +116,7 @@ def test_a_match_holds_on_to_what_is_dropped_meanwhile() -> None:
     match = cache.match([*old, 1])
     cache.clear()
     assert cache.nbytes == 0
-    assert mx.array_equal(match.layers[1][1], layers_for(old)[1][1])
+    assert mx.array_equal(match.row.layers[1][1], layers_for(old)[1][1])
 
 
 def test_many_random_prompts_are_found_as_a_plain_search_finds_them() -> None:
@@ -125,7 +130,7 @@ def test_many_random_prompts_are_found_as_a_plain_search_finds_them() -> None:
         asked = base + [chosen.randrange(4) for _ in range(chosen.randrange(1, 300))]
         expected = max((shared(asked[:-1], other) for other in kept), default=0)
         check(cache, asked, expected)
-        cache.store(asked, layers_for(asked))
+        cache.store(asked, row(asked))
         kept.append(asked)
 
 

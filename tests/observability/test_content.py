@@ -20,6 +20,7 @@ from mlx_manager.chat.events import (
     ChatEvent,
     ChoiceFinished,
     Delta,
+    Departure,
     Finished,
     OfChoice,
     ReasoningDelta,
@@ -101,6 +102,23 @@ async def test_nothing_is_recorded_unless_asked_for() -> None:
     backend = Says()
     assert recording_content(backend, "off") is backend
     assert not set(CONTENT) & set(await Recorded("off").of(Message("user", "Hello")))
+
+
+@pytest.mark.parametrize("capture", ["off", "hashed", "on"])
+async def test_where_a_prompt_leaves_what_is_stored_is_content(capture: Capture) -> None:
+    recorded = Recorded(capture)
+    asked = conversation(Message("user", "Hello"))
+    asked.timeline.departure = Departure(7, "messages[0].content", "Hello", "Goodbye")
+    await collect(recorded.backend.stream(asked))
+    names = ("mlx.cache.miss_text", "mlx.cache.stored_text")
+    found = [recorded.attributes.get(name) for name in names]
+    if capture == "off":
+        assert found == [None, None]
+    elif capture == "on":
+        assert found == ["Hello", "Goodbye"]
+    else:
+        assert all(str(one).startswith("hmac-sha256:") for one in found)
+        assert found[0] != found[1]
 
 
 async def test_a_conversation_is_recorded_in_the_shape_of_the_conventions() -> None:

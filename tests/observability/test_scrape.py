@@ -34,12 +34,15 @@ CUMULATIVE = ("_total", "_bucket", "_count", "_sum")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Started]:
     """The manager with metrics, with room for two requests at a time; its model is in memory."""
+    folder = tmp_path_factory.mktemp("metrics")
     with started(
-        tmp_path_factory.mktemp("metrics"),
+        folder,
         *("serve", "--model-dir", str(model_dir), "--model", TINY),
         MLX_SERVER_METRICS="true",
         MLX_SERVER_METRICS_KEY=KEY,
         MLX_SERVER_MAX_BATCH="2",
+        MLX_SERVER_PREFIX_DISK_MIB="16",
+        MLX_SERVER_PREFIX_DISK_PATH=str(folder / "prefixes"),
     ) as server:
         yield server
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from opentelemetry.sdk.trace import ReadableSpan
 
+from mlx_manager.mlx_server.app import create_app
 from tests.server.test_tools import MODEL, ask
-from tests.support.running import RunningServer
+from tests.support.running import RunningServer, running, settings_for
 from tests.support.spans import Spans
 
 SYSTEM = {"role": "system", "content": "You are the assistant of one long test. " * 12}
@@ -82,3 +85,76 @@ async def test_every_api_tells_of_it_in_its_own_words(
         )
     assert message.usage.cache_read_input_tokens == usage.prompt_tokens - 1
     assert message.usage.input_tokens == 1
+
+
+async def test_where_a_prompt_leaves_what_is_stored_is_told(
+    openai: AsyncOpenAI, spans: Spans
+) -> None:
+    head = "Everything up to here is the same, and from here on it is not:"
+    for ending in ("first", "second"):
+        asked = conversation("A question", "An answer", f"{head} the {ending} way to go on")
+        response = await ask(openai, *asked, max_tokens=5)
+    chat, *phases = await spans.of_answer(response.id)
+    prefill = attributes_of("prefill", phases)
+    assert prefill["mlx.cache.miss_field"] == "messages[3].content"
+    assert prefill["mlx.cache.miss_token"] == cached(response)
+    assert not any("text" in name for name in [*prefill, *(chat.attributes or {})])
+
+
+async def test_where_tools_or_instructions_differ_they_are_named(
+    openai: AsyncOpenAI, spans: Spans
+) -> None:
+    def tool(description: str) -> dict[str, Any]:
+        function = {"name": "look_up_a_word", "description": description * 4}
+        return {"type": "function", "function": {**function, "parameters": {"type": "object"}}}
+
+    found = []
+    for system, description in (
+        ("Be brief in what you say. " * 5, "Finds a word. "),
+        ("Be brief in what you say. " * 5, "Looks for one. "),
+        ("Be brief in what you say. " * 4 + "Or not.", "Looks for one. "),
+    ):
+        response = await ask(
+            openai,
+            {"role": "system", "content": system},
+            {"role": "user", "content": "Hello"},
+            max_tokens=5,
+            tools=[tool(description)],
+            tool_choice="auto",
+        )
+        prefill = attributes_of("prefill", await spans.of_answer(response.id))
+        found.append(prefill["mlx.cache.miss_field"])
+    assert found[1:] == ["tools", "system"]
+
+
+async def test_requests_that_come_together_are_read_once(openai: AsyncOpenAI, spans: Spans) -> None:
+    asked = conversation("Told by several at once. " * 40)
+    responses = await asyncio.gather(*(ask(openai, *asked, max_tokens=5) for _ in range(3)))
+    assert len({response.choices[0].message.content for response in responses}) == 1
+    by_cached = sorted(responses, key=cached)
+    chats = [await spans.of_answer(response.id) for response in by_cached]
+    first = chats[0][0].get_span_context()
+    assert first is not None
+    assert cached(by_cached[0]) < by_cached[0].usage.prompt_tokens - 256
+    for response, (_, *phases) in zip(by_cached[1:], chats[1:], strict=True):
+        assert cached(response) == response.usage.prompt_tokens - 1
+        [queue] = [phase for phase in phases if phase.name == "queue"]
+        assert queue.links[0].context.span_id == first.span_id
+        assert dict(queue.links[0].attributes or {}) == {"mlx.link.reason": "shared_prefix"}
+        waited_s = (queue.attributes or {})["mlx.queue.shared_prefix_s"]
+        assert isinstance(waited_s, float)
+        assert waited_s > 0
+
+
+async def test_a_conversation_goes_on_warm_after_a_restart(tmp_path: Path, model_dir: Path) -> None:
+    settings = settings_for(tmp_path, model_dir).model_copy(
+        update={"prefix_disk_mib": 64, "prefix_disk_path": tmp_path / "prefixes"}
+    )
+    asked, found = conversation("Told before the restart. " * 40), []
+    for _ in range(2):
+        with running(create_app(settings)) as server:
+            async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+                found.append(await ask(client, *asked, max_tokens=5))
+    assert cached(found[0]) == 0
+    assert cached(found[1]) == found[1].usage.prompt_tokens - 1
+    assert found[1].choices[0].message.content == found[0].choices[0].message.content

@@ -86,7 +86,7 @@ def test_the_trace_that_was_waited_for_is_named() -> None:
         ("nothing_stored", 0, "none cached because nothing was stored yet"),
         ("diverged", 0, "none cached because no stored prompt begins like it"),
         ("diverged", 96, "96 from the prefix cache, where it leaves what is stored at token 97"),
-        ("unsupported_model", 0, "none cached because this model’s state can’t be used in parts"),
+        ("unsupported_model", 0, "none cached because this model’s state can’t be brought back"),
         ("off", 0, "none cached because the prefix cache is switched off"),
     ],
 )
@@ -101,6 +101,51 @@ def test_why_a_prompt_was_computed_is_told(reason: str, cached: int, said: str) 
     )
     found = only(rules.prompt_was_computed, chat_trace(prefill))
     assert found.sentence.endswith(f"computed, {said}.")
+
+
+@pytest.mark.parametrize(
+    ("reason", "cached", "said"),
+    [
+        (
+            "diverged",
+            96,
+            "96 from the prefix cache, where it leaves what is stored at token 120, in tools",
+        ),
+        (
+            "no_snapshot",
+            96,
+            "96 from the prefix cache because no snapshot of this model’s state lies behind more of it; it leaves "
+            "what is stored at token 120, in tools",
+        ),
+    ],
+)
+@pytest.mark.parametrize("content", [True, False])
+def test_where_a_prompt_leaves_what_is_stored_is_told(
+    reason: str, cached: int, said: str, *, content: bool
+) -> None:
+    prefill = span(
+        "prefill",
+        10,
+        500,
+        mlx__prefill__tokens=400,
+        mlx__cache__matched_tokens=cached,
+        mlx__cache__miss_reason=reason,
+        mlx__cache__miss_token=119,
+        mlx__cache__miss_field="tools",
+    )
+    texts = {"mlx.cache.miss_text": "Tuesday", "mlx.cache.stored_text": "Monday"}
+    found = only(rules.prompt_was_computed, chat_trace(prefill, chat=texts if content else {}))
+    in_words = ", with “Tuesday” instead of “Monday”" if content else ""
+    assert found.sentence.endswith(f"computed, {said}{in_words}.")
+
+
+def test_the_trace_that_read_what_prompts_share_is_named() -> None:
+    links = (SpanLink(OTHER, "c" * 16), SpanLink("d" * 32, "e" * 16))
+    queue = span("queue", 5, 305, links=links, mlx__queue__shared_prefix_s=0.2)
+    found = only(rules.waited_in_queue, chat_trace(queue))
+    read = "200 ms of it while trace bbbbbbbb… read what both prompts begin with"
+    assert found.sentence == f"Waited 300 ms in the queue, {read}."
+    assert found.trace_id == OTHER
 
 
 def test_a_queue_without_links_names_nobody() -> None:

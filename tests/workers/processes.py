@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.engine.messages import SamplingParameters, Submit
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
 from mlx_manager.mlx_server.workers.stream import TokenStream
 from tests.support.running import eventually
@@ -40,7 +40,7 @@ def ask(
     sampling: SamplingParameters | None = None,
 ) -> TokenStream:
     """Submit a prompt whose answer ends with `max_tokens` and not before."""
-    return engine.generate(prompt, max_tokens, [], sampling or SamplingParameters())
+    return engine.generate(Submit(0, prompt, max_tokens, [], sampling or SamplingParameters()))
 
 
 async def read(stream: TokenStream) -> list[int]:

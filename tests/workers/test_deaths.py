@@ -179,12 +179,12 @@ async def test_whatever_a_process_prints_does_not_block_it(
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from mlx_manager.mlx_server.engine.messages import SamplingParameters
+from mlx_manager.mlx_server.engine.messages import SamplingParameters, Submit
 from mlx_manager.mlx_server.workers.process import EngineOptions, EngineProcess
 
 async def main():
     engine = await EngineProcess.start("test/model", Path(sys.argv[1]), EngineOptions())
-    stream = engine.generate([1, 2, 3], 1_000_000, [], SamplingParameters())
+    stream = engine.generate(Submit(0, [1, 2, 3], 1_000_000, [], SamplingParameters()))
     await stream.admitted()
     print(engine.pid, flush=True)
     await asyncio.sleep(600)

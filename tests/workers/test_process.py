@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from mlx_manager.chat.events import TraceContext
 from mlx_manager.errors import GenerationFailed, Overloaded
-from mlx_manager.mlx_server.engine.messages import Loading, SamplingParameters
+from mlx_manager.mlx_server.engine.messages import Loading, SamplingParameters, Submit
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import READERS_WAKE_S, EngineProcess
 from tests.support.running import eventually
@@ -214,14 +214,14 @@ def owner(number: int) -> TraceContext:
 async def test_a_sequence_knows_the_first_eight_that_it_waited_behind(model_dir: Path) -> None:
     async with started(model_dir / "test" / "tiny", max_batch=1, max_waiting=20) as engine:
         streams = [
-            engine.generate(PROMPT, 2, [], SamplingParameters(), owner=owner(number))
+            engine.generate(Submit(0, PROMPT, 2, [], SamplingParameters()), owner=owner(number))
             for number in range(12)
         ]
         for stream in streams:
             await read(stream)
         behind = [[one.trace_id for one in stream.waited_behind] for stream in streams]
         assert behind == [list(range(min(number, 8))) for number in range(12)]
-        late = engine.generate(PROMPT, 2, [], SamplingParameters(), owner=owner(99))
+        late = engine.generate(Submit(0, PROMPT, 2, [], SamplingParameters()), owner=owner(99))
         await read(late)
         assert late.waited_behind == ()
 

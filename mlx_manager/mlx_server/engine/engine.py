@@ -24,8 +24,10 @@ from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
 from mlx_manager.mlx_server.engine.runner import GIVEN_UP, Runner, RunnerOutput, TokenOutput
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.engine.sequence import Sequence
+from mlx_manager.mlx_server.engine.single_flight import Following
 from mlx_manager.mlx_server.engine.step_clock import StepClock
 
+CLOSE_S = 1.0
 GRAMMAR_TOO_COMPLEX = "GrammarTooComplex"
 
 
@@ -49,6 +51,7 @@ class Engine:
         self._ended: list[Ended] = []
         # Sequences whose prompt another one is reading, by that one's id.
         self._siblings: dict[int, list[Sequence]] = {}
+        self._following = Following()
         self._step_clock = StepClock()
         self._last_began_ns = 0
         self._newest_id = 0
@@ -77,7 +80,12 @@ class Engine:
         """Advance everything by one step and say what happened."""
         began_ns = self._clock_ns()
         self._take_compiled(began_ns)
-        admitted = [one for one in self._scheduler.admit(began_ns) if self._start(one)]
+        following = list[int]()
+        admitted = [
+            sequence
+            for sequence in [*self._released(), *self._scheduler.admit(began_ns)]
+            if not self._follow(sequence, following) and self._start(sequence)
+        ]
         waited = [one.id for one in admitted if self._has_waited(one)]
         self._last_began_ns = began_ns
         chunk_tokens = self._scheduler.chunk_tokens()
@@ -96,7 +104,7 @@ class Engine:
         known = [one for one in admitted if one.stamps.cached_tokens]
         cached = [n for one in known for n in (one.id, one.stamps.cached_tokens)]
         scores = output.scored.logprobs
-        return Step(now_ns, pairs, ids, ended, waited, output.logprobs, cached, scores)
+        return Step(now_ns, pairs, ids, ended, waited, output.logprobs, cached, scores, following)
 
     @property
     def _waiting(self) -> int:
@@ -122,10 +130,12 @@ class Engine:
             sequence_ids=[*self._compiling, *self._unread_ids, *self._scheduler.sequence_ids],
             row_ids=self._runner.row_ids,
             newest_id=self._newest_id,
+            prefix_files=memory.prefix_files,
         )
 
     def close(self) -> None:
-        """Compile nothing more."""
+        """Compile nothing more, and have written what waits to be, in a second."""
+        self._runner.close(CLOSE_S)
         if self._grammars is not None:
             self._grammars.close()
 
@@ -170,6 +180,62 @@ class Engine:
             else:
                 self._scheduler.add(sibling)
 
+    def _follow(self, sequence: Sequence, following: list[int]) -> bool:
+        """Have a sequence wait for one that reads what both begin with, if there is one worth it, and note both."""
+        if sequence.shared is not None or sequence.submit.scores_prompt:
+            return False
+        prefills = [one for one in self._scheduler.running.values() if self._is_read(one)]
+        if not prefills:
+            return False
+        stored_tokens = self._runner.stored_tokens(sequence.submit.known_token_ids)
+        leader = self._following.follow(
+            sequence, prefills, stored_tokens, self._runner.usable_tokens
+        )
+        if leader is None:
+            return False
+        sequence.is_following = True
+        sequence.stamps.following_ns -= self._clock_ns()
+        following.extend((sequence.id, leader.id))
+        return True
+
+    def _is_read(self, sequence: Sequence) -> bool:
+        """Whether the runner reads its prompt, and keeps it for others."""
+        return (
+            sequence.stamps.admitted_ns is not None
+            and not sequence.is_decoding
+            and not sequence.is_following
+            and not sequence.submit.scores_prompt
+        )
+
+    def _released(self) -> list[Sequence]:
+        """Return those that need no longer wait, with what they waited for in the prefix cache."""
+        released = list[Sequence]()
+        for sequence, leader, tokens in self._following.wanted():
+            is_here = leader.id in self._scheduler.running
+            if is_here and self._runner.read_tokens(leader.id) < tokens:
+                continue
+            if is_here and self._runner.stored_tokens(sequence.submit.known_token_ids) < tokens:
+                self._store(leader)
+            self._following.release(sequence.id)
+            sequence.is_following = False
+            sequence.stamps.following_ns += self._clock_ns()
+            released.append(sequence)
+        return released
+
+    def _read(self, sequence: Sequence, chunk_tokens: int) -> int:
+        """Record how far its prompt is read, and return by how many tokens: a snapshot may end a chunk."""
+        if not sequence.submit.scores_prompt:
+            read_tokens = self._runner.read_tokens(sequence.id)
+            unread_tokens = len(sequence.submit.known_token_ids) - 1 - read_tokens
+            chunk_tokens = sequence.unread_tokens - unread_tokens
+        return sequence.read(chunk_tokens)
+
+    def _store(self, sequence: Sequence) -> None:
+        try:
+            self._runner.store(sequence.id)
+        except Exception as error:  # noqa: BLE001 - who waited for it reads the prompt itself
+            traceback.print_exception(error)
+
     def _start(self, sequence: Sequence) -> bool:
         sequence.stamps.admitted_ns = self._clock_ns()
         read, sequence.shared = sequence.shared, None
@@ -184,6 +250,8 @@ class Engine:
             return False
         sequence.found(match.tokens)
         sequence.stamps.cache_miss_reason = match.reason
+        sequence.stamps.shared_tokens = match.shared_tokens
+        sequence.stamps.ahead_token_ids = list(match.ahead)
         return True
 
     def _has_waited(self, sequence: Sequence) -> bool:
@@ -196,7 +264,9 @@ class Engine:
     def _measure(self, step_ns: int, chunk_tokens: int, output: RunnerOutput) -> None:
         """Write down what a step has read, and how long it took."""
         self._step_clock.add(step_ns)
-        chunks = [self._scheduler.running[one].read(chunk_tokens) for one in output.prefilled]
+        chunks = [
+            self._read(self._scheduler.running[one], chunk_tokens) for one in output.prefilled
+        ]
         # Shorter chunks are padded to the longest one.
         computed_tokens = len(chunks) * max(chunks, default=0)
         self._scheduler.note(step_ns, computed_tokens, len(output.tokens))
@@ -209,6 +279,9 @@ class Engine:
         sequence = self._scheduler.remove(sequence_id) or self._remove_sibling(sequence_id)
         if sequence is None:
             return
+        self._following.forget(sequence_id)
+        if sequence.is_following:
+            sequence.stamps.following_ns += self._clock_ns()
         self._end(sequence, "cancelled")
         try:
             self._runner.remove(sequence_id)
@@ -235,7 +308,8 @@ class Engine:
         """Fail every row: the batch's tensors may be half updated. The queue and the engine are not lost."""
         traceback.print_exception(error)
         for sequence in list(self._scheduler.running.values()):
-            self._fail(sequence, error)
+            if not sequence.is_following:
+                self._fail(sequence, error)
         self._runner.reset()
 
     def _settle(self, token: TokenOutput, now_ns: int, output: RunnerOutput) -> None:

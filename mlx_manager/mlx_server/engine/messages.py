@@ -83,7 +83,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     the same prompt, which is read once for all of them. When `thought_budget` is used up, the token that ends the
     thoughts is the next. With `scores_prompt` the prompt's tokens come with their log-probabilities, too, and all of it
     is computed. `made_token_ids` are the first of those `max_tokens`, made by a process that has ended: the answer goes
-    on behind them as if it had never stopped; such a sequence has no siblings and no prompt to score.
+    on behind them as if it had never stopped; such a sequence has no siblings and no prompt to score. `borders` counts
+    the tokens up to the end of each message that the prompt is made of.
     """
 
     sequence_id: int
@@ -100,11 +101,17 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     thought_budget: ThoughtBudget | None = None
     scores_prompt: bool = False
     made_token_ids: list[int] = []
+    borders: list[int] = []
 
     @property
     def known_token_ids(self) -> list[int]:
         """All that is there before the next token: the prompt, and what was made of the answer."""
         return [*self.token_ids, *self.made_token_ids] if self.made_token_ids else self.token_ids
+
+    @property
+    def answer_tokens(self) -> int:
+        """How long the answer is expected to get."""
+        return self.max_tokens if self.expected_tokens is None else self.expected_tokens
 
     @property
     def newest_id(self) -> int:
@@ -200,10 +207,11 @@ class Stamps(msgspec.Struct, array_like=True):
     """The engine's record of one sequence; None where it wasn't reached.
 
     `cached_tokens` of the prompt came from the prefix cache, and `cache_miss_reason` says why not all but the last
-    did. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the first. Of one that
-    had to wait, `queue_reason` says for what, and `overtaken` how many that came later went first. `kv_bytes` is what
-    its row was predicted to need. One with a constraint could join from `grammar_ready_ns` on; compiling
-    took `grammar_compile_ns`, 0 when it was known.
+    did: it has `shared_tokens` in common with what is stored, which goes on with `ahead_token_ids` there. For
+    `following_ns` it waited for another sequence to read what both begin with. `token_offsets_us` says when every
+    `token_stride`th token came, in microseconds after the first. Of one that had to wait, `queue_reason` says for
+    what, and `overtaken` how many that came later went first. `kv_bytes` is what its row was predicted to need. One
+    with a constraint could join from `grammar_ready_ns` on; compiling took `grammar_compile_ns`, 0 when it was known.
     """
 
     received_ns: int
@@ -226,6 +234,9 @@ class Stamps(msgspec.Struct, array_like=True):
     kv_bytes: int | None = None
     grammar_ready_ns: int | None = None
     grammar_compile_ns: int = 0
+    shared_tokens: int = 0
+    ahead_token_ids: list[int] = []
+    following_ns: int = 0
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):
@@ -261,7 +272,8 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     `admitted` that had been left in the queue by a step before are in `waited`. `logprobs` has one entry for each token
     of a sequence that asked for them. `cached` alternates the id of one that was admitted and how many tokens of its
     prompt came from the prefix cache, for those that had some there. `prompt_logprobs` are those of prompts
-    that were scored in this step, token by token; there is none of a prompt's first.
+    that were scored in this step, token by token; there is none of a prompt's first. `following` alternates the id of
+    one that waits from now on and of the one that reads what both begin with.
     """
 
     at_ns: int
@@ -272,6 +284,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag=True):
     logprobs: list[Logprobs] = []
     cached: list[int] = []
     prompt_logprobs: list[Logprobs] = []
+    following: list[int] = []
 
 
 class Vectors(msgspec.Struct, frozen=True, array_like=True):
@@ -330,6 +343,21 @@ class StepTimes(msgspec.Struct, frozen=True, array_like=True):
     total_ns: int
 
 
+class PrefixFiles(msgspec.Struct, frozen=True, array_like=True):
+    """The prefix cache's files: how many bytes there are, and what became of files since the engine began.
+
+    `corrupt` ones, and those of another model, were removed; `failed` ones could not be written; `skipped` ones were
+    over the limit of a day, or came faster than the disk takes them.
+    """
+
+    nbytes: int = 0
+    written: int = 0
+    read: int = 0
+    corrupt: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
 class Vitals(msgspec.Struct, frozen=True, array_like=True):
     """How the engine is. `steps` are those since the last report; empty groups are left out.
 
@@ -348,6 +376,7 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     sequence_ids: list[int] = []
     row_ids: list[int] = []
     newest_id: int = 0
+    prefix_files: PrefixFiles | None = None
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -6,21 +6,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import accumulate, pairwise
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_manager.mlx_server.engine.constraint import ConstrainedSampler
 from mlx_manager.mlx_server.engine.grammar import Matcher
 from mlx_manager.mlx_server.engine.logprobs import most_likely
-from mlx_manager.mlx_server.engine.messages import Constraint, Logprobs, Submit, ThoughtBudget
-from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, layers_of
+from mlx_manager.mlx_server.engine.messages import (
+    Constraint,
+    Logprobs,
+    PrefixFiles,
+    Submit,
+    ThoughtBudget,
+)
+from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, no_match
+from mlx_manager.mlx_server.engine.prefix_disk import PrefixDisk
 from mlx_manager.mlx_server.engine.prompt_score import PromptScore
 from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
+from mlx_manager.mlx_server.engine.row_state import RowState, caches_for, kinds_of, state_of
 from mlx_manager.mlx_server.engine.sampling import (
     LogitsProcessor,
     Sampler,
@@ -31,13 +40,16 @@ from mlx_manager.mlx_server.engine.sampling import (
 from mlx_manager.mlx_server.engine.thoughts import BudgetedSampler
 
 LEAST_REUSED_TOKENS = 16
-USED_NAMES = ("insert", "next", "remove", "extract_cache", "prompt_cache_nbytes")
+# A prompt is read in no shorter pieces than this for a snapshot between them, and for no more snapshots than this.
+LEAST_SEGMENT_TOKENS = 64
+MOST_SNAPSHOTS = 8
+USED_NAMES = ("insert_segments", "next", "remove", "extract_cache", "prompt_cache_nbytes")
 # The end of an answer whose grammar was too complex to go on with.
 GIVEN_UP = "given_up"
 Drawing = tuple[Sampler, Matcher | None]
 INSERT_ARGUMENTS = frozenset(
     {
-        *("prompts", "max_tokens", "caches", "all_tokens"),
+        *("segments", "max_tokens", "caches", "all_tokens"),
         *("samplers", "logits_processors", "stop_sequences"),
     }
 )
@@ -91,6 +103,7 @@ class Memory:
     active_bytes: int
     pooled_bytes: int
     prefix_cache_bytes: int
+    prefix_files: PrefixFiles | None = None
 
 
 class Runner:
@@ -101,12 +114,19 @@ class Runner:
         model: Any,
         max_batch: int,
         prefix_cache_bytes: int = 0,
+        kv_budget_bytes: int | None = None,
+        prefix_disk: PrefixDisk | None = None,
     ) -> None:
         check_batch_api(BatchGenerator)
         self._model = model
-        self._is_cacheable = all(type(one) is KVCache for one in make_prompt_cache(model))
-        self._prefix_cache_bytes = prefix_cache_bytes if self._is_cacheable else 0
-        self._prefixes = PrefixCache(self._prefix_cache_bytes)
+        self._kinds = kinds_of(model)
+        self._prefix_cache_bytes = prefix_cache_bytes if self._kinds.is_supported else 0
+        self._prefixes = PrefixCache(
+            self._prefix_cache_bytes,
+            needs_states=self._kinds.needs_states,
+            disk=prefix_disk if self._prefix_cache_bytes else None,
+        )
+        self._kv_budget_bytes = kv_budget_bytes
         self._max_batch = max_batch
         self._stop_sequences: dict[tuple[int, ...], StopSequences] = {}
         self.reset()
@@ -115,6 +135,9 @@ class Runner:
         """Drop every row and start with an empty batch."""
         self._uid_of: dict[int, int] = {}
         self._sequence_of: dict[int, int] = {}
+        # How far each row has read its prompt, and the places behind which its state can be gone on from.
+        self._read_tokens: dict[int, int] = {}
+        self._places: dict[int, list[int]] = {}
         self._top_logprobs: dict[int, int] = {}
         self._matchers: dict[int, Matcher] = {}
         self._shared: set[int] = set()
@@ -136,13 +159,13 @@ class Runner:
         if submit.scores_prompt:
             score = PromptScore(self._model, submit, make_prompt_cache(self._model))
             self._scores[submit.sequence_id] = score, drawing
-            return Match(0, [], "prompt_logprobs")
-        match = (
-            self._match(submit.known_token_ids) if read is None else Match(read.tokens, [], None)
-        )
-        caches = _caches(match) if read is None else read.caches()
-        caches = caches or make_prompt_cache(self._model)
-        uid = self._join(submit, match.tokens, caches, drawing)
+            return no_match("prompt_logprobs")
+        if read is not None:
+            self._join(submit, [submit.known_token_ids[read.tokens :]], read.caches(), drawing)
+            return Match(RowState(read.tokens, [], []), None)
+        match = self._match(submit.known_token_ids)
+        caches = caches_for(self._model, match.row)
+        uid = self._join(submit, self._segments(submit, match), caches, drawing)
         if submit.siblings:
             self._share(uid, len(submit.token_ids) - 1, match)
         return match
@@ -159,13 +182,16 @@ class Runner:
         )
         return sampler, matcher
 
-    def _join(self, submit: Submit, read_tokens: int, caches: list[Any], drawing: Drawing) -> int:
-        """Have mlx-lm go on behind the tokens that `caches` hold, and return its name for the row."""
+    def _join(
+        self, submit: Submit, segments: list[list[int]], caches: list[Any], drawing: Drawing
+    ) -> int:
+        """Have mlx-lm read `segments` behind what `caches` hold of a prompt, and return its name for the row."""
         sampler, matcher = drawing
         token_ids = submit.known_token_ids
+        read_tokens = len(token_ids) - sum(map(len, segments))
         uid: int
-        [uid] = self._generator.insert(
-            [token_ids[read_tokens:]],
+        [uid] = self._generator.insert_segments(
+            [segments],
             max_tokens=[submit.max_tokens - len(submit.made_token_ids)],
             caches=[caches],
             all_tokens=[token_ids[:read_tokens]],
@@ -175,6 +201,10 @@ class Runner:
         )
         self._uid_of[submit.sequence_id] = uid
         self._sequence_of[uid] = submit.sequence_id
+        self._read_tokens[submit.sequence_id] = read_tokens
+        # The last token is read with the first step of decoding, the one before it is the last place.
+        ends = accumulate(map(len, segments), initial=read_tokens)
+        self._places[submit.sequence_id] = [min(end, len(token_ids) - 1) for end in ends]
         if submit.top_logprobs is not None:
             self._top_logprobs[uid] = submit.top_logprobs
         if matcher is not None:
@@ -204,6 +234,8 @@ class Runner:
         prompts, rows = self._generator.next()
         chunks = [row for row in prompts if not row.end_of_prompt] if chunk_tokens else []
         prefilled = [self._sequence_of[row.uid] for row in chunks]
+        if prompts:
+            self._note_progress(prompts)
         tokens = [
             TokenOutput(self._sequence_of[row.uid], row.token, self._end_of(row)) for row in rows
         ]
@@ -223,13 +255,40 @@ class Runner:
         """The sequences that have a place in the batch."""
         return list(self._uid_of)
 
+    def close(self, timeout_s: float) -> None:
+        """Have the files of the prefix cache written that wait to be, as long as there is time."""
+        self._prefixes.close(timeout_s)
+
+    def stored_tokens(self, token_ids: list[int]) -> int:
+        """Return how many of a prompt's tokens need not be computed."""
+        return self._prefixes.shared(token_ids)
+
+    def read_tokens(self, sequence_id: int) -> int:
+        """Return how many tokens of its prompt a row has read."""
+        return self._read_tokens[sequence_id]
+
+    def usable_tokens(self, sequence_id: int, tokens: int) -> int:
+        """Return how many of the first `tokens` of a row's prompt others can go on from once it has read them."""
+        if not self._prefix_cache_bytes:
+            return 0
+        if not self._kinds.needs_states:
+            return tokens
+        return max((one for one in self._places[sequence_id] if one <= tokens), default=0)
+
+    def store(self, sequence_id: int) -> None:
+        """Keep in the prefix cache what a row has read up to now."""
+        uid = self._uid_of[sequence_id]
+        self._store(*self._generator.extract_cache([uid])[uid])
+
     def memory(self) -> Memory:
         """Say what memory is in use; looks at each layer once, computes nothing."""
+        self._share_budget()
         return Memory(
             self._kv_bytes(),
             mx.get_active_memory(),
             mx.get_cache_memory(),
             self._prefixes.nbytes,
+            self._prefixes.files,
         )
 
     def _score(self, chunk_tokens: int) -> Scored:
@@ -247,7 +306,7 @@ class Runner:
         read = ReadPrompt.of(tokens, score.caches)
         if score.submit.siblings:
             self._read[sequence_id] = read
-        self._join(score.submit, tokens, read.caches(), drawing)
+        self._join(score.submit, [score.submit.token_ids[tokens:]], read.caches(), drawing)
         return Scored([sequence_id], logprobs)
 
     def _share(self, uid: int, tokens: int, match: Match) -> None:
@@ -255,7 +314,9 @@ class Runner:
         if match.tokens < tokens:
             self._shared.add(uid)
         else:
-            self._read[self._sequence_of[uid]] = ReadPrompt.of(tokens, _caches(match))
+            self._read[self._sequence_of[uid]] = ReadPrompt.of(
+                tokens, caches_for(self._model, match.row)
+            )
 
     def _keep_shared(self, row: Any) -> None:
         """Keep what a row has read when its last token is all that is left: only there can any kind of cache be cut."""
@@ -265,16 +326,50 @@ class Runner:
             caches, token_ids = self._generator.extract_cache([row.uid])[row.uid]
             self._read[self._sequence_of[row.uid]] = ReadPrompt.of(len(token_ids), caches)
 
+    def _note_progress(self, prompts: list[Any]) -> None:
+        """Remember how far prompts are read, and keep what rows leave where they are to leave something."""
+        self._share_budget()
+        for row in prompts:
+            sequence_id = self._sequence_of[row.uid]
+            if row.end_of_prompt:
+                continue
+            done, whole = row.progress
+            length = self._places[sequence_id][-1] + 1
+            self._read_tokens[sequence_id] = length - whole + done
+            if row.end_of_segment and self._prefix_cache_bytes and self._kinds.needs_states:
+                self.store(sequence_id)
+
+    def _share_budget(self) -> None:
+        """Let the prefix cache have what running rows leave of the bytes for keys and values."""
+        if self._kv_budget_bytes is not None:
+            left = max(self._kv_budget_bytes - (self._kv_bytes() or 0), 0)
+            self._prefixes.resize(min(self._prefix_cache_bytes, left))
+
     def _match(self, token_ids: list[int]) -> Match:
         if not self._prefix_cache_bytes:
-            return Match(0, [], "off" if self._is_cacheable else "unsupported_model")
+            return no_match("off" if self._kinds.is_supported else "unsupported_model")
         match = self._prefixes.match(token_ids)
         # Every chat of a model begins with the same few tokens; to bring those back costs more than to read them.
-        return match if match.tokens >= LEAST_REUSED_TOKENS else Match(0, [], match.reason)
+        if match.tokens >= LEAST_REUSED_TOKENS:
+            return match
+        return replace(match, row=RowState(0, [], []))
+
+    def _segments(self, submit: Submit, match: Match) -> list[list[int]]:
+        """Return what is to be computed of a prompt, cut where snapshots shall be taken if the model needs any.
+
+        That is behind its messages, and where it leaves what is stored: the next one may leave it there, too.
+        """
+        token_ids = submit.known_token_ids
+        begin, end = match.tokens, len(token_ids)
+        cuts = list[int]()
+        if self._prefix_cache_bytes and self._kinds.needs_states:
+            cuts = snapshot_places([*submit.borders, match.shared_tokens], begin, end - 1)
+        return [token_ids[a:b] for a, b in pairwise([begin, *cuts, end])]
 
     def _store(self, caches: list[Any], token_ids: list[int]) -> None:
-        if token_ids and all(type(cache) is KVCache for cache in caches):
-            self._prefixes.store(token_ids, layers_of(caches))
+        if token_ids:
+            self._share_budget()
+            self._prefixes.store(token_ids, state_of(caches, len(token_ids)))
 
     def _end_of(self, row: Any) -> str | None:
         reason: str | None = row.finish_reason
@@ -310,6 +405,7 @@ class Runner:
         uid = self._uid_of.pop(sequence_id, None)
         if uid is not None:
             del self._sequence_of[uid]
+            del self._read_tokens[sequence_id], self._places[sequence_id]
             self._top_logprobs.pop(uid, None)
             self._matchers.pop(uid, None)
             self._shared.discard(uid)
@@ -323,14 +419,19 @@ class Runner:
         return self._stop_sequences[key]
 
 
-def _caches(match: Match) -> list[KVCache]:
-    """Return mlx-lm's caches for what is stored of a prompt; none when nothing is."""
-    found = list[KVCache]()
-    for keys, values in match.layers:
-        cache = KVCache()
-        cache.state = keys, values, match.tokens
-        found.append(cache)
-    return found
+def snapshot_places(borders: Iterable[int], begin: int, end: int) -> list[int]:
+    """Return those of `borders` between `begin` and `end` that are worth a snapshot, in order.
+
+    The last ones, as prompts mostly go on from there, and the first, behind the instructions that chats share. There
+    is one at `end` in any case.
+    """
+    places = list[int]()
+    following = end
+    for border in sorted(set(borders), reverse=True):
+        if begin < border <= following - LEAST_SEGMENT_TOKENS:
+            places.append(border)
+            following = border
+    return [*places[: MOST_SNAPSHOTS - 1], *places[MOST_SNAPSHOTS - 1 :][-1:]][::-1]
 
 
 def _holding(
@@ -367,7 +468,7 @@ def _processors(sampler: Sampler) -> list[LogitsProcessor]:
 def check_batch_api(generator: type) -> None:
     """Raise BatchApiDrifted when mlx-lm's batching interface isn't the one known here."""
     absent = [name for name in USED_NAMES if not hasattr(generator, name)]
-    insert = getattr(generator, "insert", None)
+    insert = getattr(generator, "insert_segments", None)
     missing = INSERT_ARGUMENTS - set(inspect.signature(insert).parameters if insert else ())
     if missing or absent:
         raise BatchApiDrifted(

@@ -158,7 +158,8 @@ class Scheduler:
 
     def _budget_tokens(self) -> int:
         """Return how many prompt tokens the next step may compute, of all prompts together."""
-        if len(self.running) == 1 and not len(self._line):
+        active = sum(not sequence.is_following for sequence in self.running.values())
+        if active == 1 and not len(self._line):
             return min(self._limits.idle_prefill_chunk_tokens, self._pace.idle_tokens())
         decoding = sum(sequence.is_decoding for sequence in self.running.values())
         return min(self._limits.prefill_chunk_tokens, self._pace.tokens(decoding))
@@ -179,4 +180,8 @@ class Scheduler:
         return max(*short, min(MIN_CHUNK_TOKENS, share)) if self._was_short else share
 
     def _reading(self) -> list[Sequence]:
-        return [sequence for sequence in self.running.values() if sequence.unread_tokens > 0]
+        return [
+            sequence
+            for sequence in self.running.values()
+            if sequence.unread_tokens > 0 and not sequence.is_following
+        ]

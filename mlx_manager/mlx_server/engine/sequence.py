@@ -33,6 +33,8 @@ class Sequence:
     unread_tokens: int
     matcher: Matcher | None = None
     shared: ReadPrompt | None = None
+    # It has its place, and waits for another one to read what both begin with.
+    is_following: bool = False
 
     @classmethod
     def received(cls, submit: Submit, now_ns: int) -> Sequence:
@@ -63,10 +65,8 @@ class Sequence:
     @property
     def most_tokens(self) -> int:
         """Tokens of prompt and answer that are expected in the end, or that are there already."""
-        expected = self.submit.expected_tokens
-        expected = self.submit.max_tokens if expected is None else expected
         made_tokens = len(self.submit.made_token_ids) + self.stamps.output_tokens
-        return self.stamps.prompt_tokens + max(expected, made_tokens)
+        return self.stamps.prompt_tokens + max(self.submit.answer_tokens, made_tokens)
 
     def found(self, cached_tokens: int) -> None:
         """So much of the prompt needs not be computed."""

@@ -39,6 +39,8 @@ from mlx_manager.mlx_server.engine.messages import (
     ToEngine,
     Vitals,
 )
+from mlx_manager.mlx_server.engine.prefix_disk import DiskLimits, PrefixDisk
+from mlx_manager.mlx_server.engine.prefix_root import root_of
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
 
@@ -93,6 +95,7 @@ def main() -> int:
                 channel.wake,
                 arguments.adapter,
                 channel.send,
+                _prefix_disk(arguments),
             )
         else:
             engine, ready = make_embedding_engine(arguments.model, limits, channel.send)
@@ -113,6 +116,7 @@ def make_chat_engine(
     wake: Callable[[], None],
     adapter: Path | None = None,
     tell: Tell | None = None,
+    prefix_disk: tuple[Path, DiskLimits] | None = None,
 ) -> tuple[Stepping, Ready]:
     """Load a language model, with a LoRA adapter or without, and find out how much its sequences need and may have.
 
@@ -121,7 +125,6 @@ def make_chat_engine(
     grammars = GrammarCompiler(Vocabulary(path), wake)
     grammars.prepare()
     loaded = load(path, adapter, tell)
-    runner = Runner(loaded.model, limits.max_batch, prefix_cache_bytes)
     weights_bytes = loaded.ready.weights_bytes
     limits = replace(
         limits,
@@ -129,6 +132,14 @@ def make_chat_engine(
         kv_budget_bytes=limits.kv_budget_bytes
         or kv_budget_bytes(weights_bytes + prefix_cache_bytes),
     )
+    disk = None
+    if prefix_disk is not None:
+        folders = [path] if adapter is None else [path, adapter]
+        folder, disk_limits = prefix_disk
+        disk = PrefixDisk(folder, root_of(folders, loaded.ready.dtype), disk_limits)
+    # What rows need beyond their own budget, stored prompts give up.
+    shared_bytes = (limits.kv_budget_bytes or 0) + prefix_cache_bytes
+    runner = Runner(loaded.model, limits.max_batch, prefix_cache_bytes, shared_bytes, disk)
     ready = msgspec.structs.replace(
         loaded.ready, kv_cost=limits.kv_cost, kv_budget_bytes=limits.kv_budget_bytes
     )
@@ -161,6 +172,12 @@ def serve(channel: Channel, engine: Stepping) -> None:
             beat_at_s = now_s + BEAT_S
 
 
+def _prefix_disk(arguments: argparse.Namespace) -> tuple[Path, DiskLimits] | None:
+    if arguments.prefix_disk is None:
+        return None
+    return arguments.prefix_disk, DiskLimits(*map(int, arguments.prefix_disk_bytes.split(",")))
+
+
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--channel", type=int, required=True, help="file descriptor of the socket")
@@ -171,6 +188,8 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, required=True)
     parser.add_argument("--idle-chunk", type=int, required=True)
     parser.add_argument("--prefix-cache-bytes", type=int, default=0)
+    parser.add_argument("--prefix-disk", type=Path, help="folder of this model's prefixes")
+    parser.add_argument("--prefix-disk-bytes", help="bytes in all and in a day, with a comma")
     parser.add_argument("--token-gap-ms", type=float, required=True)
     parser.add_argument("--kv-budget-bytes", type=int, help="derived from the memory if left out")
     return parser.parse_args()

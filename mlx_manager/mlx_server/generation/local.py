@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from mlx_manager.chat.events import (
     ChatEvent,
+    Departure,
     Finished,
     Interval,
     Started,
@@ -18,7 +19,13 @@ from mlx_manager.chat.events import (
 )
 from mlx_manager.chat.request import ChatRequest, Conversation, Operation, Priority, RawPrompt
 from mlx_manager.errors import InvalidRequest, PromptTooLong
-from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters, ThoughtBudget
+from mlx_manager.mlx_server.engine.messages import (
+    Constraint,
+    SamplingParameters,
+    Stamps,
+    Submit,
+    ThoughtBudget,
+)
 from mlx_manager.mlx_server.families.messages import answer_parser
 from mlx_manager.mlx_server.families.parser import AnswerParser
 from mlx_manager.mlx_server.generation.adjusted import adjustments
@@ -32,7 +39,8 @@ from mlx_manager.mlx_server.generation.leasing import Leasing
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools, load_model_text
 from mlx_manager.mlx_server.generation.running import RunningRequest, RunningRequests
 from mlx_manager.mlx_server.generation.thoughts import ThoughtCounter, thought_budget
-from mlx_manager.mlx_server.generation.timing import record, recording
+from mlx_manager.mlx_server.generation.timing import LocateDeparture, record, recording
+from mlx_manager.mlx_server.generation.whereabouts import Part, field_at
 from mlx_manager.mlx_server.pool.pool import ModelPool
 
 # Characters or token ids up to which a prompt is encoded on the event loop: a tenth of a millisecond, where a hop to a
@@ -40,6 +48,9 @@ from mlx_manager.mlx_server.pool.pool import ModelPool
 INLINE_SIZE = 2000
 # Nobody sees the pieces of an answer that isn't streamed: it is read in long ones.
 WHOLE_ANSWER_WAKE_TOKENS = 64
+# Why prompts are computed of which something is stored. Where they leave that, so many tokens are told.
+LEFT = ("diverged", "no_snapshot")
+MOST_AHEAD_TOKENS = 8
 # Who doesn't say how long an answer may get seldom gets a long one: so much memory is kept for it.
 EXPECTED_TOKENS = 2048
 
@@ -58,6 +69,7 @@ class Prompt:
     opening: str
     constraint: Constraint | None
     thought_budget: ThoughtBudget | None
+    parts: tuple[Part, ...] = ()
 
 
 class LocalBackend:
@@ -84,25 +96,25 @@ class LocalBackend:
         async with AsyncExitStack() as held:
             held.enter_context(self._running.holding(running))
             async with deadline.kept():
-                rows, started = await self._submit(request, held)
+                rows, started, departure = await self._submit(request, held)
             streams = [tokens for tokens, _reader in rows]
             for tokens in streams:
                 await held.enter_async_context(tokens)
             answer = read_choices(rows, timeline.prompt_tokens)
             await held.enter_async_context(aclosing(answer))
-            with deadline.kept_by(streams), recording(streams, timeline):
+            with deadline.kept_by(streams), recording(streams, timeline, departure):
                 await streams[0].admitted()
                 timeline.cached_tokens = streams[0].cached_tokens
                 yield started
                 async for event in answer:
                     if isinstance(event, Finished):
                         # Who watches this stream closes its books on `Finished`, not on our end.
-                        record(streams, timeline)
+                        record(streams, timeline, departure)
                     yield event
 
     async def _submit(
         self, request: ChatRequest, held: AsyncExitStack
-    ) -> tuple[list[Row], Started]:
+    ) -> tuple[list[Row], Started, LocateDeparture]:
         """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
         files = await self._models.find(request.model, request.timeline)
         lease, text = await self._models.hold(files, request.timeline, held)
@@ -110,25 +122,16 @@ class LocalBackend:
         request.timeline.priority = self._priority(request)
         engine = await lease.living_engine()
         tokens = engine.generate(
-            prompt.token_ids,
-            prompt.max_tokens,
-            list(text.end_token_ids_for(request.sampling)),
-            prompt.sampling,
+            submission(request, prompt, text),
+            sibling_seeds=sibling_seeds(prompt.sampling.seed, request.choices),
             wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
             owner=request.trace,
-            top_logprobs=request.sampling.top_logprobs,
-            constraint=prompt.constraint,
-            priority=request.timeline.priority,
-            key_id=request.origin.key_id,
-            expected_tokens=prompt.expected_tokens,
-            thought_budget=prompt.thought_budget,
-            scores_prompt=scores_prompt(request),
-            sibling_seeds=sibling_seeds(prompt.sampling.seed, request.choices),
         )
         rows = [(one, reader_for(request, text, prompt)) for one in (tokens, *tokens.siblings)]
         ready = engine.ready
         mark = None if ready is None else fingerprint(files, ready)
-        return rows, Started(text.model_id, request.timeline, mark)
+        started = Started(text.model_id, request.timeline, mark)
+        return rows, started, partial(departure, prompt, text)
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Return the tokens of a prompt; see `TokenCounter`. Takes the model's tokenizer, and not its weights."""
@@ -187,9 +190,47 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
     constraint = constraint_for(request, text, encoded.opening)
     is_open = request.max_tokens is None
     expected_tokens = min(room, EXPECTED_TOKENS) if is_open else max_tokens
-    budget = thought_budget(request, text, encoded.opening)
     return Prompt(
-        token_ids, max_tokens, expected_tokens, sampling, encoded.opening, constraint, budget
+        token_ids,
+        max_tokens,
+        expected_tokens,
+        sampling,
+        encoded.opening,
+        constraint,
+        thought_budget(request, text, encoded.opening),
+        encoded.parts,
+    )
+
+
+def submission(request: ChatRequest, prompt: Prompt, text: ModelText) -> Submit:
+    """Return what the engine is asked for; it gives the sequence its id."""
+    return Submit(
+        sequence_id=0,
+        token_ids=prompt.token_ids,
+        max_tokens=prompt.max_tokens,
+        end_token_ids=list(text.end_token_ids_for(request.sampling)),
+        sampling=prompt.sampling,
+        top_logprobs=request.sampling.top_logprobs,
+        constraint=prompt.constraint,
+        priority=request.timeline.priority or "normal",
+        key_id=request.origin.key_id,
+        expected_tokens=prompt.expected_tokens,
+        thought_budget=prompt.thought_budget,
+        scores_prompt=scores_prompt(request),
+        borders=[part.end for part in prompt.parts],
+    )
+
+
+def departure(prompt: Prompt, text: ModelText, stamps: Stamps) -> Departure | None:
+    """Return where a prompt has left what is stored; None when all was there, or nothing."""
+    at = stamps.shared_tokens
+    if stamps.cache_miss_reason not in LEFT:
+        return None
+    return Departure(
+        token=at,
+        field=field_at(prompt.parts, at) if prompt.parts else "prompt",
+        text=text.decode(prompt.token_ids[at : at + MOST_AHEAD_TOKENS]),
+        stored_text=text.decode(stamps.ahead_token_ids),
     )
 
 

@@ -21,6 +21,7 @@ from mlx_manager.mlx_server.generation.template_messages import (
     template_messages,
     with_instructions,
 )
+from mlx_manager.mlx_server.generation.whereabouts import Part, parts_of
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.pool.fit import own_context
 
@@ -38,10 +39,14 @@ DEFAULT_XTC_THRESHOLD = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt for the engine. `opening` is the part of it that belongs to the answer, for whoever reads that."""
+    """A prompt for the engine. `opening` is the part of it that belongs to the answer, for whoever reads that.
+
+    `parts` say which tokens are which message's.
+    """
 
     token_ids: list[int]
     opening: str = ""
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +76,11 @@ class ModelText:
             if forced and thought:
                 # A call within thoughts would be none.
                 rendered += self._end_of_reasoning
-            token_ids = self._encoded(rendered + forced, add_special_tokens=False)
-            return Encoded(token_ids, forced or thought)
+            encoding = self._encoding(rendered + forced, add_special_tokens=False)
+            parts = parts_of(prompt, rendered, encoding)
+            return Encoded(encoding.ids, forced or thought, parts)
         if isinstance(prompt.prompt, str):
-            token_ids = self._encoded(prompt.prompt, add_special_tokens=True)
+            token_ids = self._encoding(prompt.prompt, add_special_tokens=True).ids
         else:
             token_ids = self._checked(prompt.prompt)
         return Encoded(token_ids, self._echo(prompt) if prompt.is_echoed else "")
@@ -84,7 +90,9 @@ class ModelText:
         if isinstance(request.input, Conversation):
             token_ids = self.encode(request.input).token_ids
         else:
-            token_ids = self._encoded(request.input, add_special_tokens=request.adds_special_tokens)
+            token_ids = self._encoding(
+                request.input, add_special_tokens=request.adds_special_tokens
+            ).ids
         pieces = [self.tokenizer.backend_tokenizer.id_to_token(one) for one in token_ids]
         return Tokens(token_ids, pieces, self.context_tokens)
 
@@ -143,6 +151,10 @@ class ModelText:
             min_tokens=asked.min_tokens or 0,
         )
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return what some tokens of a prompt say, special ones included."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
     def end_token_ids_for(self, asked: Sampling) -> tuple[int, ...]:
         """Return the tokens that end an answer; none when it shall go on behind them."""
         return () if asked.ignore_end else self.end_token_ids
@@ -179,14 +191,12 @@ class ModelText:
         """Return a prompt as text: as it was sent, or what its token ids say, special ones included."""
         if isinstance(prompt.prompt, str):
             return prompt.prompt
-        return str(self.tokenizer.decode(list(prompt.prompt), skip_special_tokens=False))
+        return self.decode(prompt.prompt)
 
-    def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _encoding(self, text: str, *, add_special_tokens: bool) -> Any:
         # Past transformers' own `encode`, which adds as much again to a short prompt and gives the same ids.
         backend = self.tokenizer.backend_tokenizer
-        encoding = backend.encode(_checked_unicode(text), add_special_tokens=add_special_tokens)
-        token_ids: list[int] = encoding.ids
-        return token_ids
+        return backend.encode(_checked_unicode(text), add_special_tokens=add_special_tokens)
 
     def _checked(self, token_ids: Iterable[int], param: str = "prompt") -> list[int]:
         checked = list(token_ids)

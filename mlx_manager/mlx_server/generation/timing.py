@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from mlx_manager.chat.events import Resumption, Stall, Timeline
+from mlx_manager.chat.events import Departure, Resumption, Stall, Timeline
 from mlx_manager.mlx_server.engine.messages import Stamps
 from mlx_manager.mlx_server.workers.resume import Request
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
+LocateDeparture = Callable[[Stamps], Departure | None]
+
 
 @contextmanager
-def recording(streams: Sequence[TokenStream], timeline: Timeline) -> Iterator[None]:
+def recording(
+    streams: Sequence[TokenStream], timeline: Timeline, locate: LocateDeparture
+) -> Iterator[None]:
     """Write into `timeline` what is known of a request's sequences when the block is left, however it is left."""
     try:
         yield
     finally:
-        record(streams, timeline)
+        record(streams, timeline, locate)
 
 
-def record(streams: Sequence[TokenStream], timeline: Timeline) -> None:
+def record(streams: Sequence[TokenStream], timeline: Timeline, locate: LocateDeparture) -> None:
     """Write into `timeline` what is known by now of a request's sequences; the first has read its prompt."""
     # All processes of a machine share the monotonic clock. Its distance from wall time is taken anew each time:
     # the wall clock is set now and then, and the other stamps of a request are wall time.
     offset_ns = time.time_ns() - time.monotonic_ns()
     tokens, *others = streams
     _record_one(tokens, timeline, offset_ns)
+    if timeline.departure is None and tokens.ended is not None and not tokens.resumptions:
+        timeline.departure = locate(tokens.ended.stamps)
     timeline.choices = len(streams)
     if others:
         _add_others(others, timeline, offset_ns)
@@ -39,6 +45,7 @@ def _record_one(tokens: TokenStream, timeline: Timeline, offset_ns: int) -> None
     timeline.output_tokens = tokens.received_tokens
     timeline.cached_tokens = tokens.cached_tokens
     timeline.waited_behind = tokens.waited_behind
+    timeline.followed = tuple(tokens.followed)
     timeline.resumptions = resumptions(tokens, offset_ns)
     if tokens.ended is not None and tokens.resumptions:
         _record_last_part(tokens.ended.stamps, timeline, offset_ns)
@@ -75,6 +82,7 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.finished_ns = _wall(stamps.last_token_ns, offset_ns)
     timeline.cached_tokens = stamps.cached_tokens
     timeline.cache_miss_reason = stamps.cache_miss_reason
+    timeline.followed_ns = stamps.following_ns
     timeline.prefill_chunks = stamps.prefill_chunks
     timeline.output_tokens = stamps.output_tokens
     timeline.batch_width_sum = stamps.batch_width_sum

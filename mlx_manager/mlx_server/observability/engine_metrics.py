@@ -18,6 +18,8 @@ from mlx_manager.observability.observed import Figure
 # What an engine does for its whole batch belongs to no trace; ambient is that of whoever had it started.
 _NO_TRACE = Context()
 
+FILE_OUTCOMES = ("written", "read", "corrupt", "failed", "skipped")
+
 
 class EngineMetrics:
     """An `EngineWatch` that measures."""
@@ -67,6 +69,7 @@ def engine_figures(pool: ModelPool) -> Iterator[Figure]:
         engine = resident.engine
         if engine is not None and engine.is_alive:
             yield from _load(resident, engine)
+            yield from _prefix_files(resident, engine)
             for kind, count in engine.row_difference.counts.items():
                 yield Figure(
                     names.ROW_DIFFERENCE, count, {**_of(resident.files.id), names.KIND: kind}
@@ -87,6 +90,16 @@ def _memory(resident: Resident) -> Iterator[Figure]:
         yield Figure(names.MEMORY, held, {**model, names.KIND: kind})
     for kind, reserved in resident.reservation.entries.items():
         yield Figure(names.MEMORY_RESERVED, reserved, {**model, names.KIND: kind})
+
+
+def _prefix_files(resident: Resident, engine: EngineProcess) -> Iterator[Figure]:
+    files = engine.vitals.prefix_files if engine.vitals is not None else None
+    if files is None:
+        return
+    yield Figure(names.PREFIX_FILES_SIZE, files.nbytes, _of(resident.files.id))
+    for outcome in FILE_OUTCOMES:
+        count = getattr(files, outcome)
+        yield Figure(names.PREFIX_FILES, count, {**_of(resident.files.id), names.OUTCOME: outcome})
 
 
 def _of(model_id: str) -> dict[str, str]:

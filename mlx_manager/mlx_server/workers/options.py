@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixDiskOptions:
+    """Where the prefix cache's files are, each model's in a folder of its own, and how many bytes of a model's."""
+
+    folder: Path
+    max_bytes: int
+    max_daily_bytes: int
+
+    def folder_of(self, model_id: str) -> Path:
+        """Return the folder of a model's files."""
+        return self.folder / re.sub(r"[^A-Za-z0-9._-]+", "--", model_id).lstrip(".")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +29,7 @@ class EngineOptions:
     prefill_chunk_tokens: int = 512
     idle_prefill_chunk_tokens: int = 2048
     prefix_cache_bytes: int = 0
+    prefix_disk: PrefixDiskOptions | None = None
     token_gap_ms: float = 100.0
     kv_budget_bytes: int | None = None
     load_timeout_s: float = 600.0
@@ -22,14 +37,17 @@ class EngineOptions:
     blas_library: Path | None = None
     adapter: Path | None = None
 
-    def words(self) -> list[str]:
-        """Return what the worker's command line says of them."""
+    def words(self, model_id: str) -> list[str]:
+        """Return what the command line of a model's worker says of them."""
+        disk = self.prefix_disk
         given = {
             "--adapter": self.adapter,
             "--max-batch": self.max_batch,
             "--chunk": self.prefill_chunk_tokens,
             "--idle-chunk": self.idle_prefill_chunk_tokens,
             "--prefix-cache-bytes": self.prefix_cache_bytes,
+            "--prefix-disk": disk and disk.folder_of(model_id),
+            "--prefix-disk-bytes": disk and f"{disk.max_bytes},{disk.max_daily_bytes}",
             "--token-gap-ms": self.token_gap_ms,
             "--kv-budget-bytes": self.kv_budget_bytes,
         }

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
+import msgspec
+
 from mlx_manager.chat.events import TraceContext
 from mlx_manager.errors import MemoryExceeded, MlxManagerError, ModelLoadFailed, Overloaded
 from mlx_manager.mlx_server.engine.framing import encode
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
-    Constraint,
     Embed,
     EngineKind,
     FromEngine,
@@ -26,13 +27,10 @@ from mlx_manager.mlx_server.engine.messages import (
     LoadFailed,
     Loading,
     Pass,
-    Priority,
     Ready,
-    SamplingParameters,
     Sibling,
     Step,
     Submit,
-    ThoughtBudget,
     Vitals,
 )
 from mlx_manager.mlx_server.workers.blas import engine_environment
@@ -176,51 +174,27 @@ class EngineProcess:
 
     def generate(
         self,
-        token_ids: list[int],
-        max_tokens: int,
-        end_token_ids: list[int],
-        sampling: SamplingParameters,
+        asked: Submit,
+        *,
+        sibling_seeds: Sequence[int | None] = (),
         wake_tokens: int = 1,
         owner: TraceContext | None = None,
-        top_logprobs: int | None = None,
-        constraint: Constraint | None = None,
-        priority: Priority = "normal",
-        key_id: str | None = None,
-        expected_tokens: int | None = None,
-        sibling_seeds: Sequence[int | None] = (),
-        thought_budget: ThoughtBudget | None = None,
-        scores_prompt: bool = False,
     ) -> TokenStream:
-        """Submit a sequence for `owner`. Use the stream in `async with`.
+        """Submit a sequence for `owner`, under an id of its own. Use the stream in `async with`.
 
-        Its turn comes by `priority` and by what `key_id` has used; memory is kept for `expected_tokens` of answer, or
-        for `max_tokens`. With it come as many others, its `siblings`, that go on from the same prompt with other
-        seeds. Raises Overloaded, EngineFailed and MemoryExceeded.
+        With it come as many others, its `siblings`, that go on from the same prompt with other seeds. Raises
+        Overloaded, EngineFailed and MemoryExceeded.
         """
         self._check_room(1 + len(sibling_seeds))
-        self._check_memory(
-            len(token_ids), max_tokens if expected_tokens is None else expected_tokens
-        )
+        self._check_memory(len(asked.token_ids), asked.answer_tokens)
         ahead = self._ahead()
-        sequence_id = next(self._sequence_ids)
-        siblings = [Sibling(next(self._sequence_ids), seed) for seed in sibling_seeds]
-        # Kept after it was sent: what can't be encoded raises here and must not count as running.
-        submit = Submit(
-            sequence_id,
-            token_ids,
-            max_tokens,
-            end_token_ids,
-            sampling,
-            top_logprobs,
-            constraint,
-            priority,
-            key_id,
-            expected_tokens,
-            siblings,
-            thought_budget,
-            scores_prompt,
+        submit = msgspec.structs.replace(
+            asked,
+            sequence_id=next(self._sequence_ids),
+            siblings=[Sibling(next(self._sequence_ids), seed) for seed in sibling_seeds],
         )
         stream = TokenStream(submit, self._abandon, wake_tokens, owner, ahead)
+        # Kept after it was sent: what can't be encoded raises here and must not count as running.
         self._send(submit)
         self._streams |= {one.sequence_id: one for one in (stream, *stream.siblings)}
         return stream
@@ -318,7 +292,7 @@ class EngineProcess:
                 *("--channel", str(theirs.fileno())),
                 *("--model", str(self._path)),
                 *("--kind", self._kind),
-                *options.words(),
+                *options.words(self.model_id),
                 pass_fds=[theirs.fileno()],
                 # Ctrl-C in the terminal is for this process; it decides when an engine ends.
                 start_new_session=True,
@@ -435,6 +409,7 @@ class EngineProcess:
             if stream := streams.get(sequence_id):
                 stream.feed(token_id, at_ns)
         self._dispatch_logprobs(step)
+        self._dispatch_following(step.following)
         for ended in step.ended:
             if stream := streams.pop(ended.sequence_id, None):
                 stream.feed_end(ended)
@@ -455,6 +430,12 @@ class EngineProcess:
         self._readers_woken_s = asyncio.get_running_loop().time()
         for stream in self._streams.values():
             stream.wake_reader()
+
+    def _dispatch_following(self, following: list[int]) -> None:
+        for sequence_id, leader_id in zip(following[::2], following[1::2], strict=True):
+            stream, leader = self._streams.get(sequence_id), self._streams.get(leader_id)
+            if stream is not None and leader is not None:
+                stream.feed_following(leader.owner)
 
     def _dispatch_logprobs(self, step: Step) -> None:
         for one in step.logprobs:

@@ -38,6 +38,7 @@ class TokenStream(Resumable[Submit]):
         self.admitted_at_ns: int | None = None
         self.first_token_at_ns: int | None = None
         self.cached_tokens = 0
+        self.followed: list[TraceContext] = []
         self.logprobs: list[Logprobs] = []
         self.prompt_logprobs: list[Logprobs] = []
         self.siblings = tuple(
@@ -111,6 +112,11 @@ class TokenStream(Resumable[Submit]):
         self.cached_tokens = cached_tokens
         self._has_waited = has_waited
         self._news()
+
+    def feed_following(self, leader: TraceContext | None) -> None:
+        """The sequence waits for that of `leader` to read what both begin with."""
+        if leader is not None:
+            self.followed.append(leader)
 
     def feed(self, token_id: int, at_ns: int) -> None:
         """One more token."""
