@@ -76,72 +76,110 @@ class ServerState:
     load_model: Callable[[str, Timeline], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What is written down of requests, and who writes it when they are over."""
+
+    database: Database
+    audit: AuditLog
+    traces: TraceStore | None
+    afterwards: Afterwards
+
+
 @asynccontextmanager
 async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
     """Open the database, the audit log and the pool, and close them again in the opposite order."""
     async with AsyncExitStack() as stack:
         # After the process's lifespan uvicorn may leave without exit handlers: what isn't sent by then is lost.
         stack.push_async_callback(asyncio.to_thread, flush, FLUSH_S)
-        afterwards = Afterwards()
-        # Before the pool, so that it closes after it: what the last requests did is kept, too.
-        traces = await _keep_traces(settings, stack)
-        database = await open_database(settings.database_url)
-        stack.push_async_callback(database.close)
-        instrument_sqlalchemy(database.engine)
-        await upgrade(database)
-        audit = AuditLog(database, retention_days=settings.audit_retention_days)
-        await stack.enter_async_context(audit)
-        stack.callback(afterwards.drain)
-        pool = make_pool(settings, EngineMetrics())
-        stack.push_async_callback(pool.close)
-        stack.enter_context(draining(pool, settings.shutdown_timeout_s))
-        stack.enter_context(metric_source(lambda: engine_figures(pool)))
-        stack.enter_context(metric_source(dropped(lambda: {"audit": audit.lost})))
-        limits = TimeLimits(database, settings.time_limits_s, settings.time_limits_set)
+        books = await _open_books(settings, stack)
+        pool = _open_pool(settings, stack)
+        limits = TimeLimits(books.database, settings.time_limits_s, settings.time_limits_set)
         await limits.load()
         running = RunningRequests()
         local = LocalBackend(pool, limits, settings.key_priorities, running)
         embeddings = LocalEmbeddings(pool, limits, running)
-
-        async def load_model(model_id: str, timeline: Timeline | None = None) -> None:
-            files = await pool.find(model_id)
-            await (embeddings if files.kind == "embeddings" else local).load(files.id, timeline)
-
+        load_model = _loader(pool, local, embeddings)
         for model_id in settings.preload:
             await load_model(model_id)
-        audited = AuditedBackend(local, audit.entry_of, name="mlx")
-        recorded = recording_content(audited, settings.capture_content)
-        backend = InstrumentedBackend(recorded, later=afterwards.later)
-        embedding_backend = InstrumentedEmbeddings(
-            AuditedEmbeddings(embeddings, audit.entry_of, name="mlx"), later=afterwards.later
-        )
-        responses = ResponseArchive(
-            database,
-            retention_days=settings.responses_retention_days,
-            max_bytes=settings.responses_max_bytes,
-        )
-        await stack.enter_async_context(responses)
-        background = BackgroundResponses(responses)
-        stack.push_async_callback(background.close, settings.shutdown_timeout_s)
-        signer = Signer(secrets.token_bytes(SIGNATURE_KEY_BYTES))
+        responses, background = await _open_responses(settings, books.database, stack)
         yield ServerState(
             settings,
-            database,
+            books.database,
             pool,
-            backend,
-            embedding_backend,
-            audit,
+            _observed_chats(local, books, settings),
+            _observed_embeddings(embeddings, books),
+            books.audit,
             limits,
-            afterwards,
-            traces,
+            books.afterwards,
+            books.traces,
             local,
             LocalTokenizing(pool, limits, {"chat": local.text, "embeddings": embeddings.text}),
-            signer,
+            Signer(secrets.token_bytes(SIGNATURE_KEY_BYTES)),
             responses,
             background,
             running,
             load_model,
         )
+
+
+async def _open_books(settings: Settings, stack: AsyncExitStack) -> Books:
+    """Open them before the pool, so that they close after it: what the last requests did is kept, too."""
+    afterwards = Afterwards()
+    traces = await _keep_traces(settings, stack)
+    database = await open_database(settings.database_url)
+    stack.push_async_callback(database.close)
+    instrument_sqlalchemy(database.engine)
+    await upgrade(database)
+    audit = AuditLog(database, retention_days=settings.audit_retention_days)
+    await stack.enter_async_context(audit)
+    stack.enter_context(metric_source(dropped(lambda: {"audit": audit.lost})))
+    stack.callback(afterwards.drain)
+    return Books(database, audit, traces, afterwards)
+
+
+def _open_pool(settings: Settings, stack: AsyncExitStack) -> ModelPool:
+    pool = make_pool(settings, EngineMetrics())
+    stack.push_async_callback(pool.close)
+    stack.enter_context(draining(pool, settings.shutdown_timeout_s))
+    stack.enter_context(metric_source(lambda: engine_figures(pool)))
+    return pool
+
+
+async def _open_responses(
+    settings: Settings, database: Database, stack: AsyncExitStack
+) -> tuple[ResponseArchive, BackgroundResponses]:
+    responses = ResponseArchive(
+        database,
+        retention_days=settings.responses_retention_days,
+        max_bytes=settings.responses_max_bytes,
+    )
+    await stack.enter_async_context(responses)
+    background = BackgroundResponses(responses)
+    stack.push_async_callback(background.close, settings.shutdown_timeout_s)
+    return responses, background
+
+
+def _observed_chats(local: LocalBackend, books: Books, settings: Settings) -> ChatBackend:
+    """Return the backend with its books kept: who sees a request last is who began its span."""
+    audited = AuditedBackend(local, books.audit.entry_of, name="mlx")
+    recorded = recording_content(audited, settings.capture_content)
+    return InstrumentedBackend(recorded, later=books.afterwards.later)
+
+
+def _observed_embeddings(embeddings: LocalEmbeddings, books: Books) -> EmbeddingBackend:
+    audited = AuditedEmbeddings(embeddings, books.audit.entry_of, name="mlx")
+    return InstrumentedEmbeddings(audited, later=books.afterwards.later)
+
+
+def _loader(
+    pool: ModelPool, local: LocalBackend, embeddings: LocalEmbeddings
+) -> Callable[..., Awaitable[None]]:
+    async def load_model(model_id: str, timeline: Timeline | None = None) -> None:
+        files = await pool.find(model_id)
+        await (embeddings if files.kind == "embeddings" else local).load(files.id, timeline)
+
+    return load_model
 
 
 async def _keep_traces(settings: Settings, stack: AsyncExitStack) -> TraceStore | None:
@@ -160,25 +198,7 @@ async def _keep_traces(settings: Settings, stack: AsyncExitStack) -> TraceStore 
 
 def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
     """Return an empty pool over the models that the settings name; `watch` is told of its engines."""
-    options = EngineOptions(
-        max_batch=settings.max_batch,
-        max_waiting=settings.max_waiting,
-        prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        idle_prefill_chunk_tokens=settings.idle_prefill_chunk_tokens,
-        prefix_disk=PrefixDiskOptions(
-            settings.prefix_disk_path,
-            settings.prefix_disk_mib * 2**20,
-            settings.prefix_disk_daily_mib * 2**20,
-        )
-        if settings.prefix_disk_mib
-        else None,
-        token_gap_ms=settings.token_gap_ms,
-        kv_budget_bytes=settings.kv_budget_mib and settings.kv_budget_mib * 2**20,
-        load_timeout_s=settings.load_timeout_s,
-        stall_timeout_s=settings.stall_timeout_s,
-        blas_library=settings.blas_library or find_openblas(),
-    )
-
+    options = engine_options(settings)
     ledger = Ledger(
         budget_bytes=memory_budget_bytes(settings),
         appraise=partial(predict, is_float32=computes_in_float32()),
@@ -208,6 +228,27 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
         Survival(settings.max_resumes, settings.crash_pause_s),
     )
     return pool
+
+
+def engine_options(settings: Settings) -> EngineOptions:
+    """Return how the settings want engine processes to be run."""
+    disk = PrefixDiskOptions(
+        settings.prefix_disk_path,
+        settings.prefix_disk_mib * 2**20,
+        settings.prefix_disk_daily_mib * 2**20,
+    )
+    return EngineOptions(
+        max_batch=settings.max_batch,
+        max_waiting=settings.max_waiting,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        idle_prefill_chunk_tokens=settings.idle_prefill_chunk_tokens,
+        prefix_disk=disk if disk.max_bytes else None,
+        token_gap_ms=settings.token_gap_ms,
+        kv_budget_bytes=settings.kv_budget_mib and settings.kv_budget_mib * 2**20,
+        load_timeout_s=settings.load_timeout_s,
+        stall_timeout_s=settings.stall_timeout_s,
+        blas_library=settings.blas_library or find_openblas(),
+    )
 
 
 def memory_budget_bytes(settings: Settings) -> int:

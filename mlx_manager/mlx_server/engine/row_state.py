@@ -53,6 +53,12 @@ def kinds_of(model: Any) -> CacheKinds:
     return CacheKinds(is_supported, any(kind is not KVCache for kind in kinds))
 
 
+def plain_layers(model: Any) -> int | None:
+    """Return how many layers a model has, if each keeps keys and values and nothing else; None if not."""
+    caches = make_prompt_cache(model)
+    return len(caches) if all(type(cache) is KVCache for cache in caches) else None
+
+
 def state_of(caches: Sequence[Any], tokens: int) -> RowState:
     """Return what a row's caches hold after `tokens` tokens; the arrays may still be the row's own."""
     layers, states = Layers(), States()

@@ -16,6 +16,7 @@ from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_manager.mlx_server.engine.constraint import ConstrainedSampler
+from mlx_manager.mlx_server.engine.decode_batch import SlottedGenerator
 from mlx_manager.mlx_server.engine.grammar import Matcher
 from mlx_manager.mlx_server.engine.logprobs import most_likely
 from mlx_manager.mlx_server.engine.messages import (
@@ -29,7 +30,13 @@ from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, no_ma
 from mlx_manager.mlx_server.engine.prefix_disk import PrefixDisk
 from mlx_manager.mlx_server.engine.prompt_score import PromptScore
 from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
-from mlx_manager.mlx_server.engine.row_state import RowState, caches_for, kinds_of, state_of
+from mlx_manager.mlx_server.engine.row_state import (
+    RowState,
+    caches_for,
+    kinds_of,
+    plain_layers,
+    state_of,
+)
 from mlx_manager.mlx_server.engine.sampling import (
     LogitsProcessor,
     Sampler,
@@ -120,6 +127,7 @@ class Runner:
         check_batch_api(BatchGenerator)
         self._model = model
         self._kinds = kinds_of(model)
+        self._plain_layers = plain_layers(model)
         self._prefix_cache_bytes = prefix_cache_bytes if self._kinds.is_supported else 0
         self._prefixes = PrefixCache(
             self._prefix_cache_bytes,
@@ -143,8 +151,16 @@ class Runner:
         self._shared: set[int] = set()
         self._read: dict[int, ReadPrompt] = {}
         self._scores: dict[int, tuple[PromptScore, Drawing]] = {}
-        self._generator = BatchGenerator(
-            self._model, sampler=greedy, completion_batch_size=self._max_batch
+        options: dict[str, Any] = {"sampler": greedy, "completion_batch_size": self._max_batch}
+        self._generator = (
+            BatchGenerator(self._model, **options)
+            if self._plain_layers is None
+            else SlottedGenerator(
+                self._model,
+                self._plain_layers,
+                keeps_rows=bool(self._prefix_cache_bytes),
+                **options,
+            )
         )
 
     def insert(

@@ -1,0 +1,338 @@
+"""Rows that decode together, for models whose caches are all plain keys and values.
+
+It takes the place of mlx-lm's own batch inside its `BatchGenerator`, which reads prompts as before. mlx-lm's copies the
+keys and values of all rows whenever one ends, and twice when one joins, and computes the first step of who joins apart;
+here a row's coming and going costs what the row itself is long, and its first step is one of everybody's.
+See docs/decisions/0053.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
+
+from mlx_manager.mlx_server.engine.slotted_cache import Layout, SlottedCache
+
+Sampler = Callable[[mx.array], mx.array]
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+# Slots that are free for so many steps, and as many as the others, are given up: each costs its part of every step.
+IDLE_STEPS = 8
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sequence. `tokens` are those that its keys and values are of, with the one that is being computed."""
+
+    uid: int
+    tokens: list[int]
+    sampler: Sampler
+    processors: Sequence[LogitsProcessor]
+    matcher: Any
+    max_tokens: int
+    next_token: int = 0
+    slot: int = -1
+    made: int = 0
+    is_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One token of a row. Of one that ends it there is also the reason, and what it leaves in the caches."""
+
+    uid: int
+    token: int
+    finish_reason: str | None
+    prompt_cache: list[Any] | None
+    all_tokens: list[int] | None
+    _logprobs: mx.array
+    _at: int
+
+    @property
+    def logprobs(self) -> mx.array:
+        """The distribution that the token was drawn from, `[vocabulary]`."""
+        return self._logprobs[self._at]
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """Rows that have read their prompts but for the last token, each with its place in the batch that read them.
+
+    `read` has each layer's keys and values of that batch, and the column that all of its rows end before.
+    """
+
+    rows: list[tuple[int, Row]]
+    read: list[tuple[mx.array | None, mx.array | None, int]]
+
+    @property
+    def uids(self) -> list[int]:
+        """Their names."""
+        return [row.uid for _, row in self.rows]
+
+    def generate(self, tokens: list[list[int]]) -> Joining:
+        """Take the last token of each prompt."""
+        for (_, row), [last] in zip(self.rows, tokens, strict=True):
+            row.next_token = last
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that is being computed: one token of each of `rows`."""
+
+    rows: list[Row]
+    tokens: mx.array
+    logprobs: mx.array
+
+
+class PromptBatch(PromptProcessingBatch):
+    """mlx-lm's prompts, which join a `DecodeBatch` when they are read. Nothing of theirs is copied on the way."""
+
+    def split(self, indices: list[int]) -> Joining:
+        """Take rows out."""
+        rows = [
+            Row(
+                uid=self.uids[index],
+                tokens=self.tokens[index],
+                sampler=self.samplers[index],
+                processors=self.logits_processors[index],
+                matcher=self.stop_sequences[index].matcher(),
+                max_tokens=self.max_tokens[index],
+            )
+            for index in indices
+        ]
+        read = [(cache.keys, cache.values, cache._idx) for cache in self.prompt_cache]
+        self.filter([index for index in range(len(self.uids)) if index not in indices])
+        return Joining(list(zip(indices, rows, strict=True)), read)
+
+
+@dataclass(slots=True, eq=False)
+class DecodeBatch:
+    """Decodes a token of every row in each step, one step ahead of what it tells.
+
+    With `keeps_rows` what ended rows leave in the caches is told, too.
+    """
+
+    model: Any
+    layers: int
+    keeps_rows: bool = True
+    _layout: Layout = field(default_factory=Layout)
+    _caches: list[SlottedCache] = field(default_factory=list)
+    # By slot; None where it is free.
+    _slots: list[Row | None] = field(default_factory=list)
+    _joined: list[Row] = field(default_factory=list)
+    # The token that the next step begins with in each slot.
+    _inputs: mx.array | None = None
+    _flight: Flight | None = None
+    _idle_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self._caches = [SlottedCache(self._layout) for _ in range(self.layers)]
+
+    def __len__(self) -> int:
+        return sum(row is not None for row in self._slots)
+
+    @property
+    def uids(self) -> list[int]:
+        """The names of all rows; `filter` and `extract_cache` know a row by its place among them."""
+        return [row.uid for row in self._rows()]
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """What each row has in the caches."""
+        return [row.tokens for row in self._rows()]
+
+    @property
+    def prompt_cache(self) -> list[SlottedCache]:
+        """The buffers of all layers."""
+        return self._caches
+
+    def extract_cache(self, index: int) -> list[Any]:
+        """Return what a row has in the caches, in mlx-lm's caches for one row."""
+        slot = self._rows()[index].slot
+        return [cache.extract(slot) for cache in self._caches]
+
+    def filter(self, keep: list[int]) -> None:
+        """Drop all rows but those at some places."""
+        for index, row in enumerate(self._rows()):
+            if index not in keep:
+                self._drop(row)
+
+    def extend(self, joining: Joining) -> None:
+        """Let rows join with the next step."""
+        lengths = [len(row.tokens) for _, row in joining.rows]
+        if not self._layout.has_room(lengths):
+            self._move(lengths)
+        for place, row in joining.rows:
+            row.slot = self._layout.take(len(row.tokens))
+            self._slots[row.slot :] = [row, *self._slots[row.slot + 1 :]]
+            self._joined.append(row)
+            if row.tokens:
+                self._put(row, joining, place)
+
+    def next(self) -> list[Answer]:
+        """Begin the next step, and return what the one before has made."""
+        if not self:
+            return []
+        done = self._flight
+        self._begin_step()
+        if done is None:
+            return []
+        tokens = cast("list[int]", done.tokens.tolist())
+        return [
+            self._answer(row, token, done.logprobs, at)
+            for at, (row, token) in enumerate(zip(done.rows, tokens, strict=True))
+            if not row.is_over
+        ]
+
+    def _rows(self) -> list[Row]:
+        return [row for row in self._slots if row is not None]
+
+    def _put(self, row: Row, joining: Joining, place: int) -> None:
+        for cache, (keys, values, end) in zip(self._caches, joining.read, strict=True):
+            assert keys is not None
+            assert values is not None
+            one, columns = slice(place, place + 1), slice(end - len(row.tokens), end)
+            cache.put(row.slot, keys[one, :, columns], values[one, :, columns])
+
+    def _begin_step(self) -> None:
+        self._give_up_slots()
+        if not self._layout.has_room():
+            self._move([])
+        inputs, rows = self._take_inputs(), self._rows()
+        logits = self.model(inputs[:, None], cache=self._caches)[:, -1, :]
+        self._layout.advance()
+        slots = None
+        if len(rows) < len(self._slots):
+            slots = mx.array([row.slot for row in rows])
+            logits = logits[slots]
+        logits = _processed(rows, logits)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        tokens = _drawn(rows, logprobs)
+        self._inputs = tokens
+        if slots is not None:
+            self._inputs = mx.zeros(len(self._slots), tokens.dtype)
+            self._inputs[slots] = tokens
+        mx.async_eval(self._inputs, tokens, logprobs)
+        self._flight = Flight(rows, tokens, logprobs)
+
+    def _take_inputs(self) -> mx.array:
+        """Return what each slot's step begins with: what was drawn for it last, or the last token of a prompt."""
+        inputs = self._fitting_inputs()
+        joined, self._joined = [row for row in self._joined if not row.is_over], []
+        if joined:
+            firsts = mx.array([row.next_token for row in joined], inputs.dtype)
+            inputs[mx.array([row.slot for row in joined])] = firsts
+        for row in joined:
+            row.tokens.append(row.next_token)
+        return inputs
+
+    def _fitting_inputs(self) -> mx.array:
+        """Return the inputs of as many slots as there are now."""
+        slots = len(self._slots)
+        if self._inputs is None:
+            return mx.zeros(slots, mx.uint32)
+        missing = slots - self._inputs.shape[0]
+        return mx.pad(self._inputs, (0, missing)) if missing > 0 else self._inputs[:slots]
+
+    def _answer(self, row: Row, token: int, logprobs: mx.array, at: int) -> Answer:
+        row.tokens.append(token)
+        row.made += 1
+        reason = "length" if row.made >= row.max_tokens else None
+        if row.matcher.advance(token):
+            reason = "stop"
+        if reason is None:
+            return Answer(row.uid, token, None, None, None, logprobs, at)
+        left = [cache.extract(row.slot) for cache in self._caches] if self.keeps_rows else None
+        self._drop(row)
+        return Answer(row.uid, token, reason, left, row.tokens, logprobs, at)
+
+    def _drop(self, row: Row) -> None:
+        row.is_over = True
+        self._slots[row.slot] = None
+        self._layout.leave(row.slot)
+        del self._slots[self._layout.slots :]
+        if not self._slots:
+            self._clear()
+
+    def _give_up_slots(self) -> None:
+        free = self._layout.free
+        self._idle_steps = self._idle_steps + 1 if free and not self._joined else 0
+        if self._idle_steps > IDLE_STEPS and free * 2 >= len(self._slots):
+            self._move([])
+
+    def _move(self, lengths: list[int]) -> None:
+        """Go on in new buffers, with room for rows that have so many tokens, too."""
+        inputs, move = self._fitting_inputs(), self._layout.move(lengths)
+        for cache in self._caches:
+            cache.move(move)
+        self._slots = list(self._rows())
+        for slot, row in enumerate(self._slots):
+            if row is not None:
+                row.slot = slot
+        self._inputs = inputs[mx.array(move.kept)] if move.kept else None
+        self._idle_steps = 0
+
+    def _clear(self) -> None:
+        """Nobody is here: give the buffers back."""
+        for cache in self._caches:
+            cache.clear()
+        self._layout.move([])
+        self._inputs = self._flight = None
+        self._joined.clear()
+
+
+class SlottedGenerator(BatchGenerator):
+    """mlx-lm's `BatchGenerator` with a `DecodeBatch` for rows that have read their prompts."""
+
+    def __init__(self, model: Any, layers: int, *, keeps_rows: bool, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._prompt_batch = PromptBatch.empty(model, self.sampler, self.prefill_step_size)
+        self._generation_batch = DecodeBatch(model, layers, keeps_rows)
+
+    def _next(self) -> tuple[list[Any], list[Answer]]:
+        joined = self._join_read()
+        prompts, answers = cast("Any", super())._next()
+        return [*joined, *prompts], answers
+
+    def _join_read(self) -> list[Any]:
+        """Let who has read all but the last token of its prompt join before the step that begins now."""
+        reading = self._currently_processing
+        is_read = [len(segments) == 1 and len(segments[0]) == 1 for segments, _, _ in reading]
+        indices = [index for index, read in enumerate(is_read) if read]
+        if not indices:
+            return []
+        joining = self._prompt_batch.split(indices).generate([reading[i][0][0] for i in indices])
+        lengths = [reading[index][2] for index in indices]
+        self._currently_processing = [
+            one for one, read in zip(reading, is_read, strict=True) if not read
+        ]
+        self._generation_batch.extend(joining)
+        return [
+            PromptProcessingBatch.Response(uid, (length, length), True, True)
+            for uid, length in zip(joining.uids, lengths, strict=True)
+        ]
+
+
+def _processed(rows: list[Row], logits: mx.array) -> mx.array:
+    """Return the logits as rows want to have them. No row gets a context: none of ours looks at it."""
+    if not any(row.processors for row in rows):
+        return logits
+    nothing, processed = mx.array([], mx.uint32), list[mx.array]()
+    for at, row in enumerate(rows):
+        own = logits[at : at + 1]
+        for processor in row.processors:
+            own = processor(nothing, own)
+        processed.append(own)
+    return mx.concatenate(processed)
+
+
+def _drawn(rows: list[Row], logprobs: mx.array) -> mx.array:
+    """Return a token for each row, `[rows]`; those that share a sampler are drawn in one call."""
+    first = rows[0].sampler
+    if all(row.sampler is first for row in rows):
+        return first(logprobs)
+    return mx.concatenate([row.sampler(logprobs[at : at + 1]) for at, row in enumerate(rows)])

@@ -1,0 +1,221 @@
+"""Keys and values of rows that decode together, in buffers in which a row's place is a *slot*.
+
+All rows end in the same column, so that a step writes one column of every slot. Who joins is written into a free slot,
+and who ends leaves its slot as it is: neither touches what the other rows have. Only where there is no room for one
+more column, one more slot or a longer row, all of it is copied into new buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.base import create_causal_mask
+from mlx_lm.models.cache import KVCache
+
+# New buffers have so many columns at a time, of which so many are for tokens to come, and a slot to spare for so many
+# that are taken.
+COLUMNS_AT_A_TIME = 256
+LEAST_SPARE_COLUMNS = 64
+SLOTS_BY_SPARE_ONE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What goes into new buffers: the slots `kept`, of which `columns` are used; there they end before `end`."""
+
+    kept: list[int]
+    columns: slice
+    end: int
+    new_slots: int
+    new_columns: int
+
+
+class Layout:
+    """Where rows are in the buffers of all layers: in which slots, and from which column on."""
+
+    def __init__(self) -> None:
+        # What rows use of the columns: from the longest one's first token to behind everybody's last.
+        self.begin = 0
+        self.end = 0
+        # Steps that were made, ever.
+        self.step = 0
+        self.new_slots = 0
+        self.new_columns = 0
+        # The first column of the row in each slot that a step computes; of one that is over where no row is.
+        self._starts: list[int] = []
+        self._free: set[int] = set()
+        self._offsets: mx.array | None = None
+
+    @property
+    def slots(self) -> int:
+        """How many slots a step computes."""
+        return len(self._starts)
+
+    @property
+    def free(self) -> int:
+        """In how many of them no row is."""
+        return len(self._free)
+
+    def has_room(self, lengths: Sequence[int] = ()) -> bool:
+        """Whether rows with so many tokens can join, and a step be made, in the buffers that are there."""
+        slots = self.new_slots - self.slots + len(self._free)
+        return len(lengths) <= slots and max(lengths, default=0) <= self.end < self.new_columns
+
+    def take(self, tokens: int) -> int:
+        """Return the slot of a row that joins with so many tokens."""
+        if not self._free:
+            self._free.add(self.slots)
+            self._starts.append(0)
+        slot = min(self._free)
+        self._free.remove(slot)
+        self._starts[slot] = self.end - tokens
+        self._changed()
+        return slot
+
+    def leave(self, slot: int) -> None:
+        """The row in a slot is over."""
+        self._free.add(slot)
+        while self.slots - 1 in self._free:
+            self._free.remove(self.slots - 1)
+            self._starts.pop()
+        self._changed()
+
+    def move(self, lengths: Sequence[int]) -> Move:
+        """Take new buffers, with room for what is there and for rows with so many tokens, and say what goes there."""
+        kept = [slot for slot in range(self.slots) if slot not in self._free]
+        known = [self.end - self._starts[slot] for slot in kept]
+        columns, rows = slice(self.begin, self.end), len(kept) + len(lengths)
+        self.end = max([*known, *lengths], default=0)
+        self.new_slots = rows + rows // SLOTS_BY_SPARE_ONE
+        pieces = -(-(self.end + LEAST_SPARE_COLUMNS) // COLUMNS_AT_A_TIME)
+        self.new_columns = pieces * COLUMNS_AT_A_TIME
+        self._starts, self._free = [self.end - length for length in known], set()
+        self._changed()
+        return Move(kept, columns, self.end, self.new_slots, self.new_columns)
+
+    def row(self, slot: int) -> slice:
+        """Return the columns of a row."""
+        return slice(self._starts[slot], self.end)
+
+    def advance(self) -> None:
+        """A step has written the next column of every layer."""
+        self.end += 1
+        self.step += 1
+        self._offsets = None
+
+    @property
+    def offsets(self) -> mx.array:
+        """How many tokens each slot has, `[slots]`."""
+        if self._offsets is None:
+            self._offsets = mx.array([self.end - start for start in self._starts])
+        return self._offsets
+
+    def mask(self, window_size: int | None, *, is_needed: bool) -> mx.array | None:
+        """Return what a step's tokens may look at, `[slots, 1, 1, columns]`; None where it is everything."""
+        # What is computed in a free slot is nobody's; it may look at everything, as a softmax of nothing is no number.
+        padding = [
+            0 if slot in self._free else start - self.begin
+            for slot, start in enumerate(self._starts)
+        ]
+        if window_size is None and not is_needed and not any(padding):
+            return None
+        used = self.end - self.begin
+        mask: mx.array = create_causal_mask(
+            1, offset=used, window_size=window_size, left_padding=mx.array(padding)
+        )
+        return mask
+
+    def _changed(self) -> None:
+        taken = (start for slot, start in enumerate(self._starts) if slot not in self._free)
+        self.begin = min(taken, default=self.end)
+        self._offsets = None
+
+
+class SlottedCache:
+    """The buffers of one layer, `[slots, heads, columns, width]`; to mlx-lm's models it is a cache as any other."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self._layout = layout
+        self._written_step = -1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both buffers."""
+        return sum(buffer.nbytes for buffer in (self.keys, self.values) if buffer is not None)
+
+    @property
+    def offset(self) -> mx.array:
+        """How many tokens each slot has, `[slots]`; with the step's own once that is written."""
+        offsets = self._layout.offsets
+        return offsets + 1 if self._written_step == self._layout.step else offsets
+
+    def make_mask(
+        self, tokens: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array | None:
+        """Return what the one token of each slot may look at; see `Layout.mask`."""
+        assert tokens == 1, "rows decode token by token"
+        return self._layout.mask(window_size, is_needed=return_array)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write the next column, `[slots, heads, 1, width]`, and return all that rows use, with that."""
+        layout = self._layout
+        at, slots = layout.end, layout.slots
+        if self.keys is None or self.values is None:
+            self.keys, self.values = self._new(keys), self._new(values)
+        self.keys[:slots, :, at : at + 1] = keys
+        self.values[:slots, :, at : at + 1] = values
+        self._written_step = layout.step
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """Return all that rows use after this layer's part of a step."""
+        assert self.keys is not None
+        assert self.values is not None
+        used = slice(self._layout.begin, self._layout.end + 1)
+        slots = self._layout.slots
+        return self.keys[:slots, :, used], self.values[:slots, :, used]
+
+    def put(self, slot: int, keys: mx.array, values: mx.array) -> None:
+        """Write a row that joins, `[1, heads, tokens, width]`, into the slot that the layout gave it."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = self._new(keys), self._new(values)
+        columns = self._layout.row(slot)
+        self.keys[slot : slot + 1, :, columns] = keys
+        self.values[slot : slot + 1, :, columns] = values
+
+    def extract(self, slot: int) -> Any:
+        """Return a row in a cache of its own, whose arrays are yet to be copied out of the buffers."""
+        row = KVCache()
+        if self.keys is not None and self.values is not None:
+            columns = self._layout.row(slot)
+            row.keys = self.keys[slot : slot + 1, :, columns]
+            row.values = self.values[slot : slot + 1, :, columns]
+            row.offset = columns.stop - columns.start
+        return row
+
+    def move(self, move: Move) -> None:
+        """Copy what is kept into new buffers."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = _moved(self.keys, move), _moved(self.values, move)
+
+    def clear(self) -> None:
+        """Give the buffers back."""
+        self.keys = self.values = None
+
+    def _new(self, like: mx.array) -> mx.array:
+        _, heads, _, width = like.shape
+        layout = self._layout
+        return mx.zeros((layout.new_slots, heads, layout.new_columns, width), like.dtype)
+
+
+def _moved(buffer: mx.array, move: Move) -> mx.array:
+    kept = buffer[mx.array(move.kept, mx.int32)][:, :, move.columns]
+    left = move.end - kept.shape[2]
+    right, below = move.new_columns - move.end, move.new_slots - len(move.kept)
+    moved: mx.array = mx.pad(kept, [(0, below), (0, 0), (left, right), (0, 0)])
+    return moved
