@@ -1,29 +1,45 @@
-"""What `engine.runner` relies on in mlx-lm's `BatchGenerator`. A release that drifts fails here, by name."""
+"""What the engine relies on in mlx-lm's `BatchGenerator`. A release that drifts fails here, by name."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import QuantizedKVCache
 
-from mlx_manager.mlx_server.engine.runner import (
+from mlx_manager.mlx_server.engine.batch_api import (
     INSERT_ARGUMENTS,
     BatchApiDrifted,
     check_batch_api,
+    check_parts,
 )
+from mlx_manager.mlx_server.engine.decode_batch import SlottedGenerator
 from mlx_manager.mlx_server.engine.sampling import greedy
 from tests.engine.models import VOCABULARY, WatchedModel
 
 PROMPT = list(range(20, 60))
 
 
-def generator(model: Any) -> Any:
-    return BatchGenerator(model, sampler=greedy, completion_batch_size=8)
+Generator = Callable[[Any], Any]
+
+
+@pytest.fixture(params=["mlx-lm", "slots"])
+def generator(request: pytest.FixtureRequest) -> Generator:
+    """mlx-lm's own, and the one that has our batch of decoding rows in it: what is relied on holds for both."""
+
+    def make(model: Any) -> Any:
+        if request.param == "mlx-lm":
+            return BatchGenerator(model, sampler=greedy, completion_batch_size=8)
+        layers = len(model.layers)
+        return SlottedGenerator(
+            model, layers, keeps_rows=True, sampler=greedy, completion_batch_size=8
+        )
+
+    return make
 
 
 def insert(
@@ -53,7 +69,9 @@ def test_insert_segments_takes_the_arguments_that_the_runner_gives() -> None:
     assert known >= INSERT_ARGUMENTS
 
 
-def test_next_returns_prompt_rows_and_decoded_rows(model: WatchedModel) -> None:
+def test_next_returns_prompt_rows_and_decoded_rows(
+    model: WatchedModel, generator: Generator
+) -> None:
     batch = generator(model)
     uid = insert(batch, PROMPT)
     prompts, rows = batch.next()
@@ -67,13 +85,13 @@ def test_next_returns_prompt_rows_and_decoded_rows(model: WatchedModel) -> None:
     assert (row.uid, type(row.token), row.finish_reason) == (uid, int, None)
 
 
-def test_the_last_of_max_tokens_says_length(model: WatchedModel) -> None:
+def test_the_last_of_max_tokens_says_length(model: WatchedModel, generator: Generator) -> None:
     batch = generator(model)
     insert(batch, PROMPT, max_tokens=3)
     assert [row.finish_reason for row in run(batch)] == [None, None, "length"]
 
 
-def test_an_end_token_says_stop_and_is_given_out(model: WatchedModel) -> None:
+def test_an_end_token_says_stop_and_is_given_out(model: WatchedModel, generator: Generator) -> None:
     batch = generator(model)
     insert(batch, PROMPT, max_tokens=9)
     tokens = [row.token for row in run(batch)]
@@ -86,7 +104,7 @@ def test_an_end_token_says_stop_and_is_given_out(model: WatchedModel) -> None:
 
 @pytest.mark.parametrize("steps", range(5))
 def test_a_removed_row_answers_no_more_at_whatever_stage_it_was(
-    model: WatchedModel, steps: int
+    model: WatchedModel, steps: int, generator: Generator
 ) -> None:
     batch = generator(model)
     batch.prefill_step_size = 20
@@ -100,7 +118,9 @@ def test_a_removed_row_answers_no_more_at_whatever_stage_it_was(
 
 
 @pytest.mark.parametrize("steps", range(5))
-def test_a_removed_row_gives_its_memory_back(model: WatchedModel, steps: int) -> None:
+def test_a_removed_row_gives_its_memory_back(
+    model: WatchedModel, steps: int, generator: Generator
+) -> None:
     batch = generator(model)
     batch.prefill_step_size = 20
     uid = insert(batch, PROMPT, max_tokens=50)
@@ -111,7 +131,7 @@ def test_a_removed_row_gives_its_memory_back(model: WatchedModel, steps: int) ->
     assert batch.prompt_cache_nbytes == 0
 
 
-def test_removing_an_unknown_row_changes_nothing(model: WatchedModel) -> None:
+def test_removing_an_unknown_row_changes_nothing(model: WatchedModel, generator: Generator) -> None:
     batch = generator(model)
     insert(batch, PROMPT, max_tokens=3)
     batch.remove([12_345])
@@ -120,6 +140,7 @@ def test_removing_an_unknown_row_changes_nothing(model: WatchedModel) -> None:
 
 def test_with_chunks_of_nothing_prompts_stand_still_and_all_else_goes_on(
     model: WatchedModel,
+    generator: Generator,
 ) -> None:
     batch = generator(model)
     running = insert(batch, PROMPT, max_tokens=9)
@@ -134,7 +155,9 @@ def test_with_chunks_of_nothing_prompts_stand_still_and_all_else_goes_on(
     assert long in [row.uid for row in run(batch)]
 
 
-def test_quantised_keys_and_values_can_not_be_batched(model: WatchedModel) -> None:
+def test_quantised_keys_and_values_can_not_be_batched(
+    model: WatchedModel, generator: Generator
+) -> None:
     """Until mlx-lm can, there is no setting for them: docs/decisions/0051."""
     assert not hasattr(QuantizedKVCache, "merge")
     batch = generator(model)
@@ -143,7 +166,7 @@ def test_quantised_keys_and_values_can_not_be_batched(model: WatchedModel) -> No
         batch.next()
 
 
-def test_the_chunk_size_can_change_between_steps(model: WatchedModel) -> None:
+def test_the_chunk_size_can_change_between_steps(model: WatchedModel, generator: Generator) -> None:
     batch = generator(model)
     insert(batch, list(range(1, 102)))
     for size in (10, 40, 5, 100):
@@ -152,7 +175,9 @@ def test_the_chunk_size_can_change_between_steps(model: WatchedModel) -> None:
     assert model.shapes == [(1, 10), (1, 40), (1, 5), (1, 45)]
 
 
-def test_a_prompt_is_read_up_to_the_end_of_each_segment_and_no_further(model: WatchedModel) -> None:
+def test_a_prompt_is_read_up_to_the_end_of_each_segment_and_no_further(
+    model: WatchedModel, generator: Generator
+) -> None:
     batch = generator(model)
     [uid] = batch.insert_segments([[PROMPT[:7], PROMPT[7:20]]], max_tokens=[3])
     ends = []
@@ -166,7 +191,9 @@ def test_a_prompt_is_read_up_to_the_end_of_each_segment_and_no_further(model: Wa
     assert ends == [7, 19]
 
 
-def test_rows_that_hold_one_sampler_are_sampled_in_one_call(model: WatchedModel) -> None:
+def test_rows_that_hold_one_sampler_are_sampled_in_one_call(
+    model: WatchedModel, generator: Generator
+) -> None:
     rows_per_call: list[int] = []
 
     def sampler(logprobs: mx.array) -> mx.array:
@@ -180,7 +207,7 @@ def test_rows_that_hold_one_sampler_are_sampled_in_one_call(model: WatchedModel)
     assert set(rows_per_call) == {3}
 
 
-def test_each_row_is_sampled_by_its_own_sampler(model: WatchedModel) -> None:
+def test_each_row_is_sampled_by_its_own_sampler(model: WatchedModel, generator: Generator) -> None:
     def always(token_id: int) -> Callable[[mx.array], mx.array]:
         return lambda logprobs: mx.full((logprobs.shape[0],), token_id, mx.uint32)
 
@@ -189,7 +216,9 @@ def test_each_row_is_sampled_by_its_own_sampler(model: WatchedModel) -> None:
     assert {row.uid: row.token for row in run(batch)} == wanted
 
 
-def test_a_row_s_processor_sees_its_logits_right_before_its_sampler(model: WatchedModel) -> None:
+def test_a_row_s_processor_sees_its_logits_right_before_its_sampler(
+    model: WatchedModel, generator: Generator
+) -> None:
     seen: list[tuple[str, mx.array]] = []
 
     def processor(_context: mx.array, logits: mx.array) -> mx.array:
@@ -220,6 +249,7 @@ def test_a_row_s_processor_sees_its_logits_right_before_its_sampler(model: Watch
 
 def test_a_response_has_the_distribution_that_its_token_was_drawn_from(
     model: WatchedModel,
+    generator: Generator,
 ) -> None:
     batch = generator(model)
     insert(batch, PROMPT, 5)
@@ -230,7 +260,7 @@ def test_a_response_has_the_distribution_that_its_token_was_drawn_from(
 
 @pytest.mark.parametrize(("prompt", "max_tokens"), [([], 5), (PROMPT, 0)])
 def test_what_cannot_be_run_is_refused_with_a_value_error(
-    model: WatchedModel, prompt: list[int], max_tokens: int
+    model: WatchedModel, prompt: list[int], max_tokens: int, generator: Generator
 ) -> None:
     with pytest.raises(ValueError, match=r"prompt|max_tokens"):
         insert(generator(model), prompt, max_tokens)
@@ -260,6 +290,14 @@ def test_a_drifted_interface_is_refused_and_named(drifted: type, missing: str) -
         check_batch_api(drifted)
 
 
+def test_a_generator_of_other_parts_is_refused(model: WatchedModel) -> None:
+    batch: Any = BatchGenerator(cast("Any", model), sampler=greedy)
+    check_parts(batch)
+    del batch._currently_processing
+    with pytest.raises(BatchApiDrifted, match="missing: _currently_processing"):
+        check_parts(batch)
+
+
 def test_quantised_keys_and_values_can_not_be_part_of_a_batch() -> None:
     """When this fails, `kv_bits` of the model settings need no longer be refused."""
     assert not hasattr(QuantizedKVCache, "merge")
@@ -267,6 +305,7 @@ def test_quantised_keys_and_values_can_not_be_part_of_a_batch() -> None:
 
 def test_all_but_the_last_token_of_a_prompt_can_be_taken_out_before_its_first_token(
     model: WatchedModel,
+    generator: Generator,
 ) -> None:
     batch = generator(model)
     uid = insert(batch, PROMPT)

@@ -8,17 +8,17 @@ See docs/decisions/0053.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 
+from mlx_manager.mlx_server.engine.batch_api import check_parts
+from mlx_manager.mlx_server.engine.sampling import LogitsProcessor, Sampler
 from mlx_manager.mlx_server.engine.slotted_cache import Layout, SlottedCache
 
-Sampler = Callable[[mx.array], mx.array]
-LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 # Slots that are free for so many steps, and as many as the others, are given up: each costs its part of every step.
 IDLE_STEPS = 8
 
@@ -290,6 +290,7 @@ class SlottedGenerator(BatchGenerator):
 
     def __init__(self, model: Any, layers: int, *, keeps_rows: bool, **options: Any) -> None:
         super().__init__(model, **options)
+        check_parts(self)
         self._prompt_batch = PromptBatch.empty(model, self.sampler, self.prefill_step_size)
         self._generation_batch = DecodeBatch(model, layers, keeps_rows)
 

@@ -1,13 +1,9 @@
-"""The only file that knows mlx-lm's `BatchGenerator`. Its interface has changed in every second release, so what
-is used of it is checked when a runner is made: a drifted mlx-lm refuses to load a model instead of misbehaving.
-"""
+"""Runs sequences through one model by mlx-lm's `BatchGenerator`, which only this file and `decode_batch` know."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,6 +11,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_manager.mlx_server.engine.batch_api import check_batch_api
 from mlx_manager.mlx_server.engine.constraint import ConstrainedSampler
 from mlx_manager.mlx_server.engine.decode_batch import SlottedGenerator
 from mlx_manager.mlx_server.engine.grammar import Matcher
@@ -50,20 +47,9 @@ LEAST_REUSED_TOKENS = 16
 # A prompt is read in no shorter pieces than this for a snapshot between them, and for no more snapshots than this.
 LEAST_SEGMENT_TOKENS = 64
 MOST_SNAPSHOTS = 8
-USED_NAMES = ("insert_segments", "next", "remove", "extract_cache", "prompt_cache_nbytes")
 # The end of an answer whose grammar was too complex to go on with.
 GIVEN_UP = "given_up"
 Drawing = tuple[Sampler, Matcher | None]
-INSERT_ARGUMENTS = frozenset(
-    {
-        *("segments", "max_tokens", "caches", "all_tokens"),
-        *("samplers", "logits_processors", "stop_sequences"),
-    }
-)
-
-
-class BatchApiDrifted(RuntimeError):
-    """The installed mlx-lm no longer has the batching interface that this file was written for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,15 +465,3 @@ def _processors(sampler: Sampler) -> list[LogitsProcessor]:
     if isinstance(sampler, SteeredSampler) and sampler.needs_logits:
         return [sampler.keep_logits]
     return []
-
-
-def check_batch_api(generator: type) -> None:
-    """Raise BatchApiDrifted when mlx-lm's batching interface isn't the one known here."""
-    absent = [name for name in USED_NAMES if not hasattr(generator, name)]
-    insert = getattr(generator, "insert_segments", None)
-    missing = INSERT_ARGUMENTS - set(inspect.signature(insert).parameters if insert else ())
-    if missing or absent:
-        raise BatchApiDrifted(
-            f"mlx-lm {version('mlx-lm')} has changed its batching interface "
-            f"(missing: {', '.join(sorted(missing) + absent)}). Install the version in requirements.lock."
-        )
