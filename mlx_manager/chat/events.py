@@ -141,15 +141,17 @@ class Parsing:
 class Adjustment:
     """A parameter that has another value than the client sent, or one that it left open, and what that comes from.
 
-    `context` is the room that the model has for an answer, `generation_config` the file of the model's makers.
+    `context` is the room that the model has for an answer, `generation_config` the file of the model's makers;
+    `hosted_tool` is one that only the client's provider runs, and that is left out.
     """
 
     parameter: str
-    value: float
-    source: Literal["context", "generation_config"]
+    value: float | Literal["left_out"]
+    source: Literal["context", "generation_config", "hosted_tool"]
 
     def __str__(self) -> str:
-        return f"{self.parameter}={self.value:.12g};by={self.source}"
+        value = self.value if isinstance(self.value, str) else f"{self.value:.12g}"
+        return f"{self.parameter}={value};by={self.source}"
 
 
 @dataclass(slots=True)

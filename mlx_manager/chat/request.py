@@ -80,13 +80,15 @@ class Conversation:
     """Messages for the model's chat template, and the tools that it may call.
 
     `thinking` switches a model's reasoning on or off; None leaves it as the model's template has it.
-    `template_arguments` are extra variables for the template, and win over what is said here.
+    `template_arguments` are extra variables for the template, and win over what is said here. `absent_tools` are the
+    places in the client's body (`tools[2]`) of tools that only its provider runs: the model isn't told of them.
     """
 
     messages: tuple[Message, ...]
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
+    absent_tools: tuple[str, ...] = ()
     thinking: bool | None = None
 
     @property

@@ -71,6 +71,8 @@ CODEX_TOOLS = [
         },
     ),
     _tool("view_image", "Looks at a picture from the local filesystem.", ["path"], path=TEXT),
+    # Unasked, unless its config.toml says `web_search = "disabled"`.
+    {"type": "web_search", "external_web_access": False},
 ]
 
 

@@ -108,7 +108,7 @@ async def no_messages(subject: Subject) -> None:
 
 
 async def hosted_tool(subject: Subject) -> None:
-    """A tool that only OpenAI or Anthropic can run is refused where it stands, before any token."""
+    """A tool that only OpenAI or Anthropic can run is refused, before any token, where a request is about it alone."""
     anthropic = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
     refused = await subject.post(MESSAGES, asking("x", tools=[anthropic]), ANTHROPIC_HEADERS)
     check_anthropic_error(refused, 400, "invalid_request_error")

@@ -1,13 +1,15 @@
-"""What the model is told of a tool's result that it can't read.
+"""What of a request the model isn't given, and what it is told of it instead.
 
 Agents read pictures and documents with their tools, and send the results back with every later turn. Refused, such a
 conversation would be at its end; with a remark in its place the model can say so, or look for another way. What the
 user shows is refused: there the remark would answer a question that was asked about the picture.
+
+Agents also send tools that only their provider runs, such as a search of the web, beside their own and unasked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # By the type of a part or a block in any of the APIs.
 NAMES: Mapping[str, str] = {
@@ -18,6 +20,19 @@ NAMES: Mapping[str, str] = {
     "file": "file",
     "input_file": "file",
 }
+
+# What the types of tools begin with that agents send beside their own, and OpenAI or Anthropic run.
+HOSTED_TOOLS = ("web_search", "web_fetch", "image_generation")
+
+
+def hosted_beside_others(types: Sequence[object]) -> set[int]:
+    """Return the places of tools that can be left out: those that only their provider runs, if there are others."""
+    hosted = {
+        index
+        for index, kind in enumerate(types)
+        if isinstance(kind, str) and kind.startswith(HOSTED_TOOLS)
+    }
+    return hosted if len(hosted) < len(types) else set()
 
 
 def remark(kind: str) -> str:

@@ -67,3 +67,23 @@ async def test_what_the_model_s_makers_set_is_told_on_the_span_too(
         if "gen_ai.response.id" in (one.attributes or {})
     )
     assert (chat.attributes or {})["mlx.request.adjusted"] == tuple(said)
+
+
+@pytest.mark.parametrize(
+    ("path", "own"),
+    [
+        ("/v1/responses", {"type": "function", "name": "look", "parameters": {"type": "object"}}),
+        ("/v1/messages", {"name": "look", "input_schema": {"type": "object"}}),
+    ],
+)
+async def test_a_tool_that_was_left_out_is_told(
+    http: httpx.AsyncClient, path: str, own: dict[str, Any]
+) -> None:
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    body = {"model": MODEL, "input": "Hi"} if path == "/v1/responses" else {"messages": MESSAGES}
+    tools = [own, {"type": "web_search_20250305", "name": "web_search"}]
+    response = await http.post(path, json={"model": MODEL, **body, limit: 8, "tools": tools})
+    assert response.status_code == 200, response.text
+    assert "tools[1]=left_out;by=hosted_tool" in response.headers[HEADER].split(", ")
+    if path == "/v1/responses":
+        assert [tool["name"] for tool in response.json()["tools"]] == ["look"]

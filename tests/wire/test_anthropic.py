@@ -292,7 +292,8 @@ def test_the_bodies_of_older_clients_say_how_to_sample() -> None:
         ([user({"type": ["text"]})], {}, "messages[0].content[0]"),
         ([user({})], {}, "messages[0].content[0]"),
         ([], {"system": [PNG]}, "system[0]"),
-        ([], {"tools": [TOOL, {"type": "web_search_20250305", "name": "w"}]}, "tools[1]"),
+        ([], {"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools[0]"),
+        ([], {"tools": [TOOL, {"type": "bash_20250124", "name": "b"}]}, "tools[1]"),
     ],
 )
 def test_what_a_model_here_can_not_take_is_refused_where_it_stands(
@@ -302,6 +303,19 @@ def test_what_a_model_here_can_not_take_is_refused_where_it_stands(
         counted(*turns, **fields)
     assert refusal.value.param == place
     assert place in refusal.value.message
+
+
+def test_a_tool_that_only_anthropic_runs_is_left_out_beside_others() -> None:
+    search = {"type": "web_search_20250305", "name": "web_search"}
+    conversation = conversation_of(counted(user(text("a")), tools=[TOOL, search]))
+    assert [tool.name for tool in conversation.tools] == [TOOL["name"]]
+    assert conversation.absent_tools == ("tools[1]",)
+    with pytest.raises(InvalidRequest, match="'web_search'"):
+        counted(
+            user(text("a")),
+            tools=[TOOL, search],
+            tool_choice={"type": "tool", "name": "web_search"},
+        )
 
 
 @pytest.mark.parametrize(

@@ -451,11 +451,33 @@ def test_of_a_picture_in_a_result_the_model_is_told_and_what_is_kept_says_that_t
     assert result.left_out == request_for(input=[CALL, output]).left_out == 1
 
 
-def test_a_hosted_tool_is_refused_with_what_to_do_about_it() -> None:
-    codex = {"type": "web_search", "external_web_access": False}
-    with pytest.raises(UnsupportedParameter, match='web_search = "disabled"') as refusal:
-        request_for(tools=[LOOK, codex])
-    assert refusal.value.param == "tools[1].type"
+CODEX_SEARCH = {"type": "web_search", "external_web_access": False}
+
+
+def test_a_tool_that_only_openai_runs_is_left_out_beside_others() -> None:
+    asked = request_for(tools=[CODEX_SEARCH, LOOK, {"type": "image_generation"}])
+    assert isinstance(asked.input, Conversation)
+    assert [tool.name for tool in asked.input.tools] == [LOOK["name"]]
+    assert asked.input.absent_tools == ("tools[0]", "tools[2]")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [CODEX_SEARCH]}, "tools[0].type"),
+        ({"tools": [LOOK, {"type": "code_interpreter"}]}, "tools[1].type"),
+        (
+            {"tools": [LOOK, CODEX_SEARCH], "tool_choice": {"type": "web_search"}},
+            "tool_choice.type",
+        ),
+    ],
+)
+def test_a_tool_that_a_request_is_about_is_refused_where_only_openai_runs_it(
+    fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(UnsupportedParameter) as refusal:
+        request_for(**fields)
+    assert refusal.value.param == param
 
 
 def test_logprobs_come_with_deltas_and_with_the_whole_text() -> None:

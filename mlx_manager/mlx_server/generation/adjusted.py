@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlx_manager.chat.events import Adjustment
-from mlx_manager.chat.request import ChatRequest
+from mlx_manager.chat.request import ChatRequest, Conversation
 from mlx_manager.mlx_server.generation.model_text import API_DEFAULTS, ModelText
 
 
@@ -16,4 +16,7 @@ def adjustments(request: ChatRequest, text: ModelText, max_tokens: int) -> tuple
         own = text.sampling_defaults[name]
         if getattr(request.sampling, name) is None and own != default:
             found.append(Adjustment(name, own, "generation_config"))
+    if isinstance(request.input, Conversation):
+        absent = request.input.absent_tools
+        found.extend(Adjustment(place, "left_out", "hosted_tool") for place in absent)
     return tuple(found)

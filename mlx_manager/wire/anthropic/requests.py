@@ -43,7 +43,7 @@ from mlx_manager.wire.anthropic.schema import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from mlx_manager.wire.left_out import remark
+from mlx_manager.wire.left_out import hosted_beside_others, remark
 from mlx_manager.wire.signature import Signer
 
 Kinds = Mapping[str, type[Open]]
@@ -113,7 +113,9 @@ def _conversation(body: PromptBody, signer: Signer) -> Conversation:
         kind="output_config.",
         place="output_config.",
     )
-    tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools or ()))
+    asked = body.tools or []
+    absent = hosted_beside_others([tool.get("type") for tool in asked])
+    tools = tuple(_tool(tool, f"tools[{at}]") for at, tool in enumerate(asked) if at not in absent)
     return Conversation(
         messages=tuple(_combined(_turns(body, signer))),
         # Few templates know levels.
@@ -122,6 +124,7 @@ def _conversation(body: PromptBody, signer: Signer) -> Conversation:
         ),
         tools=tools,
         tool_choice=_tool_choice(body.tool_choice, tools),
+        absent_tools=tuple(f"tools[{at}]" for at in sorted(absent)),
         thinking=None if thinking is None else _thinks(thinking, body.messages[-1]),
     )
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mlx_manager.chat.events import Usage
 from mlx_manager.errors import InvalidRequest, MlxManagerError, UnsupportedParameter
+from mlx_manager.wire.left_out import hosted_beside_others
 from mlx_manager.wire.openai.errors import error_type
 from mlx_manager.wire.openai.responses.items import ItemObject
 from mlx_manager.wire.openai.responses.parameters import ENCRYPTED, LOGPROBS
@@ -47,7 +48,7 @@ def new_response(
         "temperature": body.temperature,
         "text": {"format": _format(body)},
         "tool_choice": _tool_choice(body),
-        "tools": [tool.model_dump() for tool in body.tools or ()],
+        "tools": _tools(body),
         "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "truncation": "disabled",
@@ -61,6 +62,13 @@ def _format(body: ResponsesBody) -> dict[str, Any]:
     if asked is None:
         return {"type": "text"}
     return asked.model_dump(by_alias=True, exclude_unset=True)
+
+
+def _tools(body: ResponsesBody) -> list[dict[str, Any]]:
+    """Return the tools that the model is given."""
+    tools = body.tools or []
+    absent = hosted_beside_others([tool.type for tool in tools])
+    return [tool.model_dump() for at, tool in enumerate(tools) if at not in absent]
 
 
 def _tool_choice(body: ResponsesBody) -> str | dict[str, Any]:

@@ -16,6 +16,7 @@ from mlx_manager.chat.request import (
 )
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.wire.json_text import check_writable
+from mlx_manager.wire.left_out import hosted_beside_others
 from mlx_manager.wire.openai.formats import the_only
 from mlx_manager.wire.openai.requests import (
     check_min_tokens,
@@ -39,8 +40,6 @@ from mlx_manager.wire.openai.responses.schema import (
 )
 
 FORMAT = "text.format"
-# How it is done in the client that sends this type of tool unasked.
-HINTS = {"web_search": ' (Codex: web_search = "disabled" in its config.toml)'}
 
 
 def check_body(body: ResponsesBody) -> None:
@@ -96,12 +95,15 @@ def response_request(
 def _conversation(body: ResponsesBody, items: Sequence[ItemObject]) -> Conversation:
     instructions = () if body.instructions is None else (Message("system", body.instructions),)
     effort = body.reasoning.effort if body.reasoning else None
+    tools = body.tools or []
+    absent = hosted_beside_others([tool.type for tool in tools])
     return Conversation(
         messages=(*instructions, *messages_of(items)),
         # Few templates know levels; most have a switch, which `thinking` is.
         template_arguments={} if effort is None else {"reasoning_effort": effort},
-        tools=tuple(_tool(tool, index) for index, tool in enumerate(body.tools or ())),
+        tools=tuple(_tool(tool, at) for at, tool in enumerate(tools) if at not in absent),
         tool_choice=_tool_choice(body),
+        absent_tools=tuple(f"tools[{at}]" for at in sorted(absent)),
         thinking=None if effort is None else effort != "none",
     )
 
@@ -110,7 +112,7 @@ def _tool(tool: FunctionTool, index: int) -> Tool:
     if tool.type != "function":
         raise UnsupportedParameter(
             f"tools[{index}] is of type {tool.type!r}. This version knows tools of type 'function', which you run "
-            f"yourself. Switch this one off in your client{HINTS.get(tool.type, '')}.",
+            "yourself. Leave this one out.",
             param=f"tools[{index}].type",
         )
     check_tool(tool.model_extra or {}, index)
