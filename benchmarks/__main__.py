@@ -13,13 +13,14 @@ from rich.console import Console
 from benchmarks.compare import compare
 from benchmarks.contended import measure_contended
 from benchmarks.figures import comparison_figures, memory_figures, telemetry_figures
+from benchmarks.followup import measure_followups
 from benchmarks.memory import REQUESTS, measure_memory
 from benchmarks.report import WIDTH, Report, print_report
 from benchmarks.rounds import Say
 from benchmarks.telemetry import measure_telemetry
 from benchmarks.work import CLIENT_COUNTS, MODEL_NAMES, ModelName
 
-PARTS = (*MODEL_NAMES, "contended", "telemetry", "memory")
+PARTS = (*MODEL_NAMES, "contended", "prefix", "telemetry", "memory")
 DEFAULT_PARTS = (*MODEL_NAMES, "telemetry")
 ROUNDS, QUICK_ROUNDS = 5, 2
 QUICK_CLIENT_COUNTS = (1, 32)
@@ -49,6 +50,11 @@ def _measure(
         _measure_telemetry(options, folder, report, say)
     elif part == "memory":
         _measure_memory(options, folder, report, say)
+    elif part == "prefix":
+        for model in MODEL_NAMES[:1] if options.quick else MODEL_NAMES:
+            report.followups += measure_followups(
+                model, options.rounds, folder / model, say, is_quick=options.quick
+            )
     elif part == "contended":
         has_mlx_lm = not options.without_mlx_lm
         report.contended = measure_contended(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,15 +105,22 @@ async def _client(server: Server) -> AsyncIterator[Any]:
 
         async def ask(words: int, session: str = "any") -> float:
             text = f"{chance.random()} {' '.join(chance.choices(WORDS, k=words))}"
-            return await _first_token_s(client, server.model_id, text, session)
+            messages = [{"role": "user", "content": text}]
+            return await first_token_s(client, server.model_id, messages, session)
 
         yield ask
 
 
-async def _first_token_s(client: httpx.AsyncClient, model: str, text: str, session: str) -> float:
+async def first_token_s(
+    client: httpx.AsyncClient,
+    model: str,
+    messages: Sequence[Mapping[str, str]],
+    session: str = "any",
+) -> float:
+    """Return the seconds from sending a chat to its first piece of text. Raises RuntimeError when there is none."""
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": text}],
+        "messages": messages,
         "max_tokens": 4,
         "temperature": 0,
         "stream": True,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from benchmarks.compare import MLX_LM_STREAMED, OURS, OURS_STREAMED
 from benchmarks.contended import Contended
 from benchmarks.figures import Figures, MemoryFigures, TelemetryPart, percentile
+from benchmarks.followup import FollowUp
 from benchmarks.telemetry import OFF, SPANS, STORE
 from benchmarks.work import ModelName
 
@@ -27,6 +29,9 @@ TELEMETRY_GOALS = {
     (STORE, SPANS): "writing to the store: cost in throughput",
 }
 CONTENDED_PIECES = 1.5
+# Of the cold first token, behind a prompt of 2,000 tokens and more.
+WARM_SHARE, RESTARTED_SHARE = 0.1, 0.2
+FOLLOWUP_TOKENS = 2_000
 # A leak of a quarter of a KiB a request shows; what the allocator moves back and forth does not.
 MEMORY_GROWTH_MIB = 2.0
 
@@ -82,6 +87,21 @@ def contended_goals(rows: Sequence[Contended]) -> Iterator[Goal]:
             yield Goal(
                 name, f"<= {CONTENDED_PIECES:g}", f"{pieces:.2f}", pieces <= CONTENDED_PIECES
             )
+
+
+def followup_goals(rows: Sequence[FollowUp]) -> Iterator[Goal]:
+    """Yield whether what was read before is not read again."""
+    for row in rows:
+        if row.tokens < FOLLOWUP_TOKENS:
+            continue
+        shares = {
+            "warm": (row.warm_s, WARM_SHARE),
+            "after a restart": (row.restart_s, RESTARTED_SHARE),
+        }
+        for name, (later_s, wanted) in shares.items():
+            share = median(row.ratios(later_s))
+            place = f"{row.model}, {row.tokens} tokens, first token {name}: share of the cold one"
+            yield Goal(place, f"<= {wanted:g}", f"{share:.2f}", share <= wanted)
 
 
 def memory_goal(figures: MemoryFigures) -> Goal:

@@ -24,7 +24,14 @@ SHAPES: dict[ModelName, Shape] = {
         context=16_384,
     ),
     "small": Shape(
-        layers=8, hidden=256, intermediate=1024, heads=8, kv_heads=4, head_dim=32, vocabulary=4096
+        layers=8,
+        hidden=256,
+        intermediate=1024,
+        heads=8,
+        kv_heads=4,
+        head_dim=32,
+        vocabulary=4096,
+        context=16_384,
     ),
 }
 WEIGHTS_FILE = "model.safetensors"

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -25,11 +26,13 @@ from benchmarks.figures import (
     TelemetryPart,
     percentile,
 )
+from benchmarks.followup import FollowUp
 from benchmarks.goals import (
     Goal,
     comparison_goals,
     contended_goals,
     failures_goal,
+    followup_goals,
     memory_goal,
     telemetry_goals,
 )
@@ -57,6 +60,10 @@ CONTENDED_COLUMNS = (
     "long beside s",
     "piece ms",
 )
+FOLLOWUP_COLUMNS = (
+    *("prompt", "cold ms", "warm ms", "restarted ms"),
+    *("warm", "range", "restarted", "range"),
+)
 TELEMETRY_COLUMNS = (
     "telemetry",
     "against",
@@ -79,6 +86,7 @@ class Report:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     comparisons: list[Figures] = field(default_factory=list)
     contended: list[Contended] = field(default_factory=list)
+    followups: list[FollowUp] = field(default_factory=list)
     telemetry: list[TelemetryPart] = field(default_factory=list)
     memory: MemoryFigures | None = None
     failures: list[str] = field(default_factory=list)
@@ -86,12 +94,22 @@ class Report:
     @property
     def requests(self) -> int:
         """Requests that were sent and checked."""
-        parts = (*self.comparisons, *self.contended, *self.telemetry, self.memory)
+        parts = (
+            *self.comparisons,
+            *self.contended,
+            *self.followups,
+            *self.telemetry,
+            self.memory,
+        )
         return sum(part.requests for part in parts if part is not None)
 
     def goals(self) -> list[Goal]:
         """Return every goal that has been measured."""
-        goals = [*comparison_goals(self.comparisons), *contended_goals(self.contended)]
+        goals = [
+            *comparison_goals(self.comparisons),
+            *contended_goals(self.contended),
+            *followup_goals(self.followups),
+        ]
         for part in self.telemetry:
             goals += telemetry_goals(part)
         if self.memory is not None:
@@ -106,6 +124,7 @@ class Report:
             "machine": machine(),
             "comparisons": [asdict(row) for row in self.comparisons],
             "contended": [asdict(row) for row in self.contended],
+            "followups": [asdict(row) for row in self.followups],
             "telemetry": [asdict(part) for part in self.telemetry],
             "memory": asdict(self.memory) if self.memory else None,
             "goals": [asdict(goal) for goal in self.goals()],
@@ -140,6 +159,10 @@ def print_report(report: Report, screen: Console) -> None:
         title = "first token of short requests, alone and beside a long prompt: tiny"
         cells = map(_contended_cells, report.contended)
         screen.print(_filled(_table(title), CONTENDED_COLUMNS, cells))
+    if report.followups:
+        title = "first token of a second turn, as a share of the first turn's"
+        cells = map(_followup_cells, report.followups)
+        screen.print(_filled(_table(title), FOLLOWUP_COLUMNS, cells))
     if report.memory is not None:
         screen.print(_memory_lines(report.memory), highlight=False)
     screen.print(_goals_table(report.goals()))
@@ -214,6 +237,18 @@ def _contended_cells(row: Contended) -> Sequence[str]:
         f"{row.alone_long_s:.1f}",
         f"{percentile(row.long_s, 0.5):.1f}",
         "-" if row.piece_s is None else f"{row.piece_s * 1e3:,.0f}",
+    )
+
+
+def _followup_cells(row: FollowUp) -> Sequence[str]:
+    warm, restarted = row.ratios(row.warm_s), row.ratios(row.restart_s)
+    return (
+        f"{row.model}, {row.tokens:,} tokens",
+        *(f"{median(times) * 1e3:,.1f}" for times in (row.cold_s, row.warm_s, row.restart_s)),
+        f"{median(warm):.2f}",
+        f"{min(warm):.2f} … {max(warm):.2f}",
+        f"{median(restarted):.2f}",
+        f"{min(restarted):.2f} … {max(restarted):.2f}",
     )
 
 

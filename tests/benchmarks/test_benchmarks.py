@@ -77,6 +77,18 @@ def test_short_requests_are_timed_beside_a_long_prompt(tmp_path: Path) -> None:
     assert report["goals"][0]["name"].startswith("MLX Manager: first token")
 
 
+def test_a_second_turn_is_timed_warm_and_after_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+
+    status = main([*"prefix --rounds 1 --quick --json".split(), str(file)])
+
+    [row] = json.loads(file.read_text())["followups"]
+    assert status == 0
+    assert (row["model"], row["tokens"]) == ("tiny", 1000)
+    assert row["warm_s"][0] < row["cold_s"][0]
+    assert row["restart_s"][0] < row["cold_s"][0]
+
+
 def test_an_unknown_part_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--only", "huge"])

@@ -8,7 +8,14 @@ import numpy.typing as npt
 import pytest
 
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
-from mlx_manager.mlx_server.engine.sampling import MANY_LOGITS, filtered, greedy, sampler_for
+from mlx_manager.mlx_server.engine.sampling import (
+    MANY_LOGITS,
+    SeededSampler,
+    draw_together,
+    filtered,
+    greedy,
+    sampler_for,
+)
 
 Floats = npt.NDArray[np.float64]
 ROWS, VOCABULARY = 5, 50
@@ -170,3 +177,28 @@ def test_every_seed_gives_its_own_repeatable_draws(seed: int) -> None:
     assert draws == [second(given).item() for _ in range(8)]
     assert draws != [other(given).item() for _ in range(8)]
     assert len(set(draws)) > 1
+
+
+def test_rows_that_are_drawn_together_get_what_each_is_drawn_by_itself() -> None:
+    kinds = [
+        SamplingParameters(temperature=0.8, seed=1),
+        SamplingParameters(temperature=0),
+        SamplingParameters(temperature=0.8, seed=2),
+        SamplingParameters(temperature=0.9, top_k=7, seed=1),
+        SamplingParameters(temperature=0, logit_bias=((3, 100.0),)),
+        SamplingParameters(temperature=0.8, seed=1),
+        SamplingParameters(temperature=0),
+        SamplingParameters(temperature=0.8, top_p=0.7, xtc_probability=0.5, seed=9),
+    ]
+    together, alone = ([sampler_for(kind) for kind in kinds] for _ in range(2))
+    for step in range(20):
+        logits = mx.random.normal((len(kinds), 500), key=mx.random.key(step)) * 3
+        logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        expected = [draw(logits[at : at + 1]).item() for at, draw in enumerate(alone)]
+        assert draw_together(together, logits).tolist() == expected
+
+
+def test_a_seed_and_the_next_one_have_no_keys_in_common() -> None:
+    drawn = [SeededSampler(SamplingParameters(temperature=1), seed) for seed in range(50)]
+    keys = [one.next_key() for one in drawn for _ in range(200)]
+    assert len(set(keys)) == len(keys)

@@ -227,7 +227,9 @@ async def test_a_seeded_answer_is_the_same_alone_and_among_seven_others(
 async def test_the_older_form_has_offsets_and_the_token_itself_among_the_likely_ones(
     openai: AsyncOpenAI,
 ) -> None:
-    answer = await complete(openai, model=STARTER, temperature=1, seed=2, logprobs=2)
+    answer = await complete(
+        openai, model=STARTER, temperature=1, seed=2, logprobs=2, extra_body={"min_tokens": 16}
+    )
     logprobs, text = answer.choices[0].logprobs, answer.choices[0].text
     assert logprobs is not None
     tokens, offsets = logprobs.tokens or [], logprobs.text_offset or []

@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 
 from mlx_manager.mlx_server.engine.batch_api import check_parts
-from mlx_manager.mlx_server.engine.sampling import LogitsProcessor, Sampler
+from mlx_manager.mlx_server.engine.sampling import LogitsProcessor, Sampler, draw_together
 from mlx_manager.mlx_server.engine.slotted_cache import Layout, SlottedCache
 
 # Slots that are free for so many steps, and as many as the others, are given up: each costs its part of every step.
@@ -211,7 +211,7 @@ class DecodeBatch:
             logits = logits[slots]
         logits = _processed(rows, logits)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        tokens = _drawn(rows, logprobs)
+        tokens = draw_together([row.sampler for row in rows], logprobs)
         self._inputs = tokens
         if slots is not None:
             self._inputs = mx.zeros(len(self._slots), tokens.dtype)
@@ -329,11 +329,3 @@ def _processed(rows: list[Row], logits: mx.array) -> mx.array:
             own = processor(nothing, own)
         processed.append(own)
     return mx.concatenate(processed)
-
-
-def _drawn(rows: list[Row], logprobs: mx.array) -> mx.array:
-    """Return a token for each row, `[rows]`; those that share a sampler are drawn in one call."""
-    first = rows[0].sampler
-    if all(row.sampler is first for row in rows):
-        return first(logprobs)
-    return mx.concatenate([row.sampler(logprobs[at : at + 1]) for at, row in enumerate(rows)])

@@ -1,5 +1,5 @@
-"""Choose tokens from logits. One object per set of parameters: mlx-lm samples a batch in one call only when every
-row holds the same object. A row that is steered (by a bias, a penalty, a seed) has one of its own.
+"""Choose tokens from logits. Rows with the same parameters are drawn in one call: without seeds they hold the same
+object, with seeds `draw_together` knows how. A row that is steered (by a bias or a penalty) or held is drawn by itself.
 
 First bias and penalties, then filters in the order that vLLM and transformers use: temperature, top_k, top_p, min_p;
 XTC last.
@@ -22,8 +22,7 @@ GREEDY_BELOW = 1e-5
 MANY_LOGITS = 24_000
 PICKED_PART = 32
 LEAST_PICKED = 256
-# Of a key that is split thousands of times no more is kept as a lazy graph.
-SPLITS_AT_ONCE = 256
+WORD = 2**64 - 1
 Sampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
@@ -59,9 +58,7 @@ def _drawing(
     if parameters.temperature < GREEDY_BELOW:
         return greedy
     kept_token_ids = tuple(end_token_ids) if parameters.xtc_probability > 0 else ()
-    if parameters.seed is not None:
-        return SeededSampler(parameters, parameters.seed, kept_token_ids, drawn_tokens)
-    # Only what decides a draw: rows that differ in anything else share a sampler all the same.
+    # Only what decides a draw: rows that differ in anything else are drawn together all the same.
     drawing = SamplingParameters(
         temperature=parameters.temperature,
         top_p=parameters.top_p,
@@ -70,6 +67,8 @@ def _drawing(
         xtc_probability=parameters.xtc_probability,
         xtc_threshold=parameters.xtc_threshold,
     )
+    if parameters.seed is not None:
+        return SeededSampler(drawing, parameters.seed, kept_token_ids, drawn_tokens)
     return _shared_sampler(drawing, kept_token_ids)
 
 
@@ -95,38 +94,98 @@ class SeededSampler:
         kept_token_ids: tuple[int, ...] = (),
         drawn_tokens: int = 0,
     ) -> None:
-        self._parameters = parameters
-        self._kept_token_ids = kept_token_ids
-        self._key = key_after(mx.random.key(seed % 2**64), drawn_tokens)
+        self.drawing = (parameters, kept_token_ids)
+        # Not the seed itself: the next seed's keys must not be those of the next position.
+        self._state = mixed(seed)
+        self._position = drawn_tokens
 
     def __call__(self, logprobs: mx.array) -> mx.array:
-        self._key, key = mx.random.split(self._key)
-        return _drawn(logprobs, self._parameters, self._kept_token_ids, key)
+        return _drawn(logprobs, *self.drawing, mx.array([self.next_key()], mx.uint32))
+
+    def next_key(self) -> tuple[int, int]:
+        """Return the key of the next draw, of two words of 32 bits."""
+        key = mixed(self._state + self._position)
+        self._position += 1
+        return key >> 32, key & 0xFFFFFFFF
 
 
-def key_after(key: mx.array, draws: int) -> mx.array:
-    """Return what is left of a sampler's key after so many draws."""
-    for draw in range(draws):
-        key, _ = mx.random.split(key)
-        if draw % SPLITS_AT_ONCE == 0:
-            mx.eval(key)
-    return key
+def draw_together(samplers: Sequence[Sampler], logprobs: mx.array) -> mx.array:
+    """Return each row's token, `[rows, vocabulary]` -> `[rows]`: those that draw alike are drawn in one call."""
+    alike = dict[object, list[int]]()
+    for row, sampler in enumerate(samplers):
+        alike.setdefault(_draws_like(sampler), []).append(row)
+    if len(alike) == 1:
+        return _draw_alike(samplers, logprobs)
+    drawn = [
+        _draw_alike([samplers[row] for row in rows], logprobs[_places(rows)])
+        for rows in alike.values()
+    ]
+    order = [row for rows in alike.values() for row in rows]
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return mx.concatenate(drawn)[mx.array(back)]
+
+
+def _draws_like(sampler: Sampler) -> object:
+    """Return what rows have in common that can be drawn in one call."""
+    return sampler.drawing if isinstance(sampler, SeededSampler) else sampler
+
+
+def _draw_alike(samplers: Sequence[Sampler], logprobs: mx.array) -> mx.array:
+    seeded = [sampler for sampler in samplers if isinstance(sampler, SeededSampler)]
+    if not seeded:
+        return samplers[0](logprobs)
+    keys = mx.array([sampler.next_key() for sampler in seeded], mx.uint32)
+    return _drawn(logprobs, *seeded[0].drawing, keys)
+
+
+def _places(rows: list[int]) -> slice | mx.array:
+    return slice(rows[0], rows[0] + 1) if len(rows) == 1 else mx.array(rows)
+
+
+def mixed(number: int) -> int:
+    """Return 64 bits that look like chance, others for each of 2^64 numbers: Vigna's splitmix64."""
+    mixture = (number * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & WORD
+    mixture = ((mixture ^ (mixture >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    mixture = ((mixture ^ (mixture >> 27)) * 0x94D049BB133111EB) & WORD
+    return mixture ^ (mixture >> 31)
 
 
 def _drawn(
     logprobs: mx.array,
     parameters: SamplingParameters,
     kept_token_ids: tuple[int, ...],
-    key: mx.array | None,
+    keys: mx.array | None,
 ) -> mx.array:
+    """Draw a token for each row, with a key of its own, `[rows, 2]`, or with chance."""
     logits, token_ids = filtered(logprobs, parameters)
     if parameters.xtc_probability > 0:
-        chance_key, key = (None, None) if key is None else mx.random.split(key)
-        chance = mx.random.uniform(shape=(logits.shape[0], 1), key=chance_key)
+        chance_keys, keys = (None, None) if keys is None else _split(keys)
+        chance = _uniform(logits.shape[0], chance_keys)
         excluded = without_top_choices(logits, token_ids, parameters.xtc_threshold, kept_token_ids)
         logits = mx.where(chance < parameters.xtc_probability, excluded, logits)
-    drawn = mx.random.categorical(logits, key=key)
+    if keys is None:
+        drawn = mx.random.categorical(logits)
+    else:
+        drawn = mx.argmax(logits + _gumbel(logits.shape[-1], keys), axis=-1)
     return mx.take_along_axis(token_ids, drawn[:, None], axis=-1)[:, 0]
+
+
+def _gumbel(count: int, keys: mx.array) -> mx.array:
+    """Return noise whose largest sum with logits is a draw by them, `[rows, count]`: each row's is its key's alone."""
+    noise: mx.array = mx.vmap(lambda key: mx.random.gumbel(shape=(count,), key=key))(keys)
+    return noise
+
+
+def _split(keys: mx.array) -> tuple[mx.array, mx.array]:
+    pairs: mx.array = mx.vmap(mx.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _uniform(rows: int, keys: mx.array | None) -> mx.array:
+    if keys is None:
+        return mx.random.uniform(shape=(rows, 1))
+    chance: mx.array = mx.vmap(lambda key: mx.random.uniform(shape=(1,), key=key))(keys)
+    return chance
 
 
 def _is_steered(parameters: SamplingParameters, end_token_ids: Sequence[int]) -> bool:
