@@ -142,12 +142,13 @@ class Adjustment:
     """A parameter that has another value than the client sent, or one that it left open, and what that comes from.
 
     `context` is the room that the model has for an answer, `generation_config` the file of the model's makers;
-    `hosted_tool` is one that only the client's provider runs, and that is left out.
+    `hosted_tool` is one that only the client's provider runs, and that is left out; by `canonical_prompts` a part of
+    the prompt has another order.
     """
 
     parameter: str
-    value: float | Literal["left_out"]
-    source: Literal["context", "generation_config", "hosted_tool"]
+    value: float | Literal["left_out", "reordered"]
+    source: Literal["context", "generation_config", "hosted_tool", "canonical_prompts"]
 
     def __str__(self) -> str:
         value = self.value if isinstance(self.value, str) else f"{self.value:.12g}"

@@ -36,6 +36,12 @@ class ModelSettings(BaseModel):
     prefix_cache_mib: int | None = Field(
         None, ge=0, description="`MLX_SERVER_PREFIX_CACHE_MIB` of this model."
     )
+    canonical_prompts: bool = Field(
+        False,
+        description="Lines of the instructions that say what day or time it is go to their end, and tools are sorted "
+        "by name: a prompt that differs in nothing else is not computed again from there. Nothing is left out; what "
+        "had another order is told in `X-Adjusted-Parameters` and on the chat's span.",
+    )
     kv_bits: int | None = Field(
         None,
         description="Refused: the batches of this version of mlx-lm can't hold quantised keys and values.",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlx_manager.mlx_server.engine.channel import Channel
+from mlx_manager.mlx_server.engine.channel import HELD_S, Channel
 from mlx_manager.mlx_server.engine.framing import encode, reports_reader
 from mlx_manager.mlx_server.engine.messages import Cancel, FromEngine, Heartbeat, Step, Vitals
 
@@ -151,3 +151,36 @@ def test_another_thread_can_wake_it_and_nothing_is_lost_by_that(
     channel.wake()
     ours.sendall(encode(Cancel(7)))
     assert channel.receive(FAR_AWAY_S) == [Cancel(7)]
+
+
+def test_what_can_wait_goes_out_with_what_can_not(peers: tuple[Channel, socket.socket]) -> None:
+    channel, ours = peers
+    ours.setblocking(False)
+    channel.send(step(1))
+    assert ours.recv(1 << 20) == encode(step(1))
+    channel.send(step(2), can_wait=True)
+    with pytest.raises(BlockingIOError):
+        ours.recv(1 << 20)
+    channel.send(step(3))
+    assert ours.recv(1 << 20) == encode(step(2)) + encode(step(3))
+
+
+def test_what_can_wait_waits_for_no_longer_than_it_may(
+    peers: tuple[Channel, socket.socket],
+) -> None:
+    channel, ours = peers
+    channel.send(step(1))
+    time.sleep(2 * HELD_S)
+    channel.send(step(2), can_wait=True)
+    assert read_reports(channel, ours, 2) == [step(1), step(2)]
+
+
+def test_what_waits_goes_out_before_a_message_is_handled(
+    peers: tuple[Channel, socket.socket],
+) -> None:
+    channel, ours = peers
+    channel.send(step(1))
+    channel.send(step(2), can_wait=True)
+    ours.sendall(encode(Cancel(7)))
+    assert channel.receive(FAR_AWAY_S) == [Cancel(7)]
+    assert list(reports_reader().feed(ours.recv(1 << 20))) == [step(1), step(2)]

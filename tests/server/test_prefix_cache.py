@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from opentelemetry.sdk.trace import ReadableSpan
@@ -158,3 +159,29 @@ async def test_a_conversation_goes_on_warm_after_a_restart(tmp_path: Path, model
     assert cached(found[0]) == 0
     assert cached(found[1]) == found[1].usage.prompt_tokens - 1
     assert found[1].choices[0].message.content == found[0].choices[0].message.content
+
+
+def dated(day: int, *names: str) -> dict[str, Any]:
+    """A question under instructions that say what day it is, with tools in some order."""
+    about = f"You help with files.\nToday's date: 2026-11-{day}\n" + "Read before you write. " * 20
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    messages = [{"role": "system", "content": about}, {"role": "user", "content": "Hi"}]
+    return {"model": MODEL, "messages": messages, "tools": tools, "max_tokens": 2}
+
+
+def test_tomorrow_s_prompt_comes_from_the_cache_where_prompts_are_made_canonical(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    shares, told = list[float](), list[str]()
+    for models in ({}, {MODEL: {"canonical_prompts": True}}):
+        settings = settings_for(tmp_path, model_dir, models=models)
+        with running(create_app(settings)) as server, httpx.Client(base_url=server.url) as http:
+            for body in (dated(25, "write", "read", "list"), dated(26, "list", "write", "read")):
+                answer = http.post("/v1/chat/completions", json=body, timeout=60)
+        usage = answer.json()["usage"]
+        cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+        shares.append(cached_tokens / usage["prompt_tokens"])
+        told.append(answer.headers.get("X-Adjusted-Parameters", ""))
+    assert shares[0] < 0.3 < shares[1]
+    assert "canonical_prompts" not in told[0]
+    assert "system=reordered;by=canonical_prompts, tools=reordered;by=canonical_prompts" in told[1]

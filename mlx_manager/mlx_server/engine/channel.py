@@ -7,11 +7,15 @@ import math
 import os
 import select
 import socket
+import time
 
 from mlx_manager.mlx_server.engine.framing import commands_reader, encode
 from mlx_manager.mlx_server.engine.messages import FromEngine, ToEngine
 
 READ_BYTES = 1 << 18
+# What can wait is sent this long after what was sent last: readers are woken more seldom than that anyway, and each
+# message by itself would cost the reader's process as much as a small model's step.
+HELD_S = 0.004
 
 
 class Channel:
@@ -22,24 +26,31 @@ class Channel:
         self._sock = sock
         self._reader = commands_reader()
         self._unsent = bytearray()
+        self._is_held = False
+        self._sent_s = 0.0
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._woken, False)
         os.set_blocking(self._waker, False)
         self.is_closed = False
 
-    def send(self, message: FromEngine) -> None:
-        """Send, or keep for the next `send` or `receive` when the reader is behind."""
+    def send(self, message: FromEngine, *, can_wait: bool = False) -> None:
+        """Send, or keep for the next `send` or `receive` when the reader is behind.
+
+        What can wait may stay here until the next `send`, which has to be soon, or until something arrives.
+        """
         self._unsent += encode(message)
-        self._flush()
+        self._is_held = can_wait and time.monotonic() - self._sent_s < HELD_S
+        if not self._is_held:
+            self._flush()
 
     def receive(self, wait_s: float) -> list[ToEngine]:
         """Return what has arrived, waiting up to `wait_s` for the first or for `wake`.
 
         `is_closed` says when the peer has gone.
         """
-        wanted = select.POLLIN | (select.POLLOUT if self._unsent else 0)
+        wanted = select.POLLIN | (select.POLLOUT if self._unsent and not self._is_held else 0)
         events = self._wait(wanted, wait_s)
-        if events & select.POLLOUT:
+        if events:
             self._flush()
         return self._read() if events & ~select.POLLOUT else []
 
@@ -81,6 +92,7 @@ class Channel:
             messages.extend(self._reader.feed(data))
 
     def _flush(self) -> None:
+        self._is_held, self._sent_s = False, time.monotonic()
         try:
             while self._unsent:
                 del self._unsent[: self._sock.send(self._unsent)]

@@ -46,6 +46,8 @@ from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
 
 BEAT_S = 1.0
 LAST_WORDS_S = 2.0
+# What a step may take for another one to follow soon.
+QUICK_STEP_S = 0.002
 
 
 class Stepping(Protocol):
@@ -156,9 +158,24 @@ def make_embedding_engine(
     return EmbeddingEngine(model, EmbeddingScheduler(limits), threads), model.ready
 
 
+class Haste:
+    """Knows which reports can wait for the next one: those of quick steps that say nothing but some more tokens."""
+
+    def __init__(self) -> None:
+        self._numbers = 0
+
+    def can_wait(self, step: Step | Pass, took_s: float) -> bool:
+        """Whether nobody begins or ends with a step that took so long, nor has a first token in it."""
+        if not isinstance(step, Step):
+            return False
+        numbers, self._numbers = self._numbers, len(step.tokens)
+        is_news = step.admitted or step.ended or step.following or step.prompt_logprobs
+        return not is_news and self._numbers <= numbers and took_s < QUICK_STEP_S
+
+
 def serve(channel: Channel, engine: Stepping) -> None:
     """Step while there is work, looking at the inbox before each step, and beat once a second."""
-    beat_at_s = time.monotonic() + BEAT_S
+    beat_at_s, haste = time.monotonic() + BEAT_S, Haste()
     while True:
         wait_s = 0.0 if engine.has_work else max(beat_at_s - time.monotonic(), 0.0)
         for message in channel.receive(wait_s):
@@ -166,7 +183,10 @@ def serve(channel: Channel, engine: Stepping) -> None:
         if channel.is_closed:
             return
         if engine.has_work:
-            channel.send(engine.step())
+            began_s = time.monotonic()
+            step = engine.step()
+            can_wait = haste.can_wait(step, time.monotonic() - began_s)
+            channel.send(step, can_wait=can_wait and engine.has_work)
         if (now_s := time.monotonic()) >= beat_at_s:
             channel.send(Heartbeat(time.monotonic_ns(), engine.vitals()))
             beat_at_s = now_s + BEAT_S

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mlx_manager.chat.events import Adjustment
 from mlx_manager.chat.request import ChatRequest, Conversation
 from mlx_manager.mlx_server.generation.model_text import API_DEFAULTS, ModelText
 
 
-def adjustments(request: ChatRequest, text: ModelText, max_tokens: int) -> tuple[Adjustment, ...]:
+def adjustments(
+    request: ChatRequest, text: ModelText, max_tokens: int, reordered: Sequence[str] = ()
+) -> tuple[Adjustment, ...]:
     """Return what differs from the request and from the API's defaults; the answer may have `max_tokens`."""
     found = list[Adjustment]()
     if request.max_tokens is None or request.max_tokens > max_tokens:
@@ -19,4 +23,5 @@ def adjustments(request: ChatRequest, text: ModelText, max_tokens: int) -> tuple
     if isinstance(request.input, Conversation):
         absent = request.input.absent_tools
         found.extend(Adjustment(place, "left_out", "hosted_tool") for place in absent)
+    found.extend(Adjustment(name, "reordered", "canonical_prompts") for name in reordered)
     return tuple(found)

@@ -70,6 +70,7 @@ class Prompt:
     constraint: Constraint | None
     thought_budget: ThoughtBudget | None
     parts: tuple[Part, ...] = ()
+    reordered: tuple[str, ...] = ()
 
 
 class LocalBackend:
@@ -160,7 +161,7 @@ class LocalBackend:
         else:
             prompt = await asyncio.to_thread(prepare, request, text)
         timeline.prompt_tokens = len(prompt.token_ids)
-        timeline.adjusted = adjustments(request, text, prompt.max_tokens)
+        timeline.adjusted = adjustments(request, text, prompt.max_tokens, prompt.reordered)
         timeline.tokenize.end()
         timeline.queued_ns = timeline.tokenize.end_ns
         return prompt
@@ -199,6 +200,7 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
         constraint,
         thought_budget(request, text, encoded.opening),
         encoded.parts,
+        encoded.reordered,
     )
 
 

@@ -17,6 +17,7 @@ from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParam
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.engine.token_bytes import TokenBytes
 from mlx_manager.mlx_server.families.family import Family, family_of
+from mlx_manager.mlx_server.generation.canonical import canonical
 from mlx_manager.mlx_server.generation.template_messages import (
     template_messages,
     with_instructions,
@@ -41,19 +42,20 @@ DEFAULT_XTC_THRESHOLD = 0.1
 class Encoded:
     """A prompt for the engine. `opening` is the part of it that belongs to the answer, for whoever reads that.
 
-    `parts` say which tokens are which message's.
+    `parts` say which tokens are which message's. What is `reordered` has another order than was sent.
     """
 
     token_ids: list[int]
     opening: str = ""
     parts: tuple[Part, ...] = ()
+    reordered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelText:
     """What turns requests into token ids and back for one model, and what its config says of its weights.
 
-    Reading all this took `load_s`.
+    Reading all this took `load_s`. With `is_canonical` conversations are put into their lasting order first.
     """
 
     model_id: str
@@ -67,10 +69,12 @@ class ModelText:
     family: Family
     shown_ids: frozenset[int]
     load_s: float
+    is_canonical: bool = False
 
     def encode(self, prompt: Conversation | RawPrompt) -> Encoded:
         """Return the prompt for the engine. Raises InvalidRequest when the model can't take it."""
         if isinstance(prompt, Conversation):
+            prompt, reordered = canonical(prompt) if self.is_canonical else (prompt, ())
             rendered, forced = self.render(prompt), self._forced(prompt)
             thought = self._open_reasoning(rendered)
             if forced and thought:
@@ -78,7 +82,7 @@ class ModelText:
                 rendered += self._end_of_reasoning
             encoding = self._encoding(rendered + forced, add_special_tokens=False)
             parts = parts_of(prompt, rendered, encoding)
-            return Encoded(encoding.ids, forced or thought, parts)
+            return Encoded(encoding.ids, forced or thought, parts, reordered)
         if isinstance(prompt.prompt, str):
             token_ids = self._encoding(prompt.prompt, add_special_tokens=True).ids
         else:
@@ -253,6 +257,7 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
         family=family,
         shown_ids=_special_marks(tokenizer, family),
         load_s=time.monotonic() - began_s,
+        is_canonical=files.settings.canonical_prompts,
     )
 
 
