@@ -66,9 +66,11 @@ class Outbox(Generic[T]):
             self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until nothing is left; False when that takes longer than `timeout_s`."""
+        """Wait until nothing is left; False when that takes longer than `timeout_s`, or when it was closed before."""
         with self._changed:
-            return self._changed.wait_for(self._is_empty, max(timeout_s, 0.0))
+            # What is on its way from a closed one is counted as lost: nobody waits for it, at exit least of all.
+            self._changed.wait_for(lambda: self.is_closed or self._is_empty(), max(timeout_s, 0.0))
+            return self._is_empty()
 
     def close(self) -> None:
         """Take nothing more, and count as lost what is still here or on its way."""

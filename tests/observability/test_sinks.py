@@ -247,6 +247,21 @@ def test_a_closed_outbox_counts_what_it_still_had() -> None:
     assert losses.by_sink() == {"box": 2}
 
 
+def test_nobody_waits_for_what_is_on_its_way_from_a_closed_outbox() -> None:
+    losses, sent, gate = Losses(), list[int](), Gate()
+    outbox = Outbox("box", gate.passing(sent), losses, delay_s=0)
+    outbox.put(1)
+    wait_until(lambda: gate.is_reached)
+    outbox.close()
+    began_s = time.monotonic()
+    assert not outbox.wait(20)
+    waited_s = time.monotonic() - began_s
+    gate.is_open = True
+
+    assert waited_s < 10
+    assert losses.by_sink() == {"box": 1}
+
+
 class Gate:
     """Holds sending up until it is opened."""
 

@@ -87,11 +87,14 @@ def write(folder: Path, config: dict[str, Any]) -> ModelFiles:
 
 
 def used_kv_bytes(model: Any, tokens: int) -> int:
-    """What mlx-lm's caches take after a prompt of this length, read in chunks as the engine does."""
+    """What mlx-lm's caches take after a prompt of this length, read in chunks as the engine does.
+
+    How large they get is known before anything is computed, so nothing is.
+    """
     caches = make_prompt_cache(model)
     for at in range(0, tokens, 2048):
         size = min(2048, tokens - at)
-        mx.eval(model(mx.zeros((1, size), mx.int32), cache=caches))
+        model(mx.zeros((1, size), mx.int32), cache=caches)
     return sum(cache.nbytes for cache in caches)
 
 

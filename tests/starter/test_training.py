@@ -23,7 +23,7 @@ VOCAB_SIZE = 512
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Progress]:
     folder = tmp_path_factory.mktemp("starter")
-    return folder, build(folder, steps=12, vocab_size=VOCAB_SIZE)
+    return folder, build(folder, steps=12, vocab_size=VOCAB_SIZE, batch_tokens=512)
 
 
 def test_the_loss_falls(trained: tuple[Path, Progress]) -> None:

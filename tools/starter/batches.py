@@ -17,14 +17,19 @@ OPENING_TOKENS, OPENING_WEIGHT = 8, 6.0
 Pair = tuple[list[int], list[int]]
 
 
-def batched(samples: Iterator[Sample], tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
-    """Yield batches of samples of similar length, so that little is padding; for ever."""
+def batched(
+    samples: Iterator[Sample], tokenizer: PreTrainedTokenizerFast, batch_tokens: int = BATCH_TOKENS
+) -> Iterator[Batch]:
+    """Yield batches of samples of similar length, so that little is padding; for ever.
+
+    A batch has at most `batch_tokens`, or one sample that is longer.
+    """
     random = Random(0)
     [think_end] = tokenizer.encode("</think>")
     [answer_end] = tokenizer.encode("<|im_end|>")
     while True:
         pool = _encode([next(samples) for _ in range(POOL_SAMPLES)], tokenizer, random)
-        batches = _cut(sorted(pool, key=_length))
+        batches = _cut(sorted(pool, key=_length), batch_tokens)
         random.shuffle(batches)
         yield from (_pad(rows, think_end, answer_end) for rows in batches)
 
@@ -49,11 +54,11 @@ def _kept(sample: Sample, random: Random) -> int | None:
     return random.randint(8, 28) if taught and random.random() < SHORTENED_SHARE else None
 
 
-def _cut(pairs: list[Pair]) -> list[list[Pair]]:
+def _cut(pairs: list[Pair], batch_tokens: int) -> list[list[Pair]]:
     """Return the pairs, shortest first, in groups that fit a batch when padded."""
     groups: list[list[Pair]] = [[]]
     for pair in pairs:
-        if groups[-1] and (len(groups[-1]) + 1) * _length(pair) > BATCH_TOKENS:
+        if groups[-1] and (len(groups[-1]) + 1) * _length(pair) > batch_tokens:
             groups.append([])
         groups[-1].append(pair)
     return groups

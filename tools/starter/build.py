@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.qwen3 import Model
 from transformers import PreTrainedTokenizerFast
 
-from tools.starter.batches import batched
+from tools.starter.batches import BATCH_TOKENS, batched
 from tools.starter.corpus import FIRST_SAMPLES, samples
 from tools.starter.shape import VOCAB_SIZE, config, new_model
 from tools.starter.tokenizer import train_tokenizer
@@ -25,7 +25,7 @@ TOKENIZER_SAMPLES = 20_000
 
 def build(
     folder: Path, *, steps: int = STEPS, minutes: float | None = None,
-    vocab_size: int = VOCAB_SIZE, seed: int = SEED,
+    vocab_size: int = VOCAB_SIZE, seed: int = SEED, batch_tokens: int = BATCH_TOKENS,
 ) -> Progress:  # fmt: skip
     """Train a starter model and save it in `folder`."""
     mx.set_default_device(mx.cpu)
@@ -37,7 +37,7 @@ def build(
     tokenizer = train_tokenizer(texts, vocab_size)
     settings = config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     model = new_model(settings)
-    batches = batched(samples(seed), tokenizer)
+    batches = batched(samples(seed), tokenizer, batch_tokens)
     progress = train(model, batches, steps=steps, minutes=minutes)
     save(folder, model, settings, tokenizer)
     return progress
