@@ -96,3 +96,18 @@ async def test_what_is_no_number_of_tokens_is_refused(openai: AsyncOpenAI, value
     with pytest.raises(sdk.BadRequestError) as met:
         await ask(openai, extra_body={"thinking_token_budget": value})
     assert met.value.param == "thinking_token_budget"
+
+
+async def test_a_response_keeps_to_it_too(openai: AsyncOpenAI) -> None:
+    asked = {
+        "model": THINKING["model"],
+        "input": THINKING["messages"],
+        "reasoning": {"effort": "high"},
+    }
+    free = await openai.responses.create(**asked)
+    cut = await openai.responses.create(**asked, extra_body={"thinking_token_budget": 3})
+    assert free.usage is not None
+    assert cut.usage is not None
+    assert free.usage.output_tokens_details.reasoning_tokens > 5
+    assert 3 < cut.usage.output_tokens_details.reasoning_tokens <= 5
+    assert cut.output_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlx_manager.chat.request import (
@@ -83,7 +84,9 @@ def response_request(
         model=body.model,
         input=_conversation(body, items),
         origin=origin,
-        sampling=sampling(body, _top_logprobs(body)),
+        sampling=replace(
+            sampling(body, _top_logprobs(body)), thinking_tokens=body.thinking_token_budget
+        ),
         max_tokens=body.max_output_tokens,
         stop=stop_strings(body),
         format=the_only(_formats(body), body.structured_outputs, FORMAT),

@@ -153,6 +153,7 @@ class ResponsesBody(GenerationBody):
     top_logprobs: LogprobCount | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoiceObject | None = None
     parallel_tool_calls: bool | None = None
