@@ -459,10 +459,19 @@ def test_empty_thoughts_are_none_and_those_that_never_end_are_all() -> None:
     assert read(["<think>\nAnd so", " on "], thinks)[:2] == ("", "And so on")
 
 
-def test_one_call_is_enough_where_they_must_not_be_parallel() -> None:
-    answer = f"<tool_call>{JSON_CALL}</tool_call><tool_call>{JSON_CALL}</tool_call>"
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("hermes", f"<tool_call>{JSON_CALL}</tool_call><tool_call>{JSON_CALL}</tool_call>"),
+        ("mistral", f"[TOOL_CALLS][{JSON_CALL}, {JSON_CALL}]"),
+        ("llama3", '[weather(city="Bern", days=3), weather(city="Basel", days=1)]'),
+        ("llama4", '<|python_start|>[weather(city="Bern", days=3), weather()]<|python_end|>'),
+        ("lfm2", '<|tool_call_start|>[weather(city="Bern", days=3), weather()]<|tool_call_end|>'),
+    ],
+)
+def test_one_call_is_enough_where_they_must_not_be_parallel(name: str, answer: str) -> None:
     for pieces in cuts(answer):
-        assert read(pieces, family("hermes"), is_parallel=False)[2] == [("weather", BERN)]
+        assert read(pieces, family(name), is_parallel=False)[2] == [("weather", BERN)]
 
 
 def test_arguments_leave_as_they_come() -> None:
