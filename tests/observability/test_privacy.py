@@ -402,7 +402,8 @@ def test_a_stored_response_is_in_its_own_table_and_in_no_other_sink(
     answer = httpx.post(url, json=body, timeout=60).json()
     background = httpx.post(url, json=body | {"background": True}, timeout=60).json()
     place = f"{url}/{background['id']}"
-    wait_until(lambda: httpx.get(place).json()["status"] == "incomplete")
+    # It is cut short, unless the model happens to end it.
+    wait_until(lambda: httpx.get(place).json()["status"] in ("incomplete", "completed"))
     assert httpx.get(f"{url}/{answer['id']}/input_items").status_code == 200
     application.process.send_signal(signal.SIGTERM)
     application.process.wait(60)
