@@ -34,8 +34,9 @@ class Tape:
         while True:
             more = self._more
             if at < len(self._events):
-                yield b"".join(self._events[at:])
-                at = len(self._events)
+                # Its place moves before it is handed on: more may come while the reader is busy with that.
+                begin, at = at, len(self._events)
+                yield b"".join(self._events[begin:at])
             elif self._is_complete:
                 return
             else:
