@@ -166,10 +166,10 @@ class Timeline:
     later went first, and `kv_bytes` the memory that its keys and values were predicted to need. For `followed_ns` it
     was in the queue because those of `followed` read what its prompt begins with, too.
 
-    Of several `choices` the work is that of all; the times up to the first token are those of the first choice, and so
-    are stalls and offsets. A request for embeddings has one, too, without tokens but with the `batches` that its inputs
-    were part of. An answer that is held to a grammar waits for it until `grammar_ready_ns`; compiling took
-    `grammar_compile_ns`, 0 when the grammar was known.
+    Of several `choices`, or those of several `prompts`, the work is that of all; the times up to the first token are
+    those of the choice that had it first, and so are stalls and offsets. A request for embeddings has one, too, without
+    tokens but with the `batches` that its inputs were part of. An answer that is held to a grammar waits for it until
+    `grammar_ready_ns`; compiling took `grammar_compile_ns`, 0 when the grammar was known.
     """
 
     routing: Interval | None = None
@@ -192,6 +192,7 @@ class Timeline:
     admitted_ns: int | None = None
     first_token_ns: int | None = None
     finished_ns: int | None = None
+    prompts: int = 1
     prompt_tokens: int = 0
     cached_tokens: int = 0
     cache_miss_reason: str | None = None
@@ -262,12 +263,13 @@ class TokenLogprobs:
     """How likely the model found a token of the answer, and the tokens that it found most likely, best first.
 
     The distribution is the model's own, before bias, penalties, temperature and filters. `offset` counts the characters
-    of the answer's text before the token.
+    of the answer's text before the token. One that `is_echoed` is of the prompt, which the answer repeats.
     """
 
     token: LikelyToken
     top: tuple[LikelyToken, ...]
     offset: int
+    is_echoed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mlx_manager.chat.events import Timeline, TraceContext
@@ -106,11 +106,12 @@ class Conversation:
 class RawPrompt:
     """A prompt that no template touches: text, or token ids as the client encoded them.
 
-    With `is_echoed` the answer's text begins with it.
+    With `is_echoed` the answer's text begins with it. `place` is where it stands in the client's body (`prompt[2]`).
     """
 
     prompt: str | tuple[int, ...]
     is_echoed: bool = False
+    place: str = "prompt"
 
     @property
     def size(self) -> int:
@@ -173,6 +174,9 @@ class Selection:
 class ChatRequest:
     """One answer asked for, or several `choices` of one. `max_tokens`, of each, None: what the context has room for.
 
+    With `more_prompts` the same is asked for of each prompt. Answers count on from one prompt to the next: the first of
+    the second has the index `choices`.
+
     `priority` None leaves it to the key that the request came with.
 
     Two things are no part of what was asked: in `timeline` whoever answers writes down how far the request came, and
@@ -190,8 +194,22 @@ class ChatRequest:
     priority: Priority | None = None
     choices: int = 1
     selection: Selection | None = None
+    more_prompts: tuple[RawPrompt, ...] = ()
     timeline: Timeline = field(default_factory=Timeline, compare=False, repr=False)
     trace: TraceContext | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def answers(self) -> int:
+        """How many answers there will be, those of all prompts."""
+        return self.choices * (1 + len(self.more_prompts))
+
+    @property
+    def each(self) -> tuple[ChatRequest, ...]:
+        """What is asked for of each prompt, as if it were the only one."""
+        if not self.more_prompts:
+            return (self,)
+        inputs = (self.input, *self.more_prompts)
+        return tuple(replace(self, input=one, more_prompts=()) for one in inputs)
 
     @property
     def operation(self) -> Operation:

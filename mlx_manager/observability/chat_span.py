@@ -293,6 +293,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.REQUEST_MODEL: request.model,
         names.REQUEST_STREAM: request.stream,
         names.REQUEST_CHOICE_COUNT: request.choices if request.choices > 1 else None,
+        names.REQUEST_PROMPTS: len(request.each) if request.more_prompts else None,
         names.REQUEST_MAX_TOKENS: request.max_tokens,
         names.REQUEST_TEMPERATURE: sampling.temperature,
         names.REQUEST_TOP_P: sampling.top_p,
@@ -361,10 +362,12 @@ def _prefilled(timeline: Timeline) -> Attributes:
 
 
 def _cache_outcome(timeline: Timeline) -> str:
-    """`hit` when all but the last prompt token, which is always computed, came from the cache."""
+    """`hit` when all but the last token of each prompt, which is always computed, came from the cache."""
     if timeline.cached_tokens == 0:
         return "miss"
-    return "hit" if timeline.cached_tokens >= timeline.prompt_tokens - 1 else "partial"
+    return (
+        "hit" if timeline.cached_tokens >= timeline.prompt_tokens - timeline.prompts else "partial"
+    )
 
 
 def _first_token_s(timeline: Timeline, arrived_ns: int) -> float | None:

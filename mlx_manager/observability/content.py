@@ -29,7 +29,7 @@ from mlx_manager.chat.events import (
     ToolCallDelta,
     ToolCallStarted,
 )
-from mlx_manager.chat.request import ChatRequest, Conversation, Message
+from mlx_manager.chat.request import ChatRequest, Conversation, Message, RawPrompt
 from mlx_manager.observability import attributes as names
 from mlx_manager.observability.instruments import SCOPE
 from mlx_manager.observability.redaction import CUT, Redactor
@@ -105,9 +105,9 @@ class ContentRecorder:
     def _asked(self, request: ChatRequest) -> dict[str, AttributeValue]:
         words = _Words(self._hash_key)
         if not isinstance(request.input, Conversation):
-            prompt = request.input.prompt
-            text = prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
-            return {names.INPUT_MESSAGES: _json([_message("user", [words.text(text)])])}
+            prompts = (request.input, *request.more_prompts)
+            asked_for = [_message("user", [words.text(_text_of(prompt))]) for prompt in prompts]
+            return {names.INPUT_MESSAGES: _json(asked_for)}
         instructions, turns = _split(request.input.messages)
         # From the newest back, so that it's the oldest that lose their text.
         turned = [_message(turn.role, list(words.parts(turn))) for turn in reversed(turns)][::-1]
@@ -204,6 +204,11 @@ def _split(messages: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Mes
         len(messages),
     )
     return messages[:count][:MOST_MESSAGES], messages[count:][-MOST_MESSAGES:]
+
+
+def _text_of(prompt: RawPrompt) -> str:
+    whole = prompt.prompt
+    return whole if isinstance(whole, str) else " ".join(map(str, whole))
 
 
 def _message(role: str, parts: list[Part]) -> dict[str, Any]:

@@ -178,6 +178,17 @@ async def test_an_answer_that_takes_too_long_is_ended(pool: ModelPool) -> None:
     await eventually(lambda: active(pool) == 0)
 
 
+async def test_the_answers_to_all_prompts_are_ended_together(pool: ModelPool) -> None:
+    hasty = LocalBackend(pool, {"chat": 600.0, "text_completion": 0.3})
+    await collect(hasty.stream(request(max_tokens=1)))
+    more = tuple(RawPrompt((number,)) for number in range(6, 10))
+    asked = request((5,), max_tokens=None, sampling=Sampling(0.0), more_prompts=more)
+    with pytest.raises(RequestTimeout):
+        await collect(hasty.stream(asked))
+    assert asked.timeline.choices == asked.timeline.prompts == 5
+    await eventually(lambda: active(pool) == 0)
+
+
 async def test_an_answer_whose_engine_is_killed_goes_on_in_a_fresh_one(
     backend: LocalBackend, pool: ModelPool
 ) -> None:

@@ -201,6 +201,15 @@ async def test_a_raw_prompt_is_one_message(prompt: str | tuple[int, ...], conten
     assert message["parts"] == [{"type": "text", "content": content}]
 
 
+async def test_several_prompts_are_a_message_each() -> None:
+    recorder = ContentRecorder(Says("x"), None)
+    more = (RawPrompt((1, 2)), RawPrompt("Twice"))
+    asked = recorder._asked(ChatRequest("m", RawPrompt("Once"), ORIGIN, more_prompts=more))
+
+    messages = json.loads(str(asked["gen_ai.input.messages"]))
+    assert [one["parts"][0]["content"] for one in messages] == ["Once", "1 2", "Twice"]
+
+
 async def test_hashes_find_equal_texts_and_give_nothing_away() -> None:
     messages = Message("user", "Good day"), Message("user", "Good day"), Message("user", "Bye")
     recorded = Recorded("hashed")

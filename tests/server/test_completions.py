@@ -66,7 +66,6 @@ async def test_a_prompt_equal_to_an_earlier_prompt_and_its_answer_is_answered(
         {"prompt": []},
         {"prompt": [600]},
         {"prompt": [-1]},
-        {"prompt": ["a", "b"]},
         {"extra_body": {"logprobs": True}},
         {"logprobs": 21},
         {"max_tokens": -1},

@@ -1,4 +1,4 @@
-"""Several answers to one prompt, read side by side."""
+"""Several answers to one prompt, or to several, read side by side."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def sibling_seeds(seed: int | None, choices: int) -> list[int | None]:
 
 
 def read_choices(
-    rows: Sequence[Row], input_tokens: int
+    rows: Sequence[Row], choices: int, input_tokens: int
 ) -> AsyncGenerator[Delta | OfChoice | Finished, None]:
     """Yield the answers of `rows` as they come, and then how they ended; a single one comes bare.
 
-    The failure of one is that of all.
+    There are `choices` for each prompt, of which the first has read it. The failure of one is that of all.
     """
     if len(rows) == 1:
         return read_answer(*rows[0], input_tokens)
-    return _side_by_side(rows, input_tokens)
+    return _side_by_side(rows, choices, input_tokens)
 
 
 async def _side_by_side(
-    rows: Sequence[Row], input_tokens: int
+    rows: Sequence[Row], choices: int, input_tokens: int
 ) -> AsyncGenerator[OfChoice | Finished, None]:
     # Short: a slow reader's tokens wait in their streams, where they are joined, and not here piece by piece.
     items = asyncio.Queue[Item](len(rows))
@@ -57,7 +57,7 @@ async def _side_by_side(
                 yield OfChoice(index, ChoiceFinished(item.reason, item.stop_string))
             else:
                 yield OfChoice(index, item)
-        yield _all_finished([ends[index] for index in range(len(rows))])
+        yield _all_finished([ends[index] for index in range(len(rows))], choices)
     finally:
         for reader in readers:
             reader.cancel()
@@ -73,13 +73,13 @@ async def _read(index: int, row: Row, input_tokens: int, items: asyncio.Queue[It
         await items.put((index, error))
 
 
-def _all_finished(ends: Sequence[Finished]) -> Finished:
-    """Return the end of all: the prompt is counted once, as it was read."""
+def _all_finished(ends: Sequence[Finished], choices: int) -> Finished:
+    """Return the end of all: each prompt is counted once, as it was read."""
     first, *others = ends
     usage = Usage(
         first.usage.input_tokens,
         sum(end.usage.output_tokens for end in ends),
-        first.usage.cached_tokens,
+        sum(end.usage.cached_tokens for end in ends[::choices]),
         sum(end.usage.reasoning_tokens for end in ends),
     )
     return Finished(first.reason, usage, first.stop_string, tuple(end.reason for end in others))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tokenizers.decoders import DecodeStream
 
@@ -16,10 +17,10 @@ def scored_echo(
     echo: str, token_ids: Sequence[int], logprobs: Sequence[Logprobs], text: ModelText
 ) -> TextDelta:
     """Return the text of a prompt with its tokens; `logprobs` are those of all but the first."""
-    first = TokenLogprobs(LikelyToken(text.token_bytes.of(token_ids[0]), None), (), 0)
+    first = TokenLogprobs(LikelyToken(text.token_bytes.of(token_ids[0]), None), (), 0, True)
     offsets = _offsets(echo, token_ids, text)
     others = (
-        likely(token_id, one, offset, text.token_bytes)
+        replace(likely(token_id, one, offset, text.token_bytes), is_echoed=True)
         for token_id, one, offset in zip(token_ids[1:], logprobs, offsets[1:], strict=True)
     )
     return TextDelta(echo, (first, *others))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,6 @@ from mlx_manager.errors import InvalidRequest, PromptTooLong
 from mlx_manager.mlx_server.engine.messages import (
     Constraint,
     SamplingParameters,
-    Stamps,
     Submit,
     ThoughtBudget,
 )
@@ -42,6 +41,8 @@ from mlx_manager.mlx_server.generation.thoughts import ThoughtCounter, thought_b
 from mlx_manager.mlx_server.generation.timing import LocateDeparture, record, recording
 from mlx_manager.mlx_server.generation.whereabouts import Part, field_at
 from mlx_manager.mlx_server.pool.pool import ModelPool
+from mlx_manager.mlx_server.workers.process import EngineProcess
+from mlx_manager.mlx_server.workers.stream import TokenStream
 
 # Characters or token ids up to which a prompt is encoded on the event loop: a tenth of a millisecond, where a hop to a
 # thread costs more, and many at once wait for each other's interpreter lock.
@@ -57,7 +58,7 @@ EXPECTED_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What goes to the engine for one request; `opening` is the part of it that the answer begins with.
+    """What goes to the engine for one prompt; `opening` is the part of it that the answer begins with.
 
     The answer has `max_tokens` at most, and `expected_tokens` as far as memory is concerned.
     """
@@ -97,42 +98,40 @@ class LocalBackend:
         async with AsyncExitStack() as held:
             held.enter_context(self._running.holding(running))
             async with deadline.kept():
-                rows, started, departure = await self._submit(request, held)
+                rows, started, locate = await self._submit(request, held)
             streams = [tokens for tokens, _reader in rows]
-            for tokens in streams:
-                await held.enter_async_context(tokens)
-            answer = read_choices(rows, timeline.prompt_tokens)
+            readers = streams[:: request.choices]
+            answer = read_choices(rows, request.choices, timeline.prompt_tokens)
             await held.enter_async_context(aclosing(answer))
-            with deadline.kept_by(streams), recording(streams, timeline, departure):
+            with deadline.kept_by(streams), recording(readers, timeline, locate):
                 await streams[0].admitted()
                 timeline.cached_tokens = streams[0].cached_tokens
                 yield started
                 async for event in answer:
                     if isinstance(event, Finished):
                         # Who watches this stream closes its books on `Finished`, not on our end.
-                        record(streams, timeline, departure)
+                        record(readers, timeline, locate)
                     yield event
 
     async def _submit(
         self, request: ChatRequest, held: AsyncExitStack
     ) -> tuple[list[Row], Started, LocateDeparture]:
-        """Hold the model in memory as long as `held`, encode the prompt and give it to the engine."""
+        """Hold the model in memory as long as `held`, encode the prompts and give them to the engine, all at once."""
         files = await self._models.find(request.model, request.timeline)
         lease, text = await self._models.hold(files, request.timeline, held)
-        prompt = await self._prepare(request, text)
+        prompts = await self._prepare(request, text)
         request.timeline.priority = self._priority(request)
         engine = await lease.living_engine()
-        tokens = engine.generate(
-            submission(request, prompt, text),
-            sibling_seeds=sibling_seeds(prompt.sampling.seed, request.choices),
-            wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
-            owner=request.trace,
-        )
-        rows = [(one, reader_for(request, text, prompt)) for one in (tokens, *tokens.siblings)]
-        ready = engine.ready
-        mark = None if ready is None else fingerprint(files, ready)
+        engine.check_room(request.answers)
+        rows = list[Row]()
+        for one, prompt in zip(request.each, prompts, strict=True):
+            tokens = generate(engine, one, prompt, text)
+            for stream in (tokens, *tokens.siblings):
+                await held.enter_async_context(stream)
+                rows.append((stream, reader_for(one, text, prompt)))
+        mark = None if engine.ready is None else fingerprint(files, engine.ready)
         started = Started(text.model_id, request.timeline, mark)
-        return rows, started, partial(departure, prompt, text)
+        return rows, started, partial(departure, prompts[0].parts, text)
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Return the tokens of a prompt; see `TokenCounter`. Takes the model's tokenizer, and not its weights."""
@@ -153,38 +152,47 @@ class LocalBackend:
         """Return what the request says, or else what holds for its key."""
         return request.priority or self._key_priorities.get(request.origin.key_id or "", "normal")
 
-    async def _prepare(self, request: ChatRequest, text: ModelText) -> Prompt:
+    async def _prepare(self, request: ChatRequest, text: ModelText) -> list[Prompt]:
         timeline = request.timeline
         timeline.tokenize = Interval.begin()
         if is_quick(request):
-            prompt = prepare(request, text)
+            prompts = [prepare(request, text)]
         else:
-            prompt = await asyncio.to_thread(prepare, request, text)
-        timeline.prompt_tokens = len(prompt.token_ids)
-        timeline.adjusted = adjustments(request, text, prompt.max_tokens, prompt.reordered)
+            prompts = await asyncio.to_thread(prepare_each, request, text)
+        timeline.prompts = len(prompts)
+        timeline.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        longest = min(prompts, key=lambda prompt: prompt.max_tokens)
+        timeline.adjusted = adjustments(request, text, longest.max_tokens, longest.reordered)
         timeline.tokenize.end()
         timeline.queued_ns = timeline.tokenize.end_ns
-        return prompt
+        return prompts
 
 
 def is_quick(request: ChatRequest) -> bool:
     """Whether a prompt is encoded at once. Schemas and grammars take as long as their clients make them."""
     tools = request.input.tools if isinstance(request.input, Conversation) else ()
-    return request.input.size < INLINE_SIZE and request.format is None and not tools
+    is_short = request.input.size < INLINE_SIZE and not request.more_prompts
+    return is_short and request.format is None and not tools
+
+
+def prepare_each(request: ChatRequest, text: ModelText) -> list[Prompt]:
+    """Render and encode all prompts of a request. Raises what `prepare` raises; runs in a thread."""
+    return [prepare(one, text) for one in request.each]
 
 
 def prepare(request: ChatRequest, text: ModelText) -> Prompt:
-    """Render and encode a request. Raises PromptTooLong and InvalidRequest; runs in a thread."""
+    """Render and encode a request of one prompt. Raises PromptTooLong and InvalidRequest."""
     encoded = text.encode(request.input)
-    token_ids = encoded.token_ids
+    token_ids, place = encoded.token_ids, place_of(request)
+    called = place if "[" in place else "The prompt"
     if not token_ids:
-        raise InvalidRequest("The prompt is empty. Send at least one token.", param="prompt")
+        raise InvalidRequest(f"{called} is empty. Send at least one token.", param=place)
     room = text.context_tokens - len(token_ids)
     if room < (request.max_tokens != 0):
         raise PromptTooLong(
-            f"The prompt has {len(token_ids)} tokens; {text.model_id} takes {text.context_tokens} with the "
+            f"{called} has {len(token_ids)} tokens; {text.model_id} takes {text.context_tokens} with the "
             f"answer. Shorten it by {1 - room} or more.",
-            param="messages" if request.operation == "chat" else "prompt",
+            param=place,
         )
     max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
     sampling = text.sampling_parameters(request.sampling)
@@ -201,6 +209,23 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
         thought_budget(request, text, encoded.opening),
         encoded.parts,
         encoded.reordered,
+    )
+
+
+def place_of(request: ChatRequest) -> str:
+    """Return where the prompt stands in the client's body."""
+    return request.input.place if isinstance(request.input, RawPrompt) else "messages"
+
+
+def generate(
+    engine: EngineProcess, request: ChatRequest, prompt: Prompt, text: ModelText
+) -> TokenStream:
+    """Give one prompt to the engine, for all its choices. Raises what `EngineProcess.generate` raises."""
+    return engine.generate(
+        submission(request, prompt, text),
+        sibling_seeds=sibling_seeds(prompt.sampling.seed, request.choices),
+        wake_tokens=1 if request.stream or request.stop else WHOLE_ANSWER_WAKE_TOKENS,
+        owner=request.trace,
     )
 
 
@@ -223,16 +248,16 @@ def submission(request: ChatRequest, prompt: Prompt, text: ModelText) -> Submit:
     )
 
 
-def departure(prompt: Prompt, text: ModelText, stamps: Stamps) -> Departure | None:
-    """Return where a prompt has left what is stored; None when all was there, or nothing."""
-    at = stamps.shared_tokens
-    if stamps.cache_miss_reason not in LEFT:
+def departure(parts: Sequence[Part], text: ModelText, reader: TokenStream) -> Departure | None:
+    """Return where a prompt that was read has left what is stored; None when all was there, or nothing."""
+    if reader.ended is None or reader.ended.stamps.cache_miss_reason not in LEFT:
         return None
+    at = reader.ended.stamps.shared_tokens
     return Departure(
         token=at,
-        field=field_at(prompt.parts, at) if prompt.parts else "prompt",
-        text=text.decode(prompt.token_ids[at : at + MOST_AHEAD_TOKENS]),
-        stored_text=text.decode(stamps.ahead_token_ids),
+        field=field_at(parts, at) if parts else "prompt",
+        text=text.decode(reader.work.token_ids[at : at + MOST_AHEAD_TOKENS]),
+        stored_text=text.decode(reader.ended.stamps.ahead_token_ids),
     )
 
 

@@ -84,9 +84,11 @@ class ModelText:
             parts = parts_of(prompt, rendered, encoding)
             return Encoded(encoding.ids, forced or thought, parts, reordered)
         if isinstance(prompt.prompt, str):
-            token_ids = self._encoding(prompt.prompt, add_special_tokens=True).ids
+            token_ids = self._encoding(
+                prompt.prompt, add_special_tokens=True, param=prompt.place
+            ).ids
         else:
-            token_ids = self._checked(prompt.prompt)
+            token_ids = self._checked(prompt.prompt, prompt.place)
         return Encoded(token_ids, self._echo(prompt) if prompt.is_echoed else "")
 
     def tokenize(self, request: TokenizeRequest) -> Tokens:
@@ -197,12 +199,13 @@ class ModelText:
             return prompt.prompt
         return self.decode(prompt.prompt)
 
-    def _encoding(self, text: str, *, add_special_tokens: bool) -> Any:
+    def _encoding(self, text: str, *, add_special_tokens: bool, param: str | None = None) -> Any:
         # Past transformers' own `encode`, which adds as much again to a short prompt and gives the same ids.
         backend = self.tokenizer.backend_tokenizer
-        return backend.encode(_checked_unicode(text), add_special_tokens=add_special_tokens)
+        checked = _checked_unicode(text, param)
+        return backend.encode(checked, add_special_tokens=add_special_tokens)
 
-    def _checked(self, token_ids: Iterable[int], param: str = "prompt") -> list[int]:
+    def _checked(self, token_ids: Iterable[int], param: str) -> list[int]:
         checked = list(token_ids)
         for token_id in checked:
             if not 0 <= token_id < self.vocabulary_size:
@@ -283,13 +286,14 @@ def quantization(config: dict[str, Any]) -> str | None:
     return f"{bits}bit" if isinstance(bits, int) else None
 
 
-def _checked_unicode(text: str) -> str:
+def _checked_unicode(text: str, param: str | None) -> str:
     """Return `text`, or refuse it for half a surrogate pair, which JSON can carry and a tokenizer can't take."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(
             f"The prompt is not valid Unicode (position {error.start}: half of a surrogate pair).",
+            param=param,
         ) from error
     return text
 

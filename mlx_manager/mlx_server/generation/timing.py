@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,32 +12,38 @@ from mlx_manager.mlx_server.engine.messages import Stamps
 from mlx_manager.mlx_server.workers.resume import Request
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
-LocateDeparture = Callable[[Stamps], Departure | None]
+LocateDeparture = Callable[[TokenStream], Departure | None]
 
 
 @contextmanager
 def recording(
-    streams: Sequence[TokenStream], timeline: Timeline, locate: LocateDeparture
+    readers: Sequence[TokenStream], timeline: Timeline, locate: LocateDeparture
 ) -> Iterator[None]:
     """Write into `timeline` what is known of a request's sequences when the block is left, however it is left."""
     try:
         yield
     finally:
-        record(streams, timeline, locate)
+        record(readers, timeline, locate)
 
 
-def record(streams: Sequence[TokenStream], timeline: Timeline, locate: LocateDeparture) -> None:
-    """Write into `timeline` what is known by now of a request's sequences; the first has read its prompt."""
+def record(readers: Sequence[TokenStream], timeline: Timeline, locate: LocateDeparture) -> None:
+    """Write into `timeline` what is known by now of those that read a request's prompts, and of their siblings."""
     # All processes of a machine share the monotonic clock. Its distance from wall time is taken anew each time:
     # the wall clock is set now and then, and the other stamps of a request are wall time.
     offset_ns = time.time_ns() - time.monotonic_ns()
-    tokens, *others = streams
-    _record_one(tokens, timeline, offset_ns)
-    if timeline.departure is None and tokens.ended is not None and not tokens.resumptions:
-        timeline.departure = locate(tokens.ended.stamps)
+    first = min(readers, key=_began)
+    _record_one(first, timeline, offset_ns)
+    _add_prompts([one for one in readers if one is not first], timeline)
+    _tell_miss(readers, timeline, locate)
+    streams = [one for reader in readers for one in (reader, *reader.siblings)]
     timeline.choices = len(streams)
-    if others:
-        _add_others(others, timeline, offset_ns)
+    if len(streams) > 1:
+        _add_others([one for one in streams if one is not first], timeline, offset_ns)
+
+
+def _began(reader: TokenStream) -> tuple[int, int]:
+    """When a sequence had its first token, and its place; one that has neither comes last."""
+    return reader.first_token_at_ns or sys.maxsize, reader.admitted_at_ns or sys.maxsize
 
 
 def _record_one(tokens: TokenStream, timeline: Timeline, offset_ns: int) -> None:
@@ -55,8 +62,27 @@ def _record_one(tokens: TokenStream, timeline: Timeline, offset_ns: int) -> None
         timeline.finished_ns = time.time_ns()
 
 
+def _add_prompts(readers: Sequence[TokenStream], timeline: Timeline) -> None:
+    """Add what reading the other prompts took."""
+    for tokens in readers:
+        timeline.cached_tokens += tokens.cached_tokens
+        if tokens.ended is not None:
+            timeline.prefill_chunks += tokens.ended.stamps.prefill_chunks
+
+
+def _tell_miss(readers: Sequence[TokenStream], timeline: Timeline, locate: LocateDeparture) -> None:
+    """Say of the first prompt that was not all in the cache why that was, and where it left what is stored."""
+    for tokens in readers:
+        if tokens.ended is None or tokens.resumptions:
+            continue
+        if reason := tokens.ended.stamps.cache_miss_reason:
+            timeline.cache_miss_reason = reason
+            timeline.departure = timeline.departure or locate(tokens)
+            return
+
+
 def _add_others(others: Sequence[TokenStream], timeline: Timeline, offset_ns: int) -> None:
-    """Add the work of those that went on from the same prompt; whichever ends last ends the request."""
+    """Add the work of the other sequences; whichever ends last ends the request."""
     ends = [timeline.finished_ns]
     for tokens in others:
         timeline.output_tokens += tokens.received_tokens
@@ -81,7 +107,6 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.first_token_ns = _wall(stamps.first_token_ns, offset_ns)
     timeline.finished_ns = _wall(stamps.last_token_ns, offset_ns)
     timeline.cached_tokens = stamps.cached_tokens
-    timeline.cache_miss_reason = stamps.cache_miss_reason
     timeline.followed_ns = stamps.following_ns
     timeline.prefill_chunks = stamps.prefill_chunks
     timeline.output_tokens = stamps.output_tokens

@@ -172,6 +172,18 @@ class EngineProcess:
         """Wait for the process's end and return how it ended."""
         return await asyncio.shield(self._gone)
 
+    def check_room(self, sequences: int = 1) -> None:
+        """Refuse what there is no place for, neither to run nor to wait. Raises Overloaded and EngineFailed."""
+        if not self.is_alive:
+            raise engine_ended(self.model_id, "ended")
+        limit = self._options.max_batch + self._options.max_waiting
+        if self.active_sequences + sequences > limit:
+            raise Overloaded(
+                f"{self.model_id} has {self.active_sequences} requests running and waiting; {limit} is its limit. "
+                "Send this one again later, or raise MLX_SERVER_MAX_WAITING.",
+                retry_after_s=1,
+            )
+
     def generate(
         self,
         asked: Submit,
@@ -185,9 +197,9 @@ class EngineProcess:
         With it come as many others, its `siblings`, that go on from the same prompt with other seeds. Raises
         Overloaded, EngineFailed and MemoryExceeded.
         """
-        self._check_room(1 + len(sibling_seeds))
+        self.check_room(1 + len(sibling_seeds))
         self._check_memory(len(asked.token_ids), asked.answer_tokens)
-        ahead = self._ahead()
+        ahead = self._ahead(owner)
         submit = msgspec.structs.replace(
             asked,
             sequence_id=next(self._sequence_ids),
@@ -206,9 +218,9 @@ class EngineProcess:
         owner: TraceContext | None = None,
     ) -> VectorStream:
         """Have vectors made, for `owner`. Use the stream in `async with`. Raises Overloaded and EngineFailed."""
-        self._check_room()
+        self.check_room()
         embed = Embed(next(self._sequence_ids), token_ids, dimensions)
-        stream = VectorStream(embed, self._abandon, owner, self._ahead())
+        stream = VectorStream(embed, self._abandon, owner, self._ahead(owner))
         self._send(embed)
         self._vectors[stream.sequence_id] = stream
         return stream
@@ -242,17 +254,6 @@ class EngineProcess:
         """All that the engine has been given and that hasn't ended, the longest in it first."""
         return [*self._streams.values(), *self._vectors.values()]
 
-    def _check_room(self, sequences: int = 1) -> None:
-        if not self.is_alive:
-            raise engine_ended(self.model_id, "ended")
-        limit = self._options.max_batch + self._options.max_waiting
-        if self.active_sequences + sequences > limit:
-            raise Overloaded(
-                f"{self.model_id} has {self.active_sequences} requests running and waiting; {limit} is its limit. "
-                "Send this one again later, or raise MLX_SERVER_MAX_WAITING.",
-                retry_after_s=1,
-            )
-
     def _check_memory(self, prompt_tokens: int, answer_tokens: int) -> None:
         """Refuse what would not fit if it had the engine for itself; all else waits its turn there."""
         if self.ready is None or self.ready.kv_cost is None or self.ready.kv_budget_bytes is None:
@@ -266,10 +267,11 @@ class EngineProcess:
                 "or raise MLX_SERVER_KV_BUDGET_MIB."
             )
 
-    def _ahead(self) -> tuple[TraceContext, ...]:
-        """The owners of those that a request may have to wait for now, the longest in the engine first."""
+    def _ahead(self, owner: TraceContext | None) -> tuple[TraceContext, ...]:
+        """The others that `owner` may have to wait for now, the longest in the engine first."""
         owners = (stream.owner for stream in self._running)
-        return tuple(islice((owner for owner in owners if owner is not None), MOST_AHEAD))
+        others = (one for one in owners if one is not None and one != owner)
+        return tuple(islice(others, MOST_AHEAD))
 
     async def _end_process(self, process: asyncio.subprocess.Process) -> None:
         try:

@@ -114,8 +114,8 @@ class TokenStream(Resumable[Submit]):
         self._news()
 
     def feed_following(self, leader: TraceContext | None) -> None:
-        """The sequence waits for that of `leader` to read what both begin with."""
-        if leader is not None:
+        """The sequence waits for that of `leader` to read what both begin with. Its own request is none to tell of."""
+        if leader is not None and leader != self.owner:
             self.followed.append(leader)
 
     def feed(self, token_id: int, at_ns: int) -> None:

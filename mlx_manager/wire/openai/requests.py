@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mlx_manager.chat.request import (
@@ -28,6 +29,7 @@ from mlx_manager.wire.openai.parameters import (
     check_unsupported_in_message,
 )
 from mlx_manager.wire.openai.schema import (
+    MAX_CHOICES,
     ChatCompletionBody,
     ChatMessage,
     CompletionBody,
@@ -68,10 +70,12 @@ def completion_request(body: CompletionBody, origin: Origin) -> ChatRequest:
     max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     check_min_tokens(body, max_tokens)
     selection = _selection(body)
+    choices = (body.best_of if selection else body.n) or 1
+    first, *others = _raw_prompts(body, choices)
     logprobs = 0 if selection and body.logprobs is None else body.logprobs
     return ChatRequest(
         model=body.model,
-        input=replace(_raw_prompt(body.prompt), is_echoed=bool(body.echo)),
+        input=first,
         origin=origin,
         sampling=sampling(body, logprobs),
         max_tokens=max_tokens,
@@ -79,8 +83,9 @@ def completion_request(body: CompletionBody, origin: Origin) -> ChatRequest:
         format=answer_format(body),
         stream=bool(body.stream),
         priority=priority(body.priority),
-        choices=(body.best_of if selection else body.n) or 1,
+        choices=choices,
         selection=selection,
+        more_prompts=tuple(others),
     )
 
 
@@ -168,21 +173,35 @@ def _top_logprobs(body: ChatCompletionBody) -> int | None:
     return None
 
 
-def _raw_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> RawPrompt:
+def _raw_prompts(body: CompletionBody, choices: int) -> list[RawPrompt]:
+    """Return the prompts, one at least; each is to have so many answers."""
+    prompts = _prompts(body.prompt)
+    if not prompts:
+        raise InvalidRequest("'prompt' is empty. Send a text or token ids.", param="prompt")
+    if len(prompts) * choices > MAX_CHOICES:
+        raise InvalidRequest(
+            f"{len(prompts)} prompts with {choices} answers each make {len(prompts) * choices}; a request may ask for "
+            f"{MAX_CHOICES}. Send fewer prompts at once.",
+            param="prompt",
+        )
+    is_single, is_echoed = len(prompts) == 1, bool(body.echo)
+    return [
+        RawPrompt(one, is_echoed, "prompt" if is_single else f"prompt[{index}]")
+        for index, one in enumerate(prompts)
+    ]
+
+
+def _prompts(
+    prompt: str | list[int] | list[str] | list[list[int]],
+) -> Sequence[str | tuple[int, ...]]:
+    """Return one text, one list of token ids, or each of a list of either."""
     if isinstance(prompt, str):
-        return RawPrompt(prompt)
-    match prompt:
-        case [str() as text]:
-            return RawPrompt(text)
-        case [list() as token_ids]:
-            return RawPrompt(tuple(token_ids))
-        case [int(), *_]:
-            return RawPrompt(tuple(token_id for token_id in prompt if isinstance(token_id, int)))
-        case []:
-            raise InvalidRequest("'prompt' is empty. Send a text or token ids.", param="prompt")
-    raise UnsupportedParameter(
-        "This version answers one prompt per request. Send one request for each.", param="prompt"
-    )
+        return [prompt]
+    if token_ids := tuple(one for one in prompt if isinstance(one, int)):
+        return [token_ids]
+    return [
+        one if isinstance(one, str) else tuple(one) for one in prompt if not isinstance(one, int)
+    ]
 
 
 def sampling(body: GenerationBody, top_logprobs: int | None) -> Sampling:

@@ -17,11 +17,12 @@ Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 LogprobCount = Annotated[int, Field(ge=0, le=20, strict=True)]
 MAX_BIASES = 1024
+MAX_CHOICES = 128
 MAX_MODEL_ID = 256
 MAX_STOP_STRINGS = 16
 MAX_TOOLS = 1024
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
-ChoiceCount = Annotated[int, Field(ge=1, le=128, strict=True)]
+ChoiceCount = Annotated[int, Field(ge=1, le=MAX_CHOICES, strict=True)]
 TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
 # vLLM's numbers, of which the lower one goes first, or a word.
 Priority = Literal["high", "normal", "low"] | Annotated[int, Field(strict=True)]
@@ -220,7 +221,7 @@ class ChatCompletionBody(GenerationBody):
 
 
 class CompletionBody(GenerationBody):
-    """Body of `POST /v1/completions`; `prompt` is one text or one list of token ids.
+    """Body of `POST /v1/completions`; `prompt` is a text or a list of token ids, or a list of several.
 
     `max_tokens` left out means 16, as in OpenAI's API; 0 writes nothing, for the prompt's own log-probabilities.
     `logprobs` is a number here.

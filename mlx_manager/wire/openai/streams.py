@@ -28,7 +28,7 @@ from mlx_manager.chat.events import (
     ToolCallStarted,
     Usage,
 )
-from mlx_manager.chat.request import ChatRequest, RawPrompt
+from mlx_manager.chat.request import ChatRequest
 from mlx_manager.wire import sse
 from mlx_manager.wire.openai.logprobs import to_chat_logprobs, to_text_logprobs
 
@@ -136,7 +136,7 @@ async def to_chunks(
                     ChunkWriter(
                         request, created_s, event.model, includes_usage, event.fingerprint, index
                     )
-                    for index in range(request.choices)
+                    for index in range(request.answers)
                 ]
                 yield b"".join(writer.first() for writer in writers)
             elif isinstance(event, TextDelta) and not event.logprobs:
@@ -171,19 +171,22 @@ def to_response(answer: Answer, request: ChatRequest, created_s: int) -> dict[st
 
 
 def _wanted(answer: Answer, request: ChatRequest) -> list[Answer]:
-    """Return the choices that the client gets: all, or the likeliest, those first."""
+    """Return the choices that the client gets: all, or the likeliest of each prompt, those first."""
     choices = [answer, *answer.others]
     if request.selection is None:
         return choices
-    is_echoed = isinstance(request.input, RawPrompt) and request.input.is_echoed
-    echoed = answer.usage.input_tokens if is_echoed else 0
-    ranked = sorted(choices, key=lambda one: _likelihood(one.logprobs[echoed:]), reverse=True)
-    return ranked[: request.selection.count]
+    wanted = list[Answer]()
+    for begin in range(0, len(choices), request.choices):
+        of_prompt = choices[begin : begin + request.choices]
+        ranked = sorted(of_prompt, key=lambda one: _likelihood(one.logprobs), reverse=True)
+        wanted += ranked[: request.selection.count]
+    return wanted
 
 
 def _likelihood(tokens: Sequence[TokenLogprobs]) -> float:
     """Return the mean of the log-probabilities of an answer's tokens, by which OpenAI's API calls one the best."""
-    logprobs = [one.token.logprob for one in tokens if one.token.logprob is not None]
+    written = [one.token for one in tokens if not one.is_echoed]
+    logprobs = [token.logprob for token in written if token.logprob is not None]
     return sum(logprobs) / len(logprobs) if logprobs else -math.inf
 
 
