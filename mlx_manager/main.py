@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from mlx_manager.config import Settings
+from mlx_manager.long_lived import keep_all_so_far
 from mlx_manager.mlx_server.config import Settings as ServerSettings
 from mlx_manager.mlx_server.observability.logfire_config import instrument_llm_clients
 from mlx_manager.observability.logfire_config import configure_logfire, instrument_httpx
@@ -25,3 +26,4 @@ instrument_llm_clients()
 from mlx_manager.app import create_app
 
 app = create_app(server_settings, settings)
+keep_all_so_far()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from mlx_manager.long_lived import keep_all_so_far
 from mlx_manager.mlx_server.config import Settings
 from mlx_manager.mlx_server.observability.logfire_config import (
     configure_logfire,
@@ -27,3 +28,4 @@ instrument_llm_clients()
 from mlx_manager.mlx_server.app import create_app
 
 app = create_app(settings)
+keep_all_so_far()

@@ -19,6 +19,7 @@ from typing import Protocol, get_args
 
 import msgspec
 
+from mlx_manager.long_lived import keep_all_so_far
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.channel import Channel
 from mlx_manager.mlx_server.engine.embedding_engine import EmbeddingEngine
@@ -105,6 +106,7 @@ def main() -> int:
         channel.send(LoadFailed(f"{type(error).__name__}: {error}"))
         channel.drain(LAST_WORDS_S)
         return 1
+    keep_all_so_far()
     channel.send(ready)
     with closing(engine):
         serve(channel, engine)

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from mlx_manager.chat.request import Conversation, RawPrompt, Sampling, Tool
 from mlx_manager.chat.tokens import DetokenizeRequest, TokenizeRequest, Tokens
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
+from mlx_manager.long_lived import keep_all_so_far
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.engine.token_bytes import TokenBytes
 from mlx_manager.mlx_server.families.family import Family, family_of
@@ -220,17 +222,23 @@ class ModelText:
         return tuple((token_id, bias[token_id]) for token_id in self._checked(bias, "logit_bias"))
 
 
+@cache
+def _auto_tokenizer() -> Any:
+    """Import transformers: a second, which a server that has no model loaded yet need not wait for."""
+    from transformers import AutoTokenizer
+
+    keep_all_so_far()
+    return AutoTokenizer
+
+
 def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelText:
     """Read the tokenizer and settings of a model. Raises ModelLoadFailed when they can't be read.
 
     `family_name` is a family to take it for, whatever its template says.
     """
     began_s = time.monotonic()
-    # Importing transformers takes a second, which a server that has no model loaded yet need not wait for.
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(files.path, local_files_only=True)
+        tokenizer: Any = _auto_tokenizer().from_pretrained(files.path, local_files_only=True)
         config = files.read_json("config.json")
         generation = files.read_json("generation_config.json")
     except (
