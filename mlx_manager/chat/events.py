@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-# A call may have been written in a way that was repaired, or in one that could not be.
+# A call may have been written in a way that was repaired, in one that could not be, or with more than it has room for.
 FindingKind = Literal[
     "reasoning_began",
     "reasoning_cut",
@@ -21,6 +21,7 @@ FindingKind = Literal[
     "tool_call_ended",
     "tool_call_repaired",
     "tool_call_malformed",
+    "tool_call_left_out",
 ]
 
 
@@ -108,10 +109,13 @@ class Resumption:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found in the model's text at `at_ns`; of a call, `detail` is the tool's name."""
+    """What was found in the model's text at `at_ns`.
+
+    `detail` is the tool's name where a call began, and how many characters it is where something was left out.
+    """
 
     kind: FindingKind
-    detail: str | None
+    detail: str | int | None
     at_ns: int
 
 

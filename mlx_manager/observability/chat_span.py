@@ -49,6 +49,7 @@ FOUND: dict[FindingKind, str] = {
     "tool_call_ended": names.EVENT_TOOL_CALL_ENDED,
     "tool_call_repaired": names.EVENT_TOOL_CALL_REPAIRED,
     "tool_call_malformed": names.EVENT_TOOL_CALL_MALFORMED,
+    "tool_call_left_out": names.EVENT_TOOL_CALL_LEFT_OUT,
 }
 
 
@@ -266,7 +267,8 @@ def _counted(parsing: Parsing) -> Attributes:
 
 
 def _found(finding: Finding) -> Event:
-    attributes = {} if finding.detail is None else {names.TOOL_NAME: finding.detail}
+    detail = names.TOOL_NAME if isinstance(finding.detail, str) else names.PARSE_LEFT_OUT_CHARACTERS
+    attributes = {} if finding.detail is None else {detail: finding.detail}
     return Event(FOUND[finding.kind], attributes, finding.at_ns)
 
 

@@ -64,10 +64,7 @@ def read(
     deltas: list[Delta] = []
     for piece in pieces:
         deltas += parser.feed(piece)
-        if parser.is_done:
-            break
-    else:
-        deltas += parser.finish()
+    deltas += parser.finish()
     calls = found.count("tool_call_began")
     is_cut = bool(calls) and found.count("tool_call_ended") == calls - 1
     assert is_cut or found.count("tool_call_ended") == calls or "tool_call_malformed" in found

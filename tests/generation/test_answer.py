@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mlx_manager.chat.events import Delta, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallStarted
+from mlx_manager.chat.events import (
+    Delta,
+    FindingKind,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+)
 from mlx_manager.chat.request import Sampling, Tool
 from mlx_manager.mlx_server.families.family import family_of
 from mlx_manager.mlx_server.families.parser import AnswerParser
@@ -20,6 +27,34 @@ CALL = '<tool_call>{"name": "wait", "arguments": {}}</tool_call>'
 @pytest.fixture(scope="module")
 def text(model_dir: Path) -> ModelText:
     return load_model_text(ModelFiles("test/tiny", model_dir / "test" / "tiny", "folder", 0))
+
+
+def test_what_came_behind_the_only_call_wanted_is_counted_and_costs_nothing(
+    text: ModelText,
+) -> None:
+    found = list[tuple[FindingKind, str | int | None]]()
+    parser = AnswerParser(
+        family_of("<tool_call>"),
+        (Tool("wait"),),
+        is_parallel=False,
+        note=lambda kind, detail: found.append((kind, detail)),
+    )
+    reader = AnswerReader(text, (), Sampling(), parser)
+    call_ids, more_ids = (
+        text.tokenizer.encode(part, add_special_tokens=False) for part in (CALL, f" Then:\n{CALL}")
+    )
+
+    deltas = reader.feed([*call_ids, *more_ids]) + reader.finish()
+
+    assert [type(delta) for delta in deltas] == [ToolCallStarted, ToolCallDelta]
+    assert reader.used_tokens <= len(call_ids)
+    assert reader.finished(1, 0, is_cut=False).reason == "tool_calls"
+    beyond = len("Then:") + len("".join(CALL.split()))
+    assert found == [
+        ("tool_call_began", "wait"),
+        ("tool_call_ended", None),
+        ("tool_call_left_out", beyond),
+    ]
 
 
 def deltas_of(text: ModelText, answer: str, *stop: str) -> tuple[list[Delta], AnswerReader]:

@@ -36,6 +36,7 @@ from mlx_manager.chat.events import (
 )
 from mlx_manager.chat.request import ChatRequest, Conversation, Message, Origin, RawPrompt, Sampling
 from mlx_manager.errors import EngineFailed, ModelNotFound, ShuttingDown
+from mlx_manager.mlx_server.generation.findings import MOST_FINDINGS, Findings
 from mlx_manager.observability import attributes as names
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.metrics import ChatMetrics
@@ -246,6 +247,28 @@ async def test_phases_have_the_times_of_the_engine(spans: Spans, metrics: ChatMe
     assert decode["mlx.decode.tokens"] == 5
     assert decode["mlx.decode.tokens_per_s"] == pytest.approx(500)
     assert decode["mlx.decode.longest_gap_s"] == 0.003
+
+
+async def test_what_was_found_in_an_answer_is_told_without_its_text(
+    spans: Spans, metrics: ChatMetrics
+) -> None:
+    timeline = a_timeline()
+    findings = Findings("hermes", timeline)
+    findings.note("tool_call_began", "wait")
+    for _ in range(MOST_FINDINGS):
+        findings.note("tool_call_repaired", None)
+    findings.note("tool_call_ended", None)
+    findings.note("tool_call_left_out", 12)
+
+    await collect(
+        InstrumentedBackend(Recorded("a", timeline=timeline), metrics=metrics).stream(CHAT)
+    )
+
+    began, *repaired, ended, left_out = spans.one("parse").events
+    assert dict(began.attributes or {}) == {"gen_ai.tool.name": "wait"}
+    assert {event.name for event in repaired} == {"tool_call.repaired"}
+    assert (ended.name, left_out.name) == ("tool_call.ended", "tool_call.left_out")
+    assert dict(left_out.attributes or {}) == {"mlx.parse.left_out_characters": 12}
 
 
 async def test_what_the_timeline_says_of_a_phase_is_on_its_span(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from typing import ClassVar
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Take, Unreadable
 from mlx_manager.mlx_server.families.json_calls import closing
@@ -37,7 +39,7 @@ def gemma_calls(quote: str, end: str) -> Grammar:
         if not (yield from cursor.starts_with("{")):
             raise Unreadable("{")
         writer.start(name)
-        yield from GemmaText(cursor, quote).value(writer.arguments)
+        yield from GemmaText(cursor, quote, writer.repaired).value(writer.arguments)
         writer.end()
         yield from closing(cursor, writer, end)
 
@@ -47,8 +49,10 @@ def gemma_calls(quote: str, end: str) -> Grammar:
 class GemmaText(Json):
     """Reads values as Gemma writes them and hands them on as JSON; values of JSON itself are read, too."""
 
-    def __init__(self, cursor: Cursor, quote: str) -> None:
-        super().__init__(cursor)
+    own: ClassVar[frozenset[str]] = frozenset({"None"})
+
+    def __init__(self, cursor: Cursor, quote: str, repaired: Callable[[], None]) -> None:
+        super().__init__(cursor, repaired)
         self._quote = quote
 
     def value(self, take: Take, level: int = 0) -> Reading[None]:

@@ -70,10 +70,10 @@ class _JsonCall:
     def __init__(self, cursor: Cursor, writer: CallWriter) -> None:
         self._cursor = cursor
         self._writer = writer
-        self._json = Json(cursor)
+        self._json = Json(cursor, writer.repaired)
         self._name: str | None = None
         self._held: str | None = None
-        self._others: dict[str, str] = {}
+        self._others = list[tuple[str, str]]()
         self._is_written = False
 
     def members(self, *, is_nested: bool = False) -> Reading[None]:
@@ -84,7 +84,7 @@ class _JsonCall:
         while (character := (yield from cursor.ahead(1))) != "}":
             if self._is_written and character not in ("'", '"'):
                 # All of the call has come, and the model forgot the brace behind it.
-                self._json.repairs += 1
+                self._writer.repaired()
                 return
             yield from self._member(is_nested)
             yield from cursor.space()
@@ -102,9 +102,8 @@ class _JsonCall:
             self._writer.start(self._name)
             self._writer.arguments(arguments)
             self._writer.end()
+        self._tell_others()
         self._writer.settle()
-        for _ in range(self._json.repairs):
-            self._writer.repaired()
 
     def _member(self, is_nested: bool) -> Reading[None]:
         key = yield from self._string()
@@ -123,14 +122,17 @@ class _JsonCall:
             yield from self.members(is_nested=True)
         elif key in ARGUMENT_KEYS and self._can_write and opening == "{":
             yield from self._arguments()
-        elif key in ARGUMENT_KEYS:
+        elif key in ARGUMENT_KEYS and self._held is None and not self._is_written:
             self._held = yield from self._json.text()
         else:
-            self._others[key] = yield from self._json.text()
+            self._others.append((key, (yield from self._json.text())))
 
     def _arguments(self) -> Reading[None]:
         assert self._name is not None
         self._writer.start(self._name)
+        if self._held is not None:
+            self._others.append(("arguments", self._held))
+        self._tell_others()
         yield from self._json.value(self._writer.arguments)
         self._is_written = True
         self._writer.end()
@@ -148,12 +150,21 @@ class _JsonCall:
     def _bare_arguments(self) -> str:
         """Return the arguments of a call without any: its other members, when the tool has arguments of these names."""
         assert self._name is not None
-        others = {key: text for key, text in self._others.items() if key not in IDLE_KEYS}
+        others = [(key, text) for key, text in self._others if key not in IDLE_KEYS]
+        self._others.clear()
         properties = self._writer.schema_of(self._name).get("properties") or {}
-        if not all(key in properties for key in others):
+        if not all(key in properties for key, _ in others):
             raise Unreadable("a call without members of its own")
-        self._json.repairs += bool(others)
-        return "{" + ", ".join(f"{dumped(key)}: {text}" for key, text in others.items()) + "}"
+        if others:
+            self._writer.repaired()
+        return "{" + ", ".join(f"{dumped(key)}: {text}" for key, text in others) + "}"
+
+    def _tell_others(self) -> None:
+        """Tell of the members that a call has no place for."""
+        size = sum(len(text) for key, text in self._others if key not in IDLE_KEYS)
+        self._others.clear()
+        if size:
+            self._writer.left_out(size)
 
 
 def _as_object(text: str) -> str:
@@ -219,11 +230,8 @@ def object_call(name: str, cursor: Cursor, writer: CallWriter) -> Reading[None]:
     if (yield from cursor.ahead(1)) != "{":
         raise Unreadable("an object of arguments")
     writer.start(checked(name))
-    reader = Json(cursor)
-    yield from reader.value(writer.arguments)
+    yield from Json(cursor, writer.repaired).value(writer.arguments)
     writer.end()
-    for _ in range(reader.repairs):
-        writer.repaired()
 
 
 def closing(cursor: Cursor, writer: CallWriter, end: str) -> Reading[None]:

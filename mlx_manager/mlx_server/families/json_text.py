@@ -1,12 +1,14 @@
 """JSON as a model writes it, read letter by letter: strict, but for slips whose meaning is certain.
 
-These are repaired, and `Json.repairs` counts them: Python's `True`, `False`, `None` and quotes, a comma too many, a
+These are repaired, and `repaired` is called for each: Python's `True`, `False`, `None` and quotes, a comma too many, a
 line break inside a string. Anything else raises Unreadable where it stands.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import ClassVar
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Take, Unreadable
 
@@ -23,9 +25,12 @@ LONGEST_LITERAL = 400
 class Json:
     """Reads values from `cursor` and hands their text on, valid JSON piece by piece."""
 
-    def __init__(self, cursor: Cursor) -> None:
+    # Slips in JSON that are none in the form that is read.
+    own: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, cursor: Cursor, repaired: Callable[[], None]) -> None:
         self._cursor = cursor
-        self.repairs = 0
+        self._repaired = repaired
 
     def value(self, take: Take, level: int = 0) -> Reading[None]:
         """Read one value and hand it on."""
@@ -53,7 +58,8 @@ class Json:
         if quote not in ('"', "'") or not quote:
             raise Unreadable("a string")
         self._cursor.take(1)
-        self.repairs += quote == "'"
+        if quote == "'":
+            self._repaired()
         take('"')
         while (yield from self._piece(quote, take)):
             pass
@@ -73,7 +79,7 @@ class Json:
                     return False
                 take(character if character == "'" else '\\"')
             case _ if character < " ":
-                self.repairs += 1
+                self._repaired()
                 self._cursor.take(1)
                 take(CONTROLS.get(character, f"\\u{ord(character):04x}"))
             case _:
@@ -126,7 +132,8 @@ class Json:
                 comma = self._cursor.take(1)
                 space = yield from self._cursor.space()
                 is_too_many = (yield from self._cursor.ahead(1)) == end
-                self.repairs += is_too_many
+                if is_too_many:
+                    self._slip(comma)
                 take(space if is_too_many else comma + space)
             case found if found != end:
                 raise Unreadable(f"a comma or {end}")
@@ -136,5 +143,10 @@ class Json:
         word = yield from self._cursor.run(LITERAL, LONGEST_LITERAL)
         if word not in LITERALS and not NUMBER.fullmatch(word):
             raise Unreadable("a value")
-        self.repairs += word in PYTHON_LITERALS
+        if word in PYTHON_LITERALS:
+            self._slip(word)
         take(PYTHON_LITERALS.get(word, word))
+
+    def _slip(self, written: str) -> None:
+        if written not in self.own:
+            self._repaired()

@@ -150,5 +150,5 @@ def _object_call(name: str, cursor: Cursor, writer: CallWriter) -> Reading[None]
         return
     writer.start(checked(name))
     writer.arguments("{}")
-    writer.end()
     writer.repaired()
+    writer.end()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Unreadable
 from mlx_manager.mlx_server.families.json_calls import closing, json_calls
@@ -15,7 +14,7 @@ from mlx_manager.mlx_server.families.syntax import (
     dumped,
     optional,
 )
-from mlx_manager.mlx_server.families.typed import ALL_TYPES, STRING, typed, types_of
+from mlx_manager.mlx_server.families.typed import STRING, argument_types, typed
 
 ATTRIBUTE = re.compile(r'(\w+)\s*=\s*"([^"]*)"')
 ESCAPED = re.compile(r"\\.", re.DOTALL)
@@ -134,21 +133,20 @@ class _Arguments:
         separator = ", " if self._count else "{"
         self._count += 1
         self._writer.arguments(f"{separator}{dumped(key)}: ")
-        types = STRING if is_string else self._types(key)
+        types = STRING if is_string else argument_types(self._schema, key)
         if types == STRING:
             yield from self._string(cursor, close)
         else:
             text = yield from _value_text(cursor, close)
-            self._writer.arguments(typed(text, types))
+            text, is_repaired = typed(text, types)
+            if is_repaired:
+                self._writer.repaired()
+            self._writer.arguments(text)
 
     def end(self) -> None:
         """All arguments were read."""
         self._writer.arguments("}" if self._count else "{}")
         self._writer.end()
-
-    def _types(self, key: str) -> frozenset[str]:
-        properties: Any = self._schema.get("properties") or {}
-        return types_of(properties[key], self._schema) if key in properties else ALL_TYPES
 
     def _string(self, cursor: Cursor, close: str) -> Reading[None]:
         """Hand on a text between line breaks that belong to the form and not to the text."""

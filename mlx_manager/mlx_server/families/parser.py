@@ -19,21 +19,17 @@ from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Unreadable
 from mlx_manager.mlx_server.families.family import CallSyntax, Family
 from mlx_manager.mlx_server.families.syntax import Grammar
 
-Note = Callable[[FindingKind, str | None], None]
+Note = Callable[[FindingKind, str | int | None], None]
 
 
-def silent(_kind: FindingKind, _detail: str | None) -> None:
+def silent(_kind: FindingKind, _detail: str | int | None) -> None:
     """Take no notes."""
-
-
-class Enough(Exception):
-    """The only call that was wanted is complete."""
 
 
 class AnswerParser:
     """Reads one answer of a model of `family` that may call `tools`; without any, a call is text like any other.
 
-    `is_parallel` False ends the answer behind its first call.
+    `is_parallel` False ends the answer behind its first call; how much comes behind it is noted when it is finished.
     """
 
     def __init__(
@@ -45,18 +41,28 @@ class AnswerParser:
         note: Note = silent,
     ) -> None:
         self.is_reasoning = False
-        self.is_done = False
-        self.calls = 0
         self._family = family
-        self._is_parallel = is_parallel
         self._note = note
         self._cursor = Cursor()
-        self._writer = _Writer(family, tools, self._emit, note, self._settle, self._call_ended)
+        self._writer = _Writer(
+            family, tools, self._emit, note, self._cursor.mark, is_parallel=is_parallel
+        )
+        self._left_out = 0
         self._space = list[str]()
         self._has_tools = bool(tools)
         self._deltas = list[Delta]()
-        self._reading = self._answer()
+        self._reading = self._everything()
         self._is_read = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the only call that is wanted is complete."""
+        return self._writer.is_done
+
+    @property
+    def calls(self) -> int:
+        """How many calls have begun."""
+        return self._writer.calls
 
     def feed(self, text: str) -> list[Delta]:
         """Take more of the answer and return what is now certain of it."""
@@ -73,6 +79,15 @@ class AnswerParser:
             self._is_read = next(self._reading, _END) is _END
         deltas, self._deltas = self._deltas, []
         return deltas
+
+    def _everything(self) -> Reading[None]:
+        yield from self._answer()
+        if self.is_done:
+            # What says nothing by itself is nothing left out.
+            while (yield from self._cursor.until(self._family.silent, self._leave_out)):
+                pass
+            if self._left_out:
+                self._note("tool_call_left_out", self._left_out)
 
     def _answer(self) -> Reading[None]:
         marks = self._marks()
@@ -133,13 +148,14 @@ class AnswerParser:
         self._writer.begin(is_bare=is_bare)
         try:
             yield from grammar(self._cursor, self._writer)
-            self._cursor.unmark()
-        except Enough:
-            self._cursor.unmark()
-            self.is_done = True
+            self._writer.settle()
         except Unreadable:
-            is_ended = yield from self._malformed(before, self._cursor.unmark(), ends)
-        self.calls += self._writer.count
+            read = self._cursor.unmark()
+            if self.is_done:
+                self._leave_out(read)
+            else:
+                is_ended = yield from self._malformed(before, read, ends)
+        self._cursor.unmark()
         return is_ended
 
     def _malformed(self, before: str, read: str, ends: tuple[str, ...]) -> Reading[bool]:
@@ -154,14 +170,9 @@ class AnswerParser:
         self._writer.arguments(read)
         return (yield from self._cursor.until(ends, self._writer.arguments)) is not None
 
-    def _settle(self) -> None:
-        """Forget what was read: the client has it."""
-        self._cursor.mark()
-
-    def _call_ended(self) -> None:
-        self._settle()
-        if not self._is_parallel:
-            raise Enough
+    def _leave_out(self, piece: str) -> None:
+        """Count what stands behind the only call that is wanted, white space excepted."""
+        self._left_out += len("".join(piece.split()))
 
     def _emit(self, delta: Delta) -> None:
         self._deltas.append(delta)
@@ -196,7 +207,11 @@ class AnswerParser:
 
 
 class _Writer:
-    """The `CallWriter` of one answer. `settle` is called when what was read is the client's, `ended` behind a call."""
+    """The `CallWriter` of one answer.
+
+    `forget` is called when all that was read is the client's. Once the only call wanted is complete no other can begin,
+    and slips behind it don't matter.
+    """
 
     def __init__(
         self,
@@ -204,49 +219,66 @@ class _Writer:
         tools: Sequence[Tool],
         emit: Callable[[Delta], None],
         note: Note,
-        settle: Callable[[], None],
-        ended: Callable[[], None],
+        forget: Callable[[], None],
+        *,
+        is_parallel: bool,
     ) -> None:
         self._id_length = family.call_id_length
         self._schemas = {tool.name: tool.parameters for tool in tools}
         self._emit = emit
         self._note = note
-        self.settle = settle
-        self._ended = ended
-        self._index = -1
+        self._forget = forget
+        self._is_parallel = is_parallel
         self._is_bare = False
+        self._repairs = 0
+        self.calls = 0
         self.count = 0
         self.is_open = False
+        self.is_done = False
 
     def begin(self, *, is_bare: bool) -> None:
         """A mark was read; `is_bare` when there was none, and only a known name tells a call from text."""
         self.count = 0
         self.is_open = False
         self._is_bare = is_bare
+        # Those of what turned out to be text.
+        self._repairs = 0
 
     def start(self, name: str) -> None:
+        if self.is_done:
+            raise Unreadable("no other call")
         if self._is_bare and name not in self._schemas:
             raise Unreadable("the name of a tool that there is")
         self.count += 1
-        self._index += 1
+        self.calls += 1
         self.is_open = True
         # A name of the model's own making may be anything, and is content.
         self._note("tool_call_began", name if name in self._schemas else None)
-        self._emit(ToolCallStarted(self._index, self._new_id(), name))
+        self._emit(ToolCallStarted(self.calls - 1, self._new_id(), name))
         self.settle()
 
     def arguments(self, text: str) -> None:
         if text:
-            self._emit(ToolCallDelta(self._index, text))
+            self._emit(ToolCallDelta(self.calls - 1, text))
         self.settle()
 
     def end(self) -> None:
         self.is_open = False
         self._note("tool_call_ended", None)
-        self._ended()
+        self.is_done = not self._is_parallel
+        self.settle()
+
+    def settle(self) -> None:
+        for _ in range(self._repairs):
+            self._note("tool_call_repaired", None)
+        self._repairs = 0
+        self._forget()
 
     def repaired(self) -> None:
-        self._note("tool_call_repaired", None)
+        self._repairs += not self.is_done
+
+    def left_out(self, characters: int) -> None:
+        self._note("tool_call_left_out", characters)
 
     def schema_of(self, name: str) -> Mapping[str, Any]:
         return self._schemas.get(name, {})

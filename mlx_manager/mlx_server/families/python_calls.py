@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from typing import ClassVar
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Take, Unreadable
 from mlx_manager.mlx_server.families.json_calls import closing, json_lines
@@ -99,13 +100,14 @@ def _call(cursor: Cursor, writer: CallWriter) -> Reading[None]:
     name = checked((yield from cursor.run(NAME_RUN, LONGEST_NAME)))
     yield from expected(cursor, "(")
     yield from cursor.space()
+    reader = PythonText(cursor, writer.repaired)
     count = 0
     while not (yield from cursor.starts_with(")")):
         key = yield from _keyword(cursor)
         if count == 0:
             writer.start(name)
         writer.arguments(f"{', ' if count else '{'}{dumped(key)}: ")
-        yield from PythonText(cursor).value(writer.arguments)
+        yield from reader.value(writer.arguments)
         count += 1
         yield from _comma(cursor)
     cursor.take(1)
@@ -144,6 +146,8 @@ def _comma(cursor: Cursor) -> Reading[None]:
 class PythonText(Json):
     """Reads values as Python or JSON has them and hands them on as JSON."""
 
+    own: ClassVar[frozenset[str]] = frozenset({"True", "False", "None", ","})
+
     def value(self, take: Take, level: int = 0) -> Reading[None]:
         """Read one value and hand it on; a tuple is an array."""
         if level <= MOST_LEVELS and (yield from self._cursor.ahead(1)) == "(":
@@ -162,22 +166,24 @@ class PythonText(Json):
         self._cursor.take(len(quote))
         take('"')
         while not (yield from self._cursor.starts_with(quote)):
-            yield from self._letters(quote[0], take)
+            yield from self._letters(quote, take)
         self._cursor.take(len(quote))
         take('"')
 
     def _letters(self, quote: str, take: Take) -> Reading[None]:
-        """Hand on some of a string: a quote or an escape, or what stands before the next of them."""
+        """Hand on some of a string: a quote or an escape, or what stands before the next of them or of lines."""
         if not (character := (yield from self._cursor.ahead(1))):
             raise Unreadable("the end of a string")
         if character == "\\":
             take(dumped((yield from self._python_escape()))[1:-1])
-        elif character == quote:
+        elif character in (quote[0], "\n"):
             self._cursor.take(1)
-            take(dumped(quote)[1:-1])
+            if character == "\n" and len(quote) == 1:
+                self._repaired()
+            take(dumped(character)[1:-1])
         else:
             rest = self._cursor.buffered
-            found = re.search(rf"[\\{quote}]", rest)
+            found = re.search(rf"[\\\n{quote[0]}]", rest)
             take(dumped(self._cursor.take(found.start() if found else len(rest)))[1:-1])
 
     def _python_escape(self) -> Reading[str]:

@@ -38,7 +38,14 @@ class CallWriter(Protocol):
         ...
 
     def repaired(self) -> None:
-        """Something in the call was not as it should be, and what was meant is certain."""
+        """Something in the call was not as it should be, and what was meant is certain.
+
+        Of what turns out to be text it is not told, so that a grammar says it as soon as it knows.
+        """
+        ...
+
+    def left_out(self, characters: int) -> None:
+        """So much of a call was read that a call has no place for."""
         ...
 
     def schema_of(self, name: str) -> Mapping[str, Any]:

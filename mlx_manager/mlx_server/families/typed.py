@@ -12,6 +12,8 @@ from mlx_manager.mlx_server.families.syntax import dumped, loaded
 ALL_TYPES = frozenset({"string", "integer", "number", "boolean", "null", "array", "object"})
 STRING = frozenset({"string"})
 MOST_STEPS = 32
+# How models write these in plain text, as their templates do.
+PYTHON_WORDS = ("True", "False", "None")
 
 
 def types_of(schema: Any, root: Any, steps: int = MOST_STEPS) -> frozenset[str]:
@@ -80,24 +82,33 @@ def _types(value: Any) -> frozenset[str]:
     return frozenset()
 
 
-def typed(text: str, types: frozenset[str]) -> str:
+def argument_types(schema: Mapping[str, Any], key: str) -> frozenset[str]:
+    """Return the types that `schema`, that of a tool's arguments, gives the one named; all where it doesn't say."""
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping) or key not in properties:
+        return ALL_TYPES
+    return types_of(properties[key], schema)
+
+
+def typed(text: str, types: frozenset[str]) -> tuple[str, bool]:
     """Return the JSON text of a value: as it stands when it is JSON of one of `types`, else as they make it certain.
 
-    Python's way of writing it counts as well; what is of none of the types is a string where one may stand.
+    Python's way of writing it counts as well; what is of none of the types is a string where one may stand. With it
+    comes whether that took a repair: one of Python's words, or a text that may be a string, is none.
     """
     if types == STRING:
-        return dumped(text)
+        return dumped(text), False
     found, written = _read(text)
     if _types(found) & types:
-        return written
+        return written, text not in (written, found, *PYTHON_WORDS)
     if "string" in types:
-        return dumped(text)
+        return dumped(text), False
     if isinstance(found, str):
         # In quotes too many.
         inner, inner_written = _read(found)
         if _types(inner) & types:
-            return inner_written
-    return written
+            return inner_written, True
+    return written, False
 
 
 def _read(text: str) -> tuple[Any, str]:

@@ -38,9 +38,8 @@ async def read_answer(
         if reader.is_stopped:
             await tokens.close_and_wait()
             break
-    else:
-        for delta in reader.finish():
-            yield delta
+    for delta in reader.finish():
+        yield delta
     is_cut = tokens.ended is not None and tokens.ended.reason == "length"
     yield reader.finished(input_tokens, tokens.cached_tokens, is_cut=is_cut)
 
@@ -114,9 +113,9 @@ class AnswerReader:
         return [TextDelta(text)] if text else []
 
     def finish(self) -> list[Delta]:
-        """Return what was held back when the engine ended the answer."""
+        """Return what was held back when the answer ended."""
         deltas = self._parsed(self._detokenizer.finish())
-        if self._parser is not None and not self.is_stopped:
+        if self._parser is not None and not self._stop.is_matched:
             deltas += self._stopped(self._parser.finish())
         rest = "" if self._stop.is_matched else self._stop.finish()
         deltas = merged([*deltas, TextDelta(rest)] if rest else deltas)
@@ -135,11 +134,15 @@ class AnswerReader:
         return "tool_calls" if self._parser is not None and self._parser.calls else "stop"
 
     def _feed_one(self, token_id: int) -> list[Delta]:
-        if self.is_stopped:
+        if self._stop.is_matched:
             return []
-        self.used_tokens += 1
+        is_beyond = self.is_stopped
+        self.used_tokens += not is_beyond
         if token_id in self._end_token_ids:
             return []
+        if is_beyond:
+            # The parser counts what it leaves out.
+            return self._parsed(self._detokenizer.feed([token_id]))
         if self._thoughts is not None:
             self._thoughts.take(token_id)
         was_reasoning = self._is_reasoning
@@ -151,7 +154,7 @@ class AnswerReader:
     def _feed_likely(self, token_id: int, likely: Logprobs) -> list[Delta]:
         """Take one token and return its text, if it is part of any, together with its log-probabilities."""
         if self._logprobs is None or self.is_stopped:
-            return []
+            return self._feed_one(token_id)
         offset, was_reasoning = self._read_characters, self._is_reasoning
         deltas = self._feed_one(token_id)
         if not (token_id in self._end_token_ids or was_reasoning or self._is_reasoning):

@@ -364,7 +364,7 @@ def _values(schema: Any) -> list[Any] | None:
 def _check_readable(values: Iterable[Any], types: frozenset[str]) -> None:
     for value in values:
         text = value if isinstance(value, str) else json.dumps(value)
-        if types != STRING and json.loads(typed(text.strip(), types)) != value:
+        if types != STRING and json.loads(typed(text.strip(), types)[0]) != value:
             raise Unsayable(f"the value {value!r} among others")
 
 

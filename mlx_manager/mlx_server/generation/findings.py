@@ -8,6 +8,8 @@ from mlx_manager.chat.events import Finding, FindingKind, Interval, Parsing, Tim
 
 # As many events as a span may have: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 MOST_FINDINGS = 128
+# A text with many lines, which a model didn't escape, must not keep out what else there is.
+MOST_BEFORE_REPAIRS = 64
 
 
 class Findings:
@@ -17,11 +19,12 @@ class Findings:
         self._family = family
         self._timeline = timeline
 
-    def note(self, kind: FindingKind, detail: str | None) -> None:
+    def note(self, kind: FindingKind, detail: str | int | None) -> None:
         """Something was found now."""
         parsing = self._timeline.parsing
         if parsing is None:
             parsing = self._timeline.parsing = Parsing(self._family, Interval.begin())
-        if len(parsing.findings) < MOST_FINDINGS:
+        most = MOST_BEFORE_REPAIRS if kind == "tool_call_repaired" else MOST_FINDINGS
+        if len(parsing.findings) < most:
             parsing.findings.append(Finding(kind, detail, time.time_ns()))
         parsing.interval.end()

@@ -1,0 +1,147 @@
+"""Whatever is repaired, or left out, in what a model writes around its calls is told, wherever it is cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mlx_manager.chat.events import FindingKind
+from mlx_manager.chat.request import Tool
+from mlx_manager.mlx_server.families.messages import answer_parser
+from tests.families.test_parser import cuts, family, read
+
+BEGAN, REPAIRED, MALFORMED = "tool_call_began", "tool_call_repaired", "tool_call_malformed"
+LEFT_OUT = "tool_call_left_out"
+WAIT = '{"name": "wait", "arguments": {}}'
+HARMONY = "<|channel|>commentary to=functions.wait<|message|>"
+DSML = "｜DSML｜"
+
+
+def left_out(pieces: list[str], name: str, *, is_parallel: bool) -> list[str | int | None]:
+    """How much of an answer that comes in these pieces is said to be left out."""
+    sizes = list[str | int | None]()
+
+    def note(kind: FindingKind, detail: str | int | None) -> None:
+        if kind == LEFT_OUT:
+            sizes.append(detail)
+
+    parser = answer_parser(family(name), (Tool("wait"),), is_parallel=is_parallel, note=note)
+    for piece in pieces:
+        parser.feed(piece)
+    parser.finish()
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "meant"),
+    [
+        ("hermes", '<tool_call>{"name": "wait", "arguments": {"n": True}}</tool_call>', True),
+        ("mistral", '[TOOL_CALLS]wait[ARGS]{"n": [1,]}', [1]),
+        ("kimi", "<|tool_call_begin|>functions.wait:0<|tool_call_argument_begin|>{'n': 1}", 1),
+        ("gpt-oss", f'{HARMONY}{{"n": None}}<|call|>', None),
+        ("gemma4", "<|tool_call>call:wait{n:[1,]}<tool_call|>", [1]),
+        ("lfm2", "<|tool_call_start|>[wait(n='a\nb')]<|tool_call_end|>", "a\nb"),
+    ],
+)
+@pytest.mark.parametrize("is_parallel", [True, False])
+def test_a_repair_is_told_also_in_the_only_call_wanted(
+    name: str, answer: str, meant: Any, is_parallel: bool
+) -> None:
+    for pieces in cuts(answer):
+        _, _, calls, findings = read(pieces, family(name), is_parallel=is_parallel)
+        assert calls == [("wait", {"n": meant})], pieces
+        assert {*findings} == {BEGAN, REPAIRED}, pieces
+
+
+def test_a_message_without_arguments_is_told_also_in_the_only_call_wanted() -> None:
+    for pieces in cuts(f"{HARMONY}<|call|>"):
+        assert read(pieces, family("gpt-oss"), is_parallel=False)[3] == [BEGAN, REPAIRED]
+
+
+def test_a_repair_is_told_of_a_call_that_goes_wrong_behind_it() -> None:
+    for pieces in cuts('<tool_call>{"name": "wait", "arguments": {"a": True, oops}}</tool_call>'):
+        _, _, calls, findings = read(pieces, family("hermes"))
+        assert calls == [("wait", '{"a": true, oops}}')]
+        assert findings == [BEGAN, REPAIRED, MALFORMED]
+
+
+def test_no_repair_is_told_of_a_call_that_is_text() -> None:
+    answer = "<tool_call>{'name': 'wait', oops}</tool_call>"
+    for pieces in cuts(answer):
+        assert read(pieces, family("hermes")) == (answer, "", [], [MALFORMED])
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "beyond"),
+    [
+        ("hermes", f"<tool_call>{WAIT}</tool_call>", ""),
+        ("hermes", f"<tool_call>\n{WAIT}\n</tool_call>\nDone now.", "Donenow."),
+        ("hermes", f"<tool_call>{WAIT}</tool_call><tool_call>{WAIT}", f"<tool_call>{WAIT}"),
+        ("mistral", f"[TOOL_CALLS][{WAIT}, {WAIT}]", f",{WAIT}]"),
+        ("mistral", "[TOOL_CALLS]wait[ARGS]{}[TOOL_CALLS]wait[ARGS]{}", "[TOOL_CALLS]wait[ARGS]{}"),
+        ("lfm2", "<|tool_call_start|>[wait(), wait(a=1)]<|tool_call_end|>", ",wait(a=1)]<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[wait(), oops]<|tool_call_end|>", ",oops]<|tool_call_end|>"),
+        ("llama3", f"{WAIT}; {WAIT}", f";{WAIT}"),
+        # Marks that say nothing are not counted.
+        (
+            "kimi",
+            "<|tool_call_begin|>wait:0<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
+            "",
+        ),
+        ("gpt-oss", f"{HARMONY}{{}}<|call|>", ""),
+        ("gpt-oss", f"{HARMONY}{{}}<|end|><|channel|>final<|message|>Done.", "finalDone."),
+    ],
+)  # fmt: skip
+def test_what_stands_behind_the_only_call_wanted_is_told_by_its_size(
+    name: str, answer: str, beyond: str
+) -> None:
+    sizes = [len("".join(beyond.split()))] if beyond else []
+    for pieces in cuts(answer):
+        text, _, calls, findings = read(pieces, family(name), is_parallel=False)
+        assert (text, calls) == ("", [("wait", {})]), pieces
+        assert findings == [BEGAN, *[LEFT_OUT] * len(sizes)], pieces
+        assert left_out(pieces, name, is_parallel=False) == sizes, pieces
+
+
+@pytest.mark.parametrize(
+    ("call", "beside"),
+    [
+        ('{"name": "wait", "arguments": {"n": 1}, "arguments": {"n": 23}}', '{"n": 23}'),
+        ('{"name": "wait", "arguments": {"n": 1}, "why": "so"}', '"so"'),
+        ('{"why": "so", "name": "wait", "arguments": {"n": 1}}', '"so"'),
+        ('{"name": "wait", "arguments": "", "arguments": {"n": 1}}', '""'),
+        ('{"name": "wait", "id": "a1", "type": "function", "arguments": {"n": 1}}', ""),
+    ],
+)
+def test_what_a_call_has_no_place_for_is_told_by_its_size(call: str, beside: str) -> None:
+    sizes = [len(beside)] if beside else []
+    for pieces in cuts(f"<tool_call>{call}</tool_call>"):
+        _, _, calls, _ = read(pieces, family("hermes"))
+        assert calls == [("wait", {"n": 1})], pieces
+        assert left_out(pieces, "hermes", is_parallel=True) == sizes, pieces
+
+
+# A value without quotes, and whether that it is read as what its schema says is a repair.
+PLAIN = [
+    ("integer", "3", 3, False),
+    ("boolean", "True", True, False),
+    ("string", "3", "3", False),
+    ("integer", '"3"', 3, True),
+    ("boolean", '"true"', True, True),
+    ("array", "['a', 1]", ["a", 1], True),
+    ("array", '["a", 1]', ["a", 1], False),
+    ("object", "no object", "no object", False),
+]
+
+
+@pytest.mark.parametrize(("kind", "written", "meant", "is_repaired"), PLAIN)
+def test_a_plain_value_that_is_repaired_is_told(
+    kind: str, written: str, meant: Any, is_repaired: bool
+) -> None:
+    tools = (Tool("wait", None, {"properties": {"n": {"type": kind}}}),)
+    answer = f"<tool_call><function=wait><parameter=n>{written}</parameter></function></tool_call>"
+    for pieces in cuts(answer):
+        _, _, calls, findings = read(pieces, family("qwen3-coder"), tools)
+        assert calls == [("wait", {"n": meant})], pieces
+        assert findings == [BEGAN, REPAIRED][: 1 + is_repaired], pieces
