@@ -9,7 +9,7 @@ import pytest
 from mlx_manager.chat.events import FindingKind
 from mlx_manager.chat.request import Tool
 from mlx_manager.mlx_server.families.messages import answer_parser
-from tests.families.test_parser import cuts, family, read
+from tests.families.test_parser import BERN, Call, cuts, family, read
 
 BEGAN, REPAIRED, MALFORMED = "tool_call_began", "tool_call_repaired", "tool_call_malformed"
 LEFT_OUT = "tool_call_left_out"
@@ -83,6 +83,11 @@ def test_no_repair_is_told_of_a_call_that_is_text() -> None:
         ("lfm2", "<|tool_call_start|>[wait(), wait(a=1)]<|tool_call_end|>", ",wait(a=1)]<|tool_call_end|>"),
         ("lfm2", "<|tool_call_start|>[wait(), oops]<|tool_call_end|>", ",oops]<|tool_call_end|>"),
         ("llama3", f"{WAIT}; {WAIT}", f";{WAIT}"),
+        (
+            "minimax",
+            '<minimax:tool_call><invoke name="wait"></invoke>\nso <invoke name="wait"></invoke></minimax:tool_call>',
+            'so<invokename="wait"></invoke></minimax:tool_call>',
+        ),
         # Marks that say nothing are not counted.
         (
             "kimi",
@@ -145,3 +150,99 @@ def test_a_plain_value_that_is_repaired_is_told(
         _, _, calls, findings = read(pieces, family("qwen3-coder"), tools)
         assert calls == [("wait", {"n": meant})], pieces
         assert findings == [BEGAN, REPAIRED][: 1 + is_repaired], pieces
+
+
+SHORT = ("[calls]", "[call ", "[/call]", "[city]", "[days]", "[/]", "[/calls]")
+BLOCKS = {
+    "minimax": (
+        "<minimax:tool_call>",
+        '<invoke name="weather" ',
+        "</invoke>",
+        '<parameter name="city">',
+        '<parameter name="days">',
+        "</parameter>",
+        "</minimax:tool_call>",
+    ),
+    "deepseek-v3.2": (
+        f"<{DSML}function_calls>",
+        f'<{DSML}invoke name="weather" ',
+        f"</{DSML}invoke>",
+        f'<{DSML}parameter name="city" string="true">',
+        f'<{DSML}parameter name="days" string="false">',
+        f"</{DSML}parameter>",
+        f"</{DSML}function_calls>",
+    ),
+    "qwen3-coder": (
+        "<tool_call>",
+        "<function=weather ",
+        "</function>",
+        "<parameter=city>",
+        "<parameter=days>",
+        "</parameter>",
+        "</tool_call>",
+    ),
+}
+STRAY: list[tuple[str, str, list[Call], list[str]]] = [
+    (
+        "[calls][call][city]Bern[/][/call]\n And then\n [call][days]3[/][/call][/calls]",
+        "And then",
+        [("weather", {"city": "Bern"}), ("weather", {"days": 3})],
+        [BEGAN, MALFORMED, BEGAN],
+    ),
+    # Within a call it is said behind it.
+    (
+        "[calls][call] oops [city]Bern[/] and so [days]3[/] on [/call][/calls]",
+        "oops and so on",
+        [("weather", BERN)],
+        [BEGAN, MALFORMED, MALFORMED, MALFORMED],
+    ),
+    (
+        "[calls][call][city]Bern[/][/call]\nThat was it.[/calls]",
+        "That was it.",
+        [("weather", {"city": "Bern"})],
+        [BEGAN, MALFORMED],
+    ),
+    # The mark that ends a call is left out.
+    (
+        "[calls][call][city]Bern[/]\n[call][days]3[/]\n[/calls]",
+        "",
+        [("weather", {"city": "Bern"}), ("weather", {"days": 3})],
+        [BEGAN, BEGAN],
+    ),
+    ("[calls][call] oops [city]Bern", "oops", [("weather", '{"city": "Bern')], [BEGAN, MALFORMED]),
+]
+
+
+@pytest.mark.parametrize(("written", "text", "calls", "findings"), STRAY)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_text_between_calls_is_text_and_told(
+    name: str, written: str, text: str, calls: list[Call], findings: list[str]
+) -> None:
+    answer = written.replace("[call]", "[call >")
+    for short, mark in zip(SHORT, BLOCKS[name], strict=True):
+        answer = answer.replace(short, mark)
+    for pieces in cuts(answer):
+        found, _, called, noted = read(pieces, family(name))
+        assert (" ".join(found.split()), called, noted) == (text, calls, findings), pieces
+
+
+def test_a_parameter_whose_mark_can_not_be_read_keeps_all_that_was_written() -> None:
+    kept = '<parameter name="city" Bern</parameter></invoke>'
+    for pieces in cuts(f'<minimax:tool_call><invoke name="wait">{kept}</minimax:tool_call>'):
+        text, _, calls, findings = read(pieces, family("minimax"))
+        assert (text, calls, findings) == ("", [("wait", kept)], [BEGAN, MALFORMED]), pieces
+
+
+def test_a_call_without_a_name_that_can_be_read_is_text_mark_and_all() -> None:
+    bad = '<invoke name="a b"></invoke></minimax:tool_call>'
+    answer = f'<minimax:tool_call><invoke name="wait"></invoke>{bad}'
+    for pieces in cuts(answer):
+        found = read(pieces, family("minimax"))
+        assert found == (bad, "", [("wait", {})], [BEGAN, MALFORMED]), pieces
+
+
+def test_calls_that_begin_before_others_have_ended_are_read_in_whatever_form() -> None:
+    answer = f"<tool_call><function=wait></function><tool_call>{WAIT}</tool_call>"
+    for pieces in cuts(answer):
+        found = read(pieces, family("qwen3-coder"))
+        assert found == ("", "", [("wait", {})] * 2, [BEGAN] * 2), pieces

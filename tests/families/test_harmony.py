@@ -89,6 +89,13 @@ def test_a_call_is_text_where_there_are_no_tools() -> None:
             [("wait", {})],
             ["tool_call_began", "tool_call_repaired"],
         ),
+        # A header that another one follows.
+        (
+            "<|channel|>commentary<|mesage|>Bern" + CALL,
+            "<|channel|>commentary<|mesage|>Bern",
+            CALLS,
+            ["tool_call_began"],
+        ),
         # A header is no text, but what is no header is.
         ("<|channel|>commentary to=functions.wait <|constrain|>js", "", [], []),
         ("<|channel|>so they say", "<|channel|>so they say", [], []),

@@ -589,9 +589,9 @@ MALFORMED: list[tuple[str, str, str, list[Call], list[str]]] = [
     (
         "minimax",
         '<minimax:tool_call><invoke name="weather">oops</invoke></minimax:tool_call>',
-        "oops</invoke></minimax:tool_call>",
+        "oops",
         [("weather", {})],
-        ["tool_call_began"],
+        ["tool_call_began", "tool_call_malformed"],
     ),
     (
         "kimi",

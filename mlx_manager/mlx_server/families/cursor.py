@@ -83,12 +83,17 @@ class Cursor:
 
         Returns the mark, or None when the text ends without one.
         """
+        mark = yield from self.before(marks, take)
+        return None if mark is None else self.take(len(mark))
+
+    def before(self, marks: tuple[str, ...], take: Take) -> Reading[str | None]:
+        """Hand on what comes before the first of `marks`, and return the mark, which is not read; None at the end."""
         while True:
             found = first_of(self._rest, marks)
             if found is not None:
                 at, mark = found
                 self._hand_on(at, take)
-                return self.take(len(mark))
+                return mark
             held_back = 0 if self.is_over else possible_start(self._rest, marks)
             self._hand_on(len(self._rest) - held_back, take)
             if self.is_over:

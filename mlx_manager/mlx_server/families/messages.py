@@ -14,6 +14,7 @@ from mlx_manager.mlx_server.families.harmony import (
     MESSAGE,
     NEXT,
     RECIPIENT_BEGINS,
+    START,
     Header,
     header_of,
     is_beginning,
@@ -77,7 +78,7 @@ class MessageParser(AnswerParser):
                 self._emit_text(space)
                 return (yield from self._cursor.until(LAST + NEXT, self._emit_text)), None
         parts = [mark]
-        found = yield from self._cursor.until((MESSAGE, *LAST), parts.append)
+        found = yield from self._cursor.until((MESSAGE, START, *LAST), parts.append)
         text = "".join(parts)
         if found == MESSAGE:
             return text + MESSAGE, header_of(text)

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Unreadable
 from mlx_manager.mlx_server.families.json_calls import closing, json_calls
-from mlx_manager.mlx_server.families.syntax import (
-    CallWriter,
-    Grammar,
-    checked,
-    dumped,
-    optional,
-)
+from mlx_manager.mlx_server.families.syntax import CallWriter, Grammar, checked, dumped
 from mlx_manager.mlx_server.families.typed import STRING, argument_types, typed
 
 ATTRIBUTE = re.compile(r'(\w+)\s*=\s*"([^"]*)"')
 ESCAPED = re.compile(r"\\.", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """What calls and their parameters stand between, all of them between `begin` and `end`.
+
+    Behind `call` and `parameter` stand `attributes`, up to a `>`.
+    """
+
+    begin: str
+    end: str
+    call: str
+    call_end: str
+    parameter: str
+    parameter_end: str
+    attributes: Callable[[str], dict[str, str]]
 
 
 def tagged(end: str) -> Grammar:
@@ -26,12 +38,20 @@ def tagged(end: str) -> Grammar:
     JSON (Hermes, Qwen), an array of it (Granite), `<function=…>` with parameters (Qwen3-Coder), or a name with
     `<arg_key>` and `<arg_value>` (GLM).
     """
+    marks = _Marks(
+        begin=end.replace("/", ""),
+        end=end,
+        call="<function=",
+        call_end="</function>",
+        parameter="<parameter=",
+        parameter_end="</parameter>",
+        attributes=lambda text: {"name": text.strip()},
+    )
 
     def read(cursor: Cursor, writer: CallWriter) -> Reading[None]:
         yield from cursor.space()
-        if (yield from cursor.starts_with("<function=")):
-            yield from _functions(cursor, writer)
-            yield from optional(cursor, end)
+        if (yield from cursor.starts_with(marks.call)):
+            yield from _calls(cursor, writer, marks)
         elif (yield from cursor.ahead(1)) in ("{", "["):
             yield from json_calls(cursor, writer)
             yield from closing(cursor, writer, end)
@@ -39,22 +59,6 @@ def tagged(end: str) -> Grammar:
             yield from _keys_and_values(cursor, writer, end)
 
     return read
-
-
-def _functions(cursor: Cursor, writer: CallWriter) -> Reading[None]:
-    """Read `<function=NAME>` and its `<parameter=KEY>VALUE</parameter>`, once or more."""
-    while (yield from cursor.starts_with("<function=")):
-        cursor.take(len("<function="))
-        arguments = _Arguments(writer, checked((yield from cursor.text_until(">"))))
-        yield from cursor.space()
-        while (yield from cursor.starts_with("<parameter=")):
-            cursor.take(len("<parameter="))
-            key = (yield from cursor.text_until(">")).strip()
-            yield from arguments.read(cursor, key, "</parameter>")
-            yield from cursor.space()
-        arguments.end()
-        yield from optional(cursor, "</function>")
-        yield from cursor.space()
 
 
 def _keys_and_values(cursor: Cursor, writer: CallWriter, end: str) -> Reading[None]:
@@ -87,34 +91,70 @@ def invocations(end: str, prefix: str = "") -> Grammar:
 
     `prefix` stands before these two words (DeepSeek V3.2).
     """
-    invoke, parameter = f"<{prefix}invoke ", f"<{prefix}parameter "
+    marks = _Marks(
+        begin=end.replace("/", ""),
+        end=end,
+        call=f"<{prefix}invoke ",
+        call_end=f"</{prefix}invoke>",
+        parameter=f"<{prefix}parameter ",
+        parameter_end=f"</{prefix}parameter>",
+        attributes=_attributes,
+    )
 
     def read(cursor: Cursor, writer: CallWriter) -> Reading[None]:
         yield from cursor.space()
-        if not (yield from cursor.starts_with(invoke)):
+        if not (yield from cursor.starts_with(marks.call)):
             raise Unreadable("a call")
-        while (yield from cursor.starts_with(invoke)):
-            cursor.take(len(invoke))
-            attributes = _attributes((yield from cursor.text_until(">")))
-            arguments = _Arguments(writer, checked(attributes.get("name", "")))
-            yield from cursor.space()
-            while (yield from cursor.starts_with(parameter)):
-                cursor.take(len(parameter))
-                attributes = _attributes((yield from cursor.text_until(">")))
-                is_string = attributes.get("string") == "true"
-                key, close = attributes.get("name", ""), f"</{prefix}parameter>"
-                yield from arguments.read(cursor, key, close, is_string=is_string)
-                yield from cursor.space()
-            arguments.end()
-            yield from optional(cursor, f"</{prefix}invoke>")
-            yield from cursor.space()
-        yield from optional(cursor, end)
+        yield from _calls(cursor, writer, marks)
 
     return read
 
 
+def _calls(cursor: Cursor, writer: CallWriter, marks: _Marks) -> Reading[None]:
+    """Read calls up to the end of all of them, or to where others begin; what stands between them is text."""
+    between = (marks.call, marks.call_end, marks.begin, marks.end)
+    while (mark := (yield from _next(cursor, writer, between))) not in (None, marks.begin):
+        cursor.take(len(mark))
+        if mark == marks.call:
+            yield from _call(cursor, writer, marks)
+        elif mark == marks.end:
+            return
+        else:
+            writer.settle()
+
+
+def _call(cursor: Cursor, writer: CallWriter, marks: _Marks) -> Reading[None]:
+    """Read one call up to its end, which is left there."""
+    within = (marks.parameter, marks.call, marks.call_end, marks.begin, marks.end)
+    name = marks.attributes((yield from cursor.text_until(">")))["name"]
+    arguments = _Arguments(writer, checked(name))
+    while (yield from _next(cursor, writer, within)) == marks.parameter:
+        cursor.take(len(marks.parameter))
+        attributes = marks.attributes((yield from cursor.text_until(">")))
+        key, is_string = attributes["name"], attributes.get("string") == "true"
+        yield from arguments.read(cursor, key, marks.parameter_end, is_string=is_string)
+    arguments.end()
+
+
+def _next(cursor: Cursor, writer: CallWriter, marks: tuple[str, ...]) -> Reading[str | None]:
+    """Return which of `marks` comes next, None at the end of the answer; what stands before it is text."""
+    yield from cursor.space()
+    for mark in marks:
+        if (yield from cursor.starts_with(mark)):
+            return mark
+    # What ends within a mark was only cut.
+    if not cursor.is_over:
+        writer.malformed()
+    return (yield from cursor.before(marks, writer.text))
+
+
 def _attributes(text: str) -> dict[str, str]:
-    return dict(ATTRIBUTE.findall(text.replace("'", '"')))
+    """Return what a mark says. Raises Unreadable when anything else stands in it, or there is no name."""
+    text = text.replace("'", '"')
+    found = dict(ATTRIBUTE.findall(text))
+    if "name" not in found or ATTRIBUTE.sub("", text).strip():
+        raise Unreadable("a name in quotes")
+    return found
 
 
 class _Arguments:
@@ -133,15 +173,15 @@ class _Arguments:
         separator = ", " if self._count else "{"
         self._count += 1
         self._writer.arguments(f"{separator}{dumped(key)}: ")
-        types = STRING if is_string else argument_types(self._schema, key)
-        if types == STRING:
+        types = argument_types(self._schema, key)
+        if is_string or types == STRING:
             yield from self._string(cursor, close)
-        else:
-            text = yield from _value_text(cursor, close)
-            text, is_repaired = typed(text, types)
-            if is_repaired:
-                self._writer.repaired()
-            self._writer.arguments(text)
+            return
+        text = yield from _value_text(cursor, close)
+        text, is_repaired = typed(text, types)
+        if is_repaired:
+            self._writer.repaired()
+        self._writer.arguments(text)
 
     def end(self) -> None:
         """All arguments were read."""

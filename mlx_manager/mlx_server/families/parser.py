@@ -45,7 +45,13 @@ class AnswerParser:
         self._note = note
         self._cursor = Cursor()
         self._writer = _Writer(
-            family, tools, self._emit, note, self._cursor.mark, is_parallel=is_parallel
+            family,
+            tools,
+            self._emit,
+            self._beside,
+            note,
+            self._cursor.mark,
+            is_parallel=is_parallel,
         )
         self._left_out = 0
         self._space = list[str]()
@@ -168,7 +174,16 @@ class AnswerParser:
         if not self._cursor.is_over:
             self._note("tool_call_malformed", None)
         self._writer.arguments(read)
-        return (yield from self._cursor.until(ends, self._writer.arguments)) is not None
+        is_ended = (yield from self._cursor.until(ends, self._writer.arguments)) is not None
+        self._writer.hand_on()
+        return is_ended
+
+    def _beside(self, piece: str) -> None:
+        """Take text that stands beside a call."""
+        if self.is_done:
+            self._leave_out(piece)
+        else:
+            self._text(piece)
 
     def _leave_out(self, piece: str) -> None:
         """Count what stands behind the only call that is wanted, white space excepted."""
@@ -209,8 +224,8 @@ class AnswerParser:
 class _Writer:
     """The `CallWriter` of one answer.
 
-    `forget` is called when all that was read is the client's. Once the only call wanted is complete no other can begin,
-    and slips behind it don't matter.
+    `say` takes text that stands beside calls; `forget` is called when all that was read is the client's. Once the only
+    call wanted is complete no other can begin, and slips behind it don't matter.
     """
 
     def __init__(
@@ -218,6 +233,7 @@ class _Writer:
         family: Family,
         tools: Sequence[Tool],
         emit: Callable[[Delta], None],
+        say: Callable[[str], None],
         note: Note,
         forget: Callable[[], None],
         *,
@@ -226,11 +242,13 @@ class _Writer:
         self._id_length = family.call_id_length
         self._schemas = {tool.name: tool.parameters for tool in tools}
         self._emit = emit
+        self._say = say
         self._note = note
         self._forget = forget
         self._is_parallel = is_parallel
         self._is_bare = False
         self._repairs = 0
+        self._beside = list[str]()
         self.calls = 0
         self.count = 0
         self.is_open = False
@@ -265,6 +283,7 @@ class _Writer:
     def end(self) -> None:
         self.is_open = False
         self._note("tool_call_ended", None)
+        self.hand_on()
         self.is_done = not self._is_parallel
         self.settle()
 
@@ -276,6 +295,22 @@ class _Writer:
 
     def repaired(self) -> None:
         self._repairs += not self.is_done
+
+    def text(self, piece: str) -> None:
+        self._beside.append(piece)
+        if not self.is_open:
+            self.hand_on()
+        self.settle()
+
+    def hand_on(self) -> None:
+        """Say what stood within a call."""
+        for piece in self._beside:
+            self._say(piece)
+        self._beside.clear()
+
+    def malformed(self) -> None:
+        if not self.is_done:
+            self._note("tool_call_malformed", None)
 
     def left_out(self, characters: int) -> None:
         self._note("tool_call_left_out", characters)

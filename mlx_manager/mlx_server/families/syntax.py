@@ -44,6 +44,14 @@ class CallWriter(Protocol):
         """
         ...
 
+    def malformed(self) -> None:
+        """Something stands within or between calls that belongs to none; it is handed on as text."""
+        ...
+
+    def text(self, piece: str) -> None:
+        """Some of what stands within or between calls and belongs to none."""
+        ...
+
     def left_out(self, characters: int) -> None:
         """So much of a call was read that a call has no place for."""
         ...
