@@ -152,6 +152,83 @@ def test_a_plain_value_that_is_repaired_is_told(
         assert findings == [BEGAN, REPAIRED][: 1 + is_repaired], pieces
 
 
+def test_a_string_that_its_schema_has_another_type_for_is_repaired_in_deepseek_s_form() -> None:
+    answer = (
+        f'<{DSML}function_calls><{DSML}invoke name="weather"><{DSML}parameter name="days" string="true">3'
+        f"</{DSML}parameter></{DSML}invoke></{DSML}function_calls>"
+    )
+    for pieces in cuts(answer):
+        _, _, calls, findings = read(pieces, family("deepseek-v3.2"))
+        assert (calls, findings) == ([("weather", {"days": 3})], [BEGAN, REPAIRED])
+
+
+SCHEMA = {
+    "properties": {
+        "days": {"type": "integer"},
+        "exact": {"type": "boolean"},
+        "tags": {"type": "array"},
+        "at": {"$ref": "#/$defs/place"},
+        "city": {"type": "string"},
+        "either": {"type": ["string", "integer"]},
+    },
+    "$defs": {"place": {"type": "object"}},
+}
+FITTED: list[tuple[str, str, Any, bool]] = [
+    ("days", '"5"', 5, True),
+    ("exact", '"true"', True, True),
+    ("exact", '"False"', False, True),
+    ("tags", '"[1, 2]"', [1, 2], True),
+    ("at", r'"{\"city\": \"Bern\"}"', {"city": "Bern"}, True),
+    # Not certain, allowed, or of no schema.
+    ("days", '"five"', "five", False),
+    ("days", "true", True, False),
+    ("city", '"5"', "5", False),
+    ("city", "5", 5, False),
+    ("either", '"5"', "5", False),
+    ("other", '"5"', "5", False),
+    ("at", '{"days": "5"}', {"days": "5"}, False),
+]
+FORMS = [
+    ("hermes", '<tool_call>{{"name": "wait", "arguments": {{"{key}": {value}}}}}</tool_call>'),
+    ("hermes", '<tool_call>{{"arguments": {{"{key}": {value}}}, "name": "wait"}}</tool_call>'),
+    ("mistral", '[TOOL_CALLS]wait[ARGS]{{"{key}": {value}}}'),
+    ("gpt-oss", HARMONY + '{{"{key}": {value}}}<|call|>'),
+    ("llama3", '{{"name": "wait", "parameters": {{"{key}": {value}}}}}'),
+    ("lfm2", "<|tool_call_start|>[wait({key}={value})]<|tool_call_end|>"),
+    ("gemma4", "<|tool_call>call:wait{{{key}:{value}}}<tool_call|>"),
+]
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+@pytest.mark.parametrize(("key", "written", "meant", "is_repaired"), FITTED)
+def test_a_string_in_the_place_of_another_type_becomes_what_it_says(
+    name: str, form: str, key: str, written: str, meant: Any, is_repaired: bool
+) -> None:
+    for pieces in cuts(form.format(key=key, value=written)):
+        _, _, calls, findings = read(pieces, family(name), (Tool("wait", None, SCHEMA),))
+        assert calls == [("wait", {key: meant})], pieces
+        assert findings == [BEGAN, REPAIRED][: 1 + is_repaired], pieces
+
+
+def test_strings_in_gemma_s_own_quotes_become_what_they_say_too() -> None:
+    for pieces in cuts('<|tool_call>call:weather{days:<|"|>3<|"|>}<tool_call|>'):
+        _, _, calls, findings = read(pieces, family("gemma4"))
+        assert (calls, findings) == ([("weather", {"days": 3})], [BEGAN, REPAIRED])
+
+
+def test_arguments_within_a_string_become_what_their_schema_says_too() -> None:
+    written = r'"{\"days\": \"3\"}"'
+    answer = f'<tool_call>{{"name": "weather", "arguments": {written}}}</tool_call>'
+    for pieces in cuts(answer):
+        _, _, calls, findings = read(pieces, family("hermes"))
+        assert (calls, findings) == ([("weather", {"days": 3})], [BEGAN, REPAIRED])
+
+
+def test_a_string_that_never_ends_is_kept_as_it_was_written() -> None:
+    for pieces in cuts('<tool_call>{"name": "weather", "arguments": {"days": "3'):
+        assert read(pieces, family("hermes"))[2] == [("weather", '{"days": "3')]
+
+
 SHORT = ("[calls]", "[call ", "[/call]", "[city]", "[days]", "[/]", "[/calls]")
 BLOCKS = {
     "minimax": (

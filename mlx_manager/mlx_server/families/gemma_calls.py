@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Take, Unreadable
 from mlx_manager.mlx_server.families.json_calls import closing
@@ -39,7 +39,8 @@ def gemma_calls(quote: str, end: str) -> Grammar:
         if not (yield from cursor.starts_with("{")):
             raise Unreadable("{")
         writer.start(name)
-        yield from GemmaText(cursor, quote, writer.repaired).value(writer.arguments)
+        reader = GemmaText(cursor, quote, writer.repaired, writer.schema_of(name))
+        yield from reader.value(writer.arguments)
         writer.end()
         yield from closing(cursor, writer, end)
 
@@ -51,8 +52,10 @@ class GemmaText(Json):
 
     own: ClassVar[frozenset[str]] = frozenset({"None"})
 
-    def __init__(self, cursor: Cursor, quote: str, repaired: Callable[[], None]) -> None:
-        super().__init__(cursor, repaired)
+    def __init__(
+        self, cursor: Cursor, quote: str, repaired: Callable[[], None], schema: Mapping[str, Any]
+    ) -> None:
+        super().__init__(cursor, repaired, schema)
         self._quote = quote
 
     def value(self, take: Take, level: int = 0) -> Reading[None]:
@@ -71,6 +74,11 @@ class GemmaText(Json):
         if mark is None:
             raise Unreadable(self._quote)
         take('"')
+
+    def _is_string(self) -> Reading[bool]:
+        return (yield from self._cursor.starts_with(self._quote)) or (
+            yield from super()._is_string()
+        )
 
     def _key(self, take: Take) -> Reading[None]:
         """Read the name of a member, which has no quotes but may have some."""

@@ -98,7 +98,7 @@ class _JsonCall:
         if self._name is None:
             raise Unreadable("a call with a name")
         if not self._is_written:
-            arguments = self._bare_arguments() if self._held is None else _as_object(self._held)
+            arguments = self._bare_arguments() if self._held is None else self._held_arguments()
             self._writer.start(self._name)
             self._writer.arguments(arguments)
             self._writer.end()
@@ -133,7 +133,8 @@ class _JsonCall:
         if self._held is not None:
             self._others.append(("arguments", self._held))
         self._tell_others()
-        yield from self._json.value(self._writer.arguments)
+        reader = Json(self._cursor, self._writer.repaired, self._writer.schema_of(self._name))
+        yield from reader.value(self._writer.arguments)
         self._is_written = True
         self._writer.end()
 
@@ -157,7 +158,23 @@ class _JsonCall:
             raise Unreadable("a call without members of its own")
         if others:
             self._writer.repaired()
-        return "{" + ", ".join(f"{dumped(key)}: {text}" for key, text in others) + "}"
+        return self._fitted("{" + ", ".join(f"{dumped(key)}: {text}" for key, text in others) + "}")
+
+    def _held_arguments(self) -> str:
+        """Return the arguments that came before the name, or as a string."""
+        assert self._held is not None
+        return self._fitted(_as_object(self._held))
+
+    def _fitted(self, arguments: str) -> str:
+        """Return arguments with the types that the tool's schema gives them."""
+        assert self._name is not None
+        cursor, parts = Cursor(), list[str]()
+        cursor.feed(arguments)
+        cursor.end()
+        reader = Json(cursor, self._writer.repaired, self._writer.schema_of(self._name))
+        for _ in reader.value(parts.append):
+            pass
+        return "".join(parts)
 
     def _tell_others(self) -> None:
         """Tell of the members that a call has no place for."""
@@ -230,7 +247,7 @@ def object_call(name: str, cursor: Cursor, writer: CallWriter) -> Reading[None]:
     if (yield from cursor.ahead(1)) != "{":
         raise Unreadable("an object of arguments")
     writer.start(checked(name))
-    yield from Json(cursor, writer.repaired).value(writer.arguments)
+    yield from Json(cursor, writer.repaired, writer.schema_of(name)).value(writer.arguments)
     writer.end()
 
 

@@ -1,16 +1,19 @@
 """JSON as a model writes it, read letter by letter: strict, but for slips whose meaning is certain.
 
 These are repaired, and `repaired` is called for each: Python's `True`, `False`, `None` and quotes, a comma too many, a
-line break inside a string. Anything else raises Unreadable where it stands.
+line break inside a string, and a string where the schema of a tool's argument has other types and what it says is of
+one of them. Anything else raises Unreadable where it stands.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Take, Unreadable
+from mlx_manager.mlx_server.families.typed import argument_types, typed
 
 MOST_LEVELS = 64
 PYTHON_LITERALS = {"True": "true", "False": "false", "None": "null"}
@@ -23,14 +26,20 @@ LONGEST_LITERAL = 400
 
 
 class Json:
-    """Reads values from `cursor` and hands their text on, valid JSON piece by piece."""
+    """Reads values from `cursor` and hands their text on, valid JSON piece by piece.
+
+    With the `schema` of a tool's arguments the members of an object are held to its types.
+    """
 
     # Slips in JSON that are none in the form that is read.
     own: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, cursor: Cursor, repaired: Callable[[], None]) -> None:
+    def __init__(
+        self, cursor: Cursor, repaired: Callable[[], None], schema: Mapping[str, Any] | None = None
+    ) -> None:
         self._cursor = cursor
         self._repaired = repaired
+        self._schema = schema or {}
 
     def value(self, take: Take, level: int = 0) -> Reading[None]:
         """Read one value and hand it on."""
@@ -51,6 +60,17 @@ class Json:
         parts = list[str]()
         yield from self.value(parts.append)
         return "".join(parts)
+
+    def argument(self, key: str, take: Take) -> Reading[None]:
+        """Read the value of the argument `key` and hand it on, whole where it is a string and may be none."""
+        types = argument_types(self._schema, key)
+        if "string" in types or not (yield from self._is_string()):
+            yield from self.value(take, level=1)
+            return
+        text, is_repaired = typed((yield from self.text()), types)
+        if is_repaired:
+            self._repaired()
+        take(text)
 
     def string(self, take: Take) -> Reading[None]:
         """Read a string and hand it on, in double quotes."""
@@ -107,12 +127,30 @@ class Json:
         take(self._cursor.take(1))
         take((yield from self._cursor.space()))
         while (yield from self._cursor.ahead(1)) != end:
-            if end == "}":
+            if end == "}" and level == 0:
+                yield from self._argument(take)
+            elif end == "}":
                 yield from self._key(take)
                 yield from self._colon(take)
-            yield from self.value(take, level + 1)
+                yield from self.value(take, level + 1)
+            else:
+                yield from self.value(take, level + 1)
             yield from self._separator(end, take)
         take(self._cursor.take(1))
+
+    def _argument(self, take: Take) -> Reading[None]:
+        key = list[str]()
+
+        def keep(piece: str) -> None:
+            key.append(piece)
+            take(piece)
+
+        yield from self._key(keep)
+        yield from self._colon(take)
+        yield from self.argument(json.loads("".join(key)), take)
+
+    def _is_string(self) -> Reading[bool]:
+        return (yield from self._cursor.ahead(1)) in ('"', "'")
 
     def _key(self, take: Take) -> Reading[None]:
         yield from self.string(take)

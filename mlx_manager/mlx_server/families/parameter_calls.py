@@ -174,11 +174,11 @@ class _Arguments:
         self._count += 1
         self._writer.arguments(f"{separator}{dumped(key)}: ")
         types = argument_types(self._schema, key)
-        if is_string or types == STRING:
+        if types == STRING or (is_string and "string" in types):
             yield from self._string(cursor, close)
             return
         text = yield from _value_text(cursor, close)
-        text, is_repaired = typed(text, types)
+        text, is_repaired = typed(dumped(text) if is_string else text, types)
         if is_repaired:
             self._writer.repaired()
         self._writer.arguments(text)

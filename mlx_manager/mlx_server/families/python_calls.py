@@ -100,14 +100,14 @@ def _call(cursor: Cursor, writer: CallWriter) -> Reading[None]:
     name = checked((yield from cursor.run(NAME_RUN, LONGEST_NAME)))
     yield from expected(cursor, "(")
     yield from cursor.space()
-    reader = PythonText(cursor, writer.repaired)
+    reader = PythonText(cursor, writer.repaired, writer.schema_of(name))
     count = 0
     while not (yield from cursor.starts_with(")")):
         key = yield from _keyword(cursor)
         if count == 0:
             writer.start(name)
         writer.arguments(f"{', ' if count else '{'}{dumped(key)}: ")
-        yield from reader.value(writer.arguments)
+        yield from reader.argument(key, writer.arguments)
         count += 1
         yield from _comma(cursor)
     cursor.take(1)
