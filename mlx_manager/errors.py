@@ -129,6 +129,15 @@ class RequestEndsEngine(MlxManagerError):
     is_final = True
 
 
+class RequestBreaksBatch(MlxManagerError):
+    """The engine lost its batch each time that it worked on this request; it isn't tried again."""
+
+    code = "request_breaks_batch"
+    status = 500
+    title = "Request breaks the batch"
+    is_final = True
+
+
 class ModelUnavailable(MlxManagerError):
     """The model's engine processes ended one after another before they had done any work; a pause is made."""
 

@@ -95,9 +95,9 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """The engine process ended, `how` says in which way, when the answer had `after_token` tokens, and another went on.
+    """The engine process ended or lost the request, as `how` says, when the answer had `after_token` tokens.
 
-    `attempts` processes were given the request until one brought it forward at `resumed_ns`; None: none did.
+    A process was given the request `attempts` times until it brought it forward at `resumed_ns`; None: none did.
     """
 
     lost_ns: int

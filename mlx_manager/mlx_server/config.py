@@ -169,8 +169,8 @@ class Settings(BaseSettings):
         2,
         ge=0,
         le=10,
-        description="How often in a row a request is given to a fresh engine process when its own has ended, before it "
-        "is given up: the count begins anew with each token. 0: it fails at once.",
+        description="How often in a row a request is given to an engine process again when its own has ended, or has "
+        "lost its batch, before it is given up: the count begins anew with each token. 0: it fails at once.",
     )
     crash_pause_s: float = Field(
         30.0,

@@ -265,7 +265,7 @@ REQUESTS_RESUMED: Final = Metric(
     "mlx.requests.resumed",
     "counter",
     "{request}",
-    "Requests given to a fresh engine process because their own had ended.",
+    "Requests given to an engine process again because their own had ended or lost its batch.",
 )
 
 # Read when somebody asks, not when something happens.

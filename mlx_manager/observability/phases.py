@@ -32,7 +32,7 @@ def phases_until_admitted(timeline: Timeline, ended_ns: int) -> Iterator[Finishe
 
 
 def resume_spans(timeline: Timeline, ended_ns: int, *, is_over: bool) -> Iterator[FinishedSpan]:
-    """The times between an engine process's end and what another made of the request; those that are over, or not."""
+    """The times from when a request was lost to when it went on; those that are over, or not."""
     for one in timeline.resumptions:
         if (one.resumed_ns is not None) == is_over:
             attributes: Attributes = {
@@ -46,7 +46,7 @@ def resume_spans(timeline: Timeline, ended_ns: int, *, is_over: bool) -> Iterato
 
 
 def resumes(timeline: Timeline) -> int | None:
-    """How often a request was given to a fresh engine process; None when it never was."""
+    """How often a request was given to an engine process again; None when it never was."""
     return sum(one.attempts for one in timeline.resumptions) or None
 
 

@@ -195,8 +195,8 @@ def reader_was_slow(trace: Trace) -> Iterator[Finding]:
         yield Finding("slow-reader", waited_ns, sentence, server.span_id)
 
 
-def engine_was_replaced(trace: Trace) -> Iterator[Finding]:
-    """The engine process ended under the request; how long it took until another went on."""
+def request_was_resumed(trace: Trace) -> Iterator[Finding]:
+    """The engine process ended under the request, or lost it; how long it took until the request went on."""
     for span in _phases(trace, names.SPAN_RESUME):
         how = span.attributes.get(names.RESUME_CAUSE)
         after = round(_number(span, names.RESUME_AFTER_TOKEN) or 0)
@@ -205,11 +205,13 @@ def engine_was_replaced(trace: Trace) -> Iterator[Finding]:
         ended = f"The engine process {how if isinstance(how, str) else 'ended'} {where}"
         took = duration_text(_seconds(span))
         if span.status == "error":
-            sentence = f"{ended}; none went on with the request in {took}."
+            sentence = f"{ended}; the request did not go on in {took}."
         elif attempts > 1:
-            sentence = f"{ended}; the {_ordinal(attempts)} fresh one went on {took} later."
+            sentence = (
+                f"{ended}; the request went on {took} later, at the {_ordinal(attempts)} attempt."
+            )
         else:
-            sentence = f"{ended}; a fresh one went on {took} later."
+            sentence = f"{ended}; the request went on {took} later."
         yield _finding("resume", span, sentence)
 
 
@@ -269,7 +271,7 @@ def client_left(trace: Trace) -> Iterator[Finding]:
 RULES: tuple[Rule, ...] = (
     work_failed,
     client_left,
-    engine_was_replaced,
+    request_was_resumed,
     model_was_loaded,
     waited_in_queue,
     waited_for_grammar,

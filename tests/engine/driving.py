@@ -29,7 +29,7 @@ from mlx_manager.mlx_server.engine.messages import (
 )
 from mlx_manager.mlx_server.engine.prefix_disk import PrefixDisk
 from mlx_manager.mlx_server.engine.runner import Runner
-from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
+from mlx_manager.mlx_server.engine.scheduler import RETURN_NS, Limits, Scheduler
 
 GREEDY = SamplingParameters()
 MAX_STEPS = 5000
@@ -133,6 +133,9 @@ class Driver:
         for ended in step.ended:
             assert ended.sequence_id not in self.ended, "ended twice"
             self.ended[ended.sequence_id] = ended
+            if ended.reason == "lost":
+                # None comes back by itself: nobody is to wait for it.
+                self.paused_ns += RETURN_NS
         return step
 
     def step_until(self, sequence_id: int, tokens: int) -> None:

@@ -290,7 +290,7 @@ def test_a_sequence_for_which_there_is_no_room_fails_alone(model: WatchedModel) 
 
 
 @pytest.mark.parametrize("steps", range(6))
-def test_a_failing_pass_fails_the_rows_in_it_and_neither_the_queue_nor_the_engine(
+def test_a_failing_pass_loses_the_rows_in_it_and_neither_the_queue_nor_the_engine(
     model: WatchedModel, steps: int
 ) -> None:
     driver = Driver(model, max_batch=2)
@@ -300,7 +300,7 @@ def test_a_failing_pass_fails_the_rows_in_it_and_neither_the_queue_nor_the_engin
     model.failure = RuntimeError("out of memory")
     driver.finish()
     for sequence_id in ids[:2]:
-        assert driver.ended[sequence_id].reason == "failed"
+        assert driver.ended[sequence_id].reason == "lost"
         assert driver.ended[sequence_id].detail == "RuntimeError"
     for sequence_id, prompt in zip(ids[2:], PROMPTS[2:4], strict=True):
         assert driver.tokens[sequence_id] == answer_alone(model, prompt)
@@ -428,8 +428,8 @@ def test_a_row_that_can_not_be_taken_out_costs_the_batch_and_not_the_engine(
     engine.step()
     engine.handle(Cancel(1))
     ended = {one.sequence_id: one.reason for one in engine.step().ended}
-    assert ended == {1: "cancelled", 2: "failed"}
-    engine.handle(Submit(3, [5, 6, 7], 2, [], SamplingParameters()))
+    assert ended == {1: "cancelled", 2: "lost"}
+    engine.handle(Submit(3, [5, 6, 7], 2, [], SamplingParameters(), attempts=1))
     while engine.has_work:
         last = engine.step()
     assert [(one.sequence_id, one.reason) for one in last.ended] == [(3, "length")]

@@ -9,6 +9,7 @@ from mlx_manager.mlx_server.engine.messages import KvCost, Priority, SamplingPar
 from mlx_manager.mlx_server.engine.scheduler import (
     MAX_LONG_PREFILLS,
     MAX_PREFILLS,
+    RETURN_NS,
     Limits,
     Scheduler,
 )
@@ -26,6 +27,7 @@ def sequence(
     max_tokens: int = 5,
     expected_tokens: int | None = None,
     came_ns: int | None = None,
+    attempts: int = 0,
 ) -> Sequence:
     submit = Submit(
         sequence_id,
@@ -36,6 +38,7 @@ def sequence(
         priority=priority,
         key_id=key_id,
         expected_tokens=expected_tokens,
+        attempts=attempts,
     )
     return Sequence.received(submit, sequence_id if came_ns is None else came_ns)
 
@@ -126,11 +129,11 @@ def test_an_unknown_sequence_is_not_taken_out() -> None:
 
 def test_there_is_work_while_anything_waits_or_runs() -> None:
     one = scheduler(1)
-    assert one.has_work
+    assert one.has_work(10)
     one.admit(10)
-    assert one.has_work
+    assert one.has_work(10)
     one.remove(1)
-    assert not one.has_work
+    assert not one.has_work(10)
 
 
 def test_what_is_urgent_goes_first_and_what_can_wait_last() -> None:
@@ -192,6 +195,53 @@ def test_a_key_that_was_away_is_owed_nothing() -> None:
         shared.remove(next(iter(shared.running)))
         turns += ids(shared.admit(10))
     assert turns == [2, 3, 4]
+
+
+def begin(sequences: list[Sequence]) -> None:
+    """Let them have their first tokens."""
+    for one in sequences:
+        one.unread_tokens, one.stamps.first_token_ns = 0, 1
+
+
+def test_one_that_was_lost_goes_before_all_that_are_new() -> None:
+    full = Scheduler(limited(max_batch=1))
+    full.add(sequence(1, priority="high"))
+    full.add(sequence(2, key_id="a"))
+    full.add(sequence(3, key_id="a", attempts=1))
+    turns = list[int]()
+    for _ in range(3):
+        turns += ids(full.admit(10))
+        full.remove(turns[-1])
+    assert turns == [3, 1, 2]
+
+
+def test_the_places_of_a_lost_batch_are_kept_a_moment_for_those_that_come_back() -> None:
+    lost = scheduler(2)
+    lost.keep_places(10)
+    assert not lost.has_work(11)
+    assert lost.admit(11) == []
+    lost.add(sequence(3, attempts=1))
+    assert lost.has_work(12)
+    assert ids(lost.admit(12)) == [3]
+    assert ids(lost.admit(10 + RETURN_NS)) == [1, 2]
+
+
+def test_one_that_was_lost_twice_begins_when_all_others_have_begun_and_nobody_beside_it() -> None:
+    some = Scheduler(limited())
+    some.add(sequence(1))
+    first = some.admit(10)
+    for sequence_id, attempts in ((2, 2), (3, 2), (4, 1), (5, 0)):
+        some.add(sequence(sequence_id, attempts=attempts))
+    assert some.admit(10) == [], "one reads its prompt"
+    begin(first)
+    [suspect] = some.admit(10)
+    assert suspect.id == 2
+    assert some.admit(10) == []
+    begin([suspect])
+    other = some.admit(10)
+    assert ids(other) == [3]
+    begin(other)
+    assert ids(some.admit(10)) == [4, 5]
 
 
 COST = KvCost(1)

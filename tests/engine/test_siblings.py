@@ -130,7 +130,7 @@ def test_a_batch_that_fails_takes_no_answer_that_waits_for_its_prompt(
     driver.step()
     model.failure = RuntimeError("lost")
     driver.finish()
-    assert driver.ended[first].reason == "failed"
+    assert driver.ended[first].reason == "lost"
     assert [driver.tokens[one] for one in others] == [
         alone(model, PROMPT, seed) for seed in SEEDS[1:]
     ]

@@ -100,7 +100,7 @@ def test_one_that_waits_outlives_a_batch_that_is_lost(lively_model: Any) -> None
     driver.step()
     model.failure = RuntimeError("planned")
     driver.finish()
-    assert driver.ended[first].reason == "failed"
+    assert driver.ended[first].reason == "lost"
     assert driver.tokens[second] == expected
 
 

@@ -22,7 +22,7 @@ from mlx_manager.traces.explain import explain
 from tests.support.running import RunningServer, eventually, running, settings_for
 from tests.support.spans import Spans
 from tools.chaos.inside import sitecustomize
-from tools.chaos.inside.sitecustomize import ABORT, HANG
+from tools.chaos.inside.sitecustomize import ABORT, HANG, RAISE
 
 MODEL = "test/tiny"
 STREAMS = 16
@@ -32,6 +32,7 @@ STALL_S = 3.0
 # In the middle: the last token of a prompt is computed by itself.
 POISON = [40, 41, *ABORT, 42, 43]
 STICKY = [40, 41, *HANG, 42, 43]
+BREAKING = [40, 41, *RAISE, 42, 43]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ async def test_explain_says_that_the_engine_was_replaced(
     assert trace
     [sentence] = [one.sentence for one in explain(trace) if one.rule == "resume"]
     assert sentence.startswith("The engine process was killed by signal 9 after ")
-    assert "; a fresh one went on " in sentence
+    assert "; the request went on " in sentence
 
 
 async def complete(client: AsyncOpenAI, prompt: list[int], **more: Any) -> str:
@@ -236,6 +237,36 @@ async def test_a_request_that_ends_its_engine_each_time_is_given_up_and_costs_no
     assert "each of the 3 times" in failed.value.message
     assert await asyncio.gather(*others) == alone
     assert caplog.text.count("request given up") == 1
+
+
+async def test_a_request_that_breaks_its_batch_each_time_is_given_up_and_the_others_go_on_in_the_same_engine(
+    frail: RunningServer, client: AsyncOpenAI, spans: Spans
+) -> None:
+    engine = frail.resident(MODEL).engine
+    prompts = [list(range(40 + number, 60 + number)) for number in range(6)]
+    alone = [await complete(client, prompt) for prompt in prompts]
+    others = [asyncio.create_task(complete(client, prompt)) for prompt in prompts[1:]]
+    async with httpx.AsyncClient(base_url=frail.url, timeout=120) as http:
+        body = asked(prompts[0], max_tokens=400, temperature=0)
+        first = asyncio.create_task(http.post("/v1/completions", json=body))
+        await eventually(lambda: len(made := made_tokens(frail)) == 6 and min(made) > 0)
+        with pytest.raises(sdk.InternalServerError) as failed:
+            await complete(client, BREAKING)
+        answer = await first
+    assert failed.value.code == "request_breaks_batch"
+    assert failed.value.response.headers["X-Should-Retry"] == "false"
+    assert "each of the 3 times" in failed.value.message
+    assert await asyncio.gather(*others) == alone[1:]
+    assert answer.json()["choices"][0]["text"] == alone[0]
+    assert frail.resident(MODEL).engine is engine
+    assert engine
+    assert engine.is_alive
+
+    await frail.close_books()
+    chat, *phases = await spans.of_answer(answer.json()["id"])
+    assert 1 <= int(str((chat.attributes or {})["mlx.resumes"])) <= 3
+    causes = {(one.attributes or {})["mlx.resume.cause"] for one in phases if one.name == "resume"}
+    assert causes == {"lost its batch to RuntimeError"}
 
 
 async def test_requests_that_come_in_between_are_answered_too(

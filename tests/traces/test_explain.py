@@ -456,12 +456,13 @@ def test_a_chat_computes_no_embeddings() -> None:
 @pytest.mark.parametrize(
     ("after", "attempts", "status", "said"),
     [
-        (120, 1, "unset", "was killed by signal 9 after 120 tokens; a fresh one went on 2.00 s later."),
-        (0, 2, "unset", "was killed by signal 9 before the first token; the second fresh one went on"),
-        (7, 2, "error", "was killed by signal 9 after 7 tokens; none went on with the request in"),
+        (120, 1, "unset", "was killed by signal 9 after 120 tokens; the request went on 2.00 s later."),
+        (0, 2, "unset",
+         "was killed by signal 9 before the first token; the request went on 2.00 s later, at the second attempt."),
+        (7, 2, "error", "was killed by signal 9 after 7 tokens; the request did not go on in 2.00 s."),
     ],
 )  # fmt: skip
-def test_an_engine_that_was_replaced_is_told(
+def test_that_a_request_was_lost_and_went_on_is_told(
     after: int, attempts: int, status: Literal["unset", "error"], said: str
 ) -> None:
     resume = span(
@@ -473,6 +474,6 @@ def test_an_engine_that_was_replaced_is_told(
         mlx__resume__attempts=attempts,
         mlx__resume__cause="was killed by signal 9",
     )
-    found = only(rules.engine_was_replaced, chat_trace(resume, server_ms=9000))
+    found = only(rules.request_was_resumed, chat_trace(resume, server_ms=9000))
     assert found.sentence.startswith("The engine process " + said)
     assert (found.duration_ns, found.span_id) == (2_000_000_000, id_of("resume"))

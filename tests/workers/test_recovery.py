@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_manager.errors import EngineFailed, RequestEndsEngine, ShuttingDown
+from mlx_manager.errors import (
+    EngineFailed,
+    GenerationFailed,
+    MlxManagerError,
+    RequestBreaksBatch,
+    RequestEndsEngine,
+    ShuttingDown,
+)
 from mlx_manager.mlx_server.engine.messages import SamplingParameters, Submit
 from mlx_manager.mlx_server.workers.recovery import Recovery
 from mlx_manager.mlx_server.workers.resume import MOST_RESUMPTIONS, Request
@@ -47,7 +54,7 @@ def handed_on(recovery: Recovery) -> Process:
 
 
 async def error_of(request: TokenStream) -> Exception:
-    with pytest.raises((EngineFailed, RequestEndsEngine, ShuttingDown)) as failed:
+    with pytest.raises(MlxManagerError) as failed:
         await anext(aiter(request))
     return failed.value
 
@@ -141,3 +148,47 @@ async def test_without_attempts_all_fail_at_once() -> None:
     recovered.lose([request], HOW)
     assert isinstance(await error_of(request), EngineFailed)
     assert recovered.waiting == 0
+
+
+BROKEN = "lost its batch to RuntimeError"
+
+
+async def test_those_of_a_lost_batch_go_on_in_the_same_process() -> None:
+    recovered, lost, process = recovery(), streams(2), Process()
+    lost[1].feed(7, 1)
+    recovered.lose_batch(list(lost), BROKEN, process)
+    assert process.given == lost
+    assert [(work.made_token_ids, work.attempts) for work in process.work] == [([], 1), ([7], 1)]
+    lost[1].feed(8, 2)
+    recovered.lose_batch(list(lost), BROKEN, process)
+    assert [work.attempts for work in process.work[2:]] == [2, 1], "one had gone on"
+
+
+async def test_one_whose_batch_is_lost_each_time_is_given_up() -> None:
+    recovered, request, process = recovery(), stream(1), Process()
+    for _ in range(3):
+        assert not request.is_over
+        recovered.lose_batch([request], BROKEN, process)
+    assert len(process.given) == 2
+    error = await error_of(request)
+    assert isinstance(error, RequestBreaksBatch)
+    assert "each of the 3 times" in str(error)
+
+
+async def test_nobody_waits_for_one_that_was_given_up_with_its_batch() -> None:
+    recovered, lost = recovery(), streams(2)
+    recovered.lose(list(lost), HOW)
+    handed_on(recovered)
+    recovered.lose(list(lost), HOW)
+    process = handed_on(recovered)
+    assert process.given == lost[:1]
+    recovered.lose_batch([lost[0]], BROKEN, process)
+    assert isinstance(await error_of(lost[0]), RequestBreaksBatch)
+    assert process.given == lost
+
+
+async def test_without_attempts_all_of_a_lost_batch_fail() -> None:
+    recovered, request, process = recovery(0), stream(1), Process()
+    recovered.lose_batch([request], BROKEN, process)
+    assert isinstance(await error_of(request), GenerationFailed)
+    assert process.given == []

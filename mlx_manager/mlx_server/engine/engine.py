@@ -60,7 +60,8 @@ class Engine:
     def has_work(self) -> bool:
         """Whether `step` has something to do or to report."""
         is_compiled = self._grammars is not None and self._grammars.has_finished
-        return self._scheduler.has_work or bool(self._ended) or is_compiled
+        has_turns = self._scheduler.has_work(self._clock_ns())
+        return has_turns or bool(self._ended) or is_compiled
 
     @property
     def is_compiling(self) -> bool:
@@ -305,11 +306,13 @@ class Engine:
             return RunnerOutput([], [])
 
     def _lose_batch(self, error: Exception) -> None:
-        """Fail every row: the batch's tensors may be half updated. The queue and the engine are not lost."""
+        """Give every row up: the batch's tensors may be half updated. The queue and the engine are not lost."""
         traceback.print_exception(error)
         for sequence in list(self._scheduler.running.values()):
             if not sequence.is_following:
-                self._fail(sequence, error)
+                self._scheduler.remove(sequence.id)
+                self._end(sequence, "lost", type(error).__name__)
+        self._scheduler.keep_places(self._clock_ns())
         self._runner.reset()
 
     def _settle(self, token: TokenOutput, now_ns: int, output: RunnerOutput) -> None:

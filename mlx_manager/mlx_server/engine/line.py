@@ -1,4 +1,7 @@
-"""Whose turn it is among those that wait: by priority, by age, and by what their keys have used. Pure, no clock."""
+"""Whose turn it is among those that wait: by priority, by age, and by what their keys have used. Pure, no clock.
+
+Those that an engine has lost had their turn already, and go first.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from mlx_manager.mlx_server.engine.sequence import Sequence
 LEVELS: Mapping[Priority, int] = {"high": 0, "normal": 1, "low": 2}
 # Who has waited so long is treated as one priority higher, and again each time: nobody waits for ever.
 AGEING_NS = 10_000_000_000
-Group = tuple[str | None, Priority]
+# Whose, how urgent, and whether it is new.
+Group = tuple[str | None, Priority, bool]
 
 
 class Shares:
@@ -65,7 +69,8 @@ class Line:
 
     def add(self, sequence: Sequence) -> None:
         """A sequence has come."""
-        group = (sequence.submit.key_id, sequence.submit.priority)
+        submit = sequence.submit
+        group = (submit.key_id, submit.priority, submit.attempts == 0)
         self._groups.setdefault(group, deque()).append(sequence)
         self._group_of[sequence.id] = group
 
@@ -103,7 +108,7 @@ class Line:
                     break
                 waiting.stamps.overtaken += 1
 
-    def _rank(self, sequence: Sequence, now_ns: int) -> tuple[int, int, int]:
+    def _rank(self, sequence: Sequence, now_ns: int) -> tuple[bool, int, int, int]:
         submit, came_ns = sequence.submit, sequence.stamps.received_ns
         level = LEVELS[submit.priority] - (now_ns - came_ns) // AGEING_NS
-        return level, self._shares.used(submit.key_id), came_ns
+        return submit.attempts == 0, level, self._shares.used(submit.key_id), came_ns

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 # Upper bounds of what step durations are counted by, one group more than there are bounds.
 STEP_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-EndReason = Literal["stop", "length", "cancelled", "failed", "refused"]
+EndReason = Literal["stop", "length", "cancelled", "failed", "refused", "lost"]
 # What an engine makes of its input: tokens one after another, or vectors.
 EngineKind = Literal["chat", "embeddings"]
 Priority = Literal["high", "normal", "low"]
@@ -82,9 +82,10 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     `expected_tokens` it is predicted how much memory the answer needs; None: with `max_tokens`. `siblings` go on from
     the same prompt, which is read once for all of them. When `thought_budget` is used up, the token that ends the
     thoughts is the next. With `scores_prompt` the prompt's tokens come with their log-probabilities, too, and all of it
-    is computed. `made_token_ids` are the first of those `max_tokens`, made by a process that has ended: the answer goes
-    on behind them as if it had never stopped; such a sequence has no siblings and no prompt to score. `borders` counts
-    the tokens up to the end of each message that the prompt is made of.
+    is computed. `made_token_ids` are the first of those `max_tokens`, made before it was lost: the answer goes on
+    behind them as if it had never stopped; such a sequence has no siblings and no prompt to score. `borders` counts the
+    tokens up to the end of each message that the prompt is made of. `attempts` counts how often in a row it was lost
+    and given to an engine again, without a token in between: it goes before those that are new.
     """
 
     sequence_id: int
@@ -102,6 +103,12 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
     scores_prompt: bool = False
     made_token_ids: list[int] = []
     borders: list[int] = []
+    attempts: int = 0
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether it was lost twice, so that it may be why: until its first token it is the only one without one."""
+        return self.attempts > 1
 
     @property
     def known_token_ids(self) -> list[int]:
@@ -242,6 +249,7 @@ class Stamps(msgspec.Struct, array_like=True):
 class Ended(msgspec.Struct, frozen=True, array_like=True):
     """A sequence is over and has left the batch; `detail` is an exception's class name when it failed.
 
+    One is lost when the whole batch was: the exception, whose class name is `detail`, may be another one's fault.
     One is refused when its grammar can't be kept to: then `detail` says why, in words that may quote the grammar, and
     `param` is that of its constraint.
     """

@@ -5,7 +5,9 @@ Pure: no tensors, no clock, no locks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from mlx_manager.mlx_server.engine.line import AGEING_NS, Line, Shares
 from mlx_manager.mlx_server.engine.messages import KvCost, QueueReason
@@ -19,6 +21,8 @@ MIN_CHUNK_TOKENS = 64
 TOKEN_GAP_NS = 100_000_000
 # A first token is two steps behind its prompt. So long others' prompts stand still for it, and no longer.
 MOST_HELD_STEPS = 2
+# So long nobody new takes the places of a lost batch, whose sequences come back through the API process.
+RETURN_NS = 100_000_000
 # Of those that can't run now, so many may be passed over in one step.
 MOST_PASSED_OVER = 16
 
@@ -50,12 +54,12 @@ class Scheduler:
         self._closed_by: QueueReason = "places"
         self._held_steps = 0
         self._was_short = False
+        self._kept_until_ns = 0
         self.running: dict[int, Sequence] = {}
 
-    @property
-    def has_work(self) -> bool:
+    def has_work(self, now_ns: int) -> bool:
         """Whether a step would do anything."""
-        return bool(self.running or len(self._line))
+        return bool(self.running) or next(self._turns(now_ns), None) is not None
 
     @property
     def waiting(self) -> int:
@@ -82,7 +86,7 @@ class Scheduler:
     def admit(self, now_ns: int) -> list[Sequence]:
         """Move into the batch what there is room for, and return it."""
         admitted, passed_over = list[Sequence](), 0
-        for sequence in self._line.turns(now_ns):
+        for sequence in self._turns(now_ns):
             obstacle = self._obstacle(sequence)
             if obstacle is None:
                 admitted.append(sequence)
@@ -90,11 +94,16 @@ class Scheduler:
                 continue
             sequence.stamps.queue_reason = self._closed_by = obstacle
             passed_over += 1
-            # What is smaller may go first, but not for ever.
+            # What is smaller may go first, but not for ever, and not before one on trial.
             has_aged = now_ns - sequence.stamps.received_ns > AGEING_NS
-            if self._is_closed() or has_aged or passed_over == MOST_PASSED_OVER:
+            is_next = has_aged or sequence.submit.is_on_trial
+            if self._is_closed() or is_next or passed_over == MOST_PASSED_OVER:
                 break
         return admitted
+
+    def keep_places(self, now_ns: int) -> None:
+        """Let those of a lost batch, who come back at once, have their places again."""
+        self._kept_until_ns = now_ns + RETURN_NS
 
     def charge(self, sequence: Sequence, tokens: int) -> None:
         """Count tokens that were computed for a sequence to its key."""
@@ -120,6 +129,11 @@ class Scheduler:
         """Learn how long a step took that computed so many prompt tokens and one token of each of `rows`."""
         self._pace.note(step_ns, prompt_tokens, rows)
 
+    def _turns(self, now_ns: int) -> Iterator[Sequence]:
+        """Yield those that wait in the order of their turns, while places are kept only those that came back."""
+        turns = self._line.turns(now_ns)
+        return takewhile(_has_come_back, turns) if now_ns < self._kept_until_ns else turns
+
     def _take(self, sequence: Sequence) -> None:
         self._line.remove(sequence.id)
         self.running[sequence.id] = sequence
@@ -132,13 +146,17 @@ class Scheduler:
     def _is_closed(self) -> bool:
         """Whether nobody could run now, however small."""
         is_full = len(self.running) >= self._limits.max_batch
-        return is_full or len(self._reading()) >= MAX_PREFILLS
+        is_trial = any(one.submit.is_on_trial for one in self._beginning())
+        return is_full or is_trial or len(self._reading()) >= MAX_PREFILLS
 
     def _obstacle(self, sequence: Sequence) -> QueueReason | None:
         """Return what keeps a sequence from running now; None: nothing does."""
         reading, budget = self._reading(), self._budget_tokens()
         if len(self.running) >= self._limits.max_batch:
             return "places"
+        beginning = self._beginning()
+        if beginning and any(one.submit.is_on_trial for one in (*beginning, sequence)):
+            return "prompts"
         longs = sum(one.unread_tokens > budget for one in reading)
         most_longs = min(max(budget // MIN_CHUNK_TOKENS, 2), MAX_LONG_PREFILLS)
         is_long = sequence.unread_tokens > budget
@@ -179,9 +197,17 @@ class Scheduler:
         self._was_short = bool(short) and len(short) < len(reading) and not self._was_short
         return max(*short, min(MIN_CHUNK_TOKENS, share)) if self._was_short else share
 
+    def _beginning(self) -> list[Sequence]:
+        """Return those that run and have no token yet."""
+        return [sequence for sequence in self.running.values() if not sequence.is_decoding]
+
     def _reading(self) -> list[Sequence]:
         return [
             sequence
             for sequence in self.running.values()
             if sequence.unread_tokens > 0 and not sequence.is_following
         ]
+
+
+def _has_come_back(sequence: Sequence) -> bool:
+    return sequence.submit.attempts > 0

@@ -119,7 +119,7 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
 
 
 def resumptions(request: Request, offset_ns: int) -> tuple[Resumption, ...]:
-    """Return how often a request went on in another engine process, with the times of the wall clock."""
+    """Return how often a request was lost and went on, with the times of the wall clock."""
     return tuple(
         Resumption(
             one.lost_ns + offset_ns,
@@ -133,7 +133,7 @@ def resumptions(request: Request, offset_ns: int) -> tuple[Resumption, ...]:
 
 
 def _record_last_part(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
-    """Take what the last of several processes knows: the records of the others went with them.
+    """Take what is known of the last part of an answer: the records of the others were lost with them.
 
     Pauses and batch widths are those of its part of the answer.
     """

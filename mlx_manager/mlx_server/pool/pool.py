@@ -365,7 +365,7 @@ class ModelPool:
         if engine.ready is not None:
             resident.reservation = resident.reservation.corrected(engine.ready.weights_bytes)
         if engine.is_alive:
-            engine.on_lost = resident.recovery.lose
+            engine.recovery = resident.recovery
             resident.recovery.go_on(engine)
         self._watch.loaded(model_id, load_s)
         self._report(model_id, engine, load_s)

@@ -21,6 +21,7 @@ from mlx_manager.mlx_server.engine.framing import encode
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
     Embed,
+    Ended,
     EngineKind,
     FromEngine,
     Heartbeat,
@@ -36,6 +37,7 @@ from mlx_manager.mlx_server.engine.messages import (
 from mlx_manager.mlx_server.workers.blas import engine_environment
 from mlx_manager.mlx_server.workers.child import how_it_ended, kill, read_line
 from mlx_manager.mlx_server.workers.options import EngineOptions as EngineOptions
+from mlx_manager.mlx_server.workers.recovery import Recovery
 from mlx_manager.mlx_server.workers.reports import Reports
 from mlx_manager.mlx_server.workers.resume import Request
 from mlx_manager.mlx_server.workers.row_check import Difference, RowCheck
@@ -61,8 +63,8 @@ class EngineProcess:
     """One model in a process of its own. Made by `start`, ended by `stop` or by its own death.
 
     `process_s` is how long the process took to come up before it could begin to read the weights. `has_worked` says
-    whether it has ever made a token or a vector. When it ends by itself, `on_lost` is given its requests; without one
-    they fail.
+    whether it has ever made a token or a vector. When it ends by itself, or loses its batch, `recovery` is given the
+    requests; without one they fail.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class EngineProcess:
         # What runs: sequences in a chat engine, requests for vectors in one that makes those.
         self._rows = RowCheck(model_id)
         self.has_worked = False
-        self.on_lost: Callable[[list[Request], str], None] | None = None
+        self.recovery: Recovery | None = None
         self._streams: dict[int, TokenStream] = {}
         self._vectors: dict[int, VectorStream] = {}
         self._sequence_ids = itertools.count(1)
@@ -226,7 +228,7 @@ class EngineProcess:
         return stream
 
     def resume(self, request: Request) -> None:
-        """Go on with a request that another process has begun. It was accepted there: there is room for it."""
+        """Go on with a request that was begun here or in another process, where it was accepted: there is room."""
         self._send(request.resume(next(self._sequence_ids), self._abandon))
         if isinstance(request, TokenStream):
             self._streams[request.sequence_id] = request
@@ -357,8 +359,8 @@ class EngineProcess:
 
     def _fail_streams(self, how: str) -> None:
         streams, self._streams, self._vectors = self._running, {}, {}
-        if self.on_lost is not None and not self._is_stopping:
-            self.on_lost(streams, how)
+        if self.recovery is not None and not self._is_stopping:
+            self.recovery.lose(streams, how)
             return
         for stream in streams:
             stream.fail(engine_ended(self.model_id, how))
@@ -412,9 +414,7 @@ class EngineProcess:
                 stream.feed(token_id, at_ns)
         self._dispatch_logprobs(step)
         self._dispatch_following(step.following)
-        for ended in step.ended:
-            if stream := streams.pop(ended.sequence_id, None):
-                stream.feed_end(ended)
+        self._dispatch_ended(step.ended)
         if step.tokens and self._readers_timer is None:
             self._wake_readers_in_time()
 
@@ -438,6 +438,20 @@ class EngineProcess:
             stream, leader = self._streams.get(sequence_id), self._streams.get(leader_id)
             if stream is not None and leader is not None:
                 stream.feed_following(leader.owner)
+
+    def _dispatch_ended(self, ended: list[Ended]) -> None:
+        lost, how = list[Request](), ""
+        for one in ended:
+            stream = self._streams.pop(one.sequence_id, None)
+            if stream is None:
+                continue
+            if one.reason == "lost" and self.recovery is not None and stream.is_wanted:
+                lost.append(stream)
+                how = f"lost its batch to {one.detail}"
+            else:
+                stream.feed_end(one)
+        if lost and self.recovery is not None:
+            self.recovery.lose_batch(lost, how, self)
 
     def _dispatch_logprobs(self, step: Step) -> None:
         for one in step.logprobs:

@@ -1,11 +1,17 @@
-"""Bring the requests of an engine process that has ended to the next one."""
+"""Bring the requests of an engine process that has ended to the next one, and those of a lost batch back to theirs."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
-from mlx_manager.errors import MlxManagerError, RequestEndsEngine
+from mlx_manager.errors import (
+    GenerationFailed,
+    MlxManagerError,
+    RequestBreaksBatch,
+    RequestEndsEngine,
+)
 from mlx_manager.mlx_server.workers.resume import Request
 from mlx_manager.mlx_server.workers.stream import engine_ended
 from mlx_manager.mlx_server.workers.watch import EngineWatch
@@ -14,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Successor(Protocol):
-    """What is needed of a fresh engine process."""
+    """What is needed of the engine process that goes on."""
 
     def resume(self, request: Request) -> None:
-        """Go on with a request that another process has begun."""
+        """Go on with a request that another process has begun, or that this one has lost."""
         ...
 
 
@@ -27,7 +33,10 @@ class Recovery:
     The first time all of them are given to the next process together. When that one ends before each has gone on, one
     of them may be why: they are given one after another then, each when the one before has gone on. So the one that
     brings a process to its end again at the same place is alone there, is given up after `most_attempts`, and costs no
-    other its answer. 0: none is ever given to another process.
+    other its answer. 0: none is ever given to a process again.
+
+    Those of a lost batch go back to the same process, all of them at once: there the scheduler sees to it that one that
+    was lost twice begins alone.
     """
 
     def __init__(self, model_id: str, most_attempts: int, watch: EngineWatch) -> None:
@@ -52,6 +61,25 @@ class Recovery:
         kept = [request for request in requests if self._keep(request, how)]
         # Those that have had a chance and used none of it come last.
         self._held = sorted([*self._held, *kept], key=lambda request: request.attempts)
+
+    def lose_batch(self, requests: list[Request], how: str, engine: Successor) -> None:
+        """Give a process that has lost its batch, and lives, the requests that were in it once more."""
+        logger.error(
+            "batch lost %(model)s requests=%(requests)d how=%(how)s",
+            {"model": self._model_id, "requests": len(requests), "how": how},
+        )
+        for request in requests:
+            if self._most_attempts == 0:
+                request.fail(_batch_lost(self._model_id, how))
+                continue
+            request.lost(how, self._drop)
+            if request.may_resume(self._most_attempts):
+                self._watch.resumed(self._model_id)
+                engine.resume(request)
+            else:
+                self._give_up(request, how, _breaks_batch)
+                # Others may have waited to see what becomes of it.
+                self._proven(request)
 
     def go_on(self, successor: Successor) -> None:
         """Give what is held to a fresh process."""
@@ -80,12 +108,17 @@ class Recovery:
         request.lost(how, self._drop)
         if request.may_resume(self._most_attempts):
             return True
+        self._give_up(request, how, _ends_engine)
+        return False
+
+    def _give_up(
+        self, request: Request, how: str, error: Callable[[str, int, str], MlxManagerError]
+    ) -> None:
         logger.error(
             "request given up %(model)s attempts=%(attempts)d how=%(how)s",
             {"model": self._model_id, "attempts": request.attempts, "how": how},
         )
-        request.fail(_ends_engine(self._model_id, request.attempts + 1, how))
-        return False
+        request.fail(error(self._model_id, request.attempts + 1, how))
 
     def _give(self) -> None:
         """Give the successor all, or the next one when nobody is to be with it."""
@@ -116,4 +149,18 @@ def _ends_engine(model_id: str, times: int, how: str) -> RequestEndsEngine:
     return RequestEndsEngine(
         f"The engine process of {model_id} ended each of the {times} times that it worked on this request (the last "
         f"time it {how}). It is not tried again; the server's log has what the process said."
+    )
+
+
+def _breaks_batch(model_id: str, times: int, how: str) -> RequestBreaksBatch:
+    return RequestBreaksBatch(
+        f"The engine of {model_id} failed each of the {times} times that it worked on this request and those beside "
+        f"it (the last time it {how}). It is not tried again; the server's log has the details."
+    )
+
+
+def _batch_lost(model_id: str, how: str) -> GenerationFailed:
+    return GenerationFailed(
+        f"The engine of {model_id} {how} while it worked on this request and those beside it, any of which may be why. "
+        "Send it again; the server's log has the details."
     )

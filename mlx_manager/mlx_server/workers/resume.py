@@ -1,4 +1,4 @@
-"""What a request keeps so that a fresh engine process can go on with it when its own has ended."""
+"""What a request keeps so that an engine process can go on with it when another has ended, or has lost it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.engine.messages import Embed, Submit
 
 Work = TypeVar("Work", Submit, Embed)
-# How often a request may go on with another engine process, whatever it has done in between.
+# How often a request may be given to an engine process again, whatever it has done in between.
 MOST_RESUMPTIONS = 16
 
 
 @dataclass(slots=True)
 class Resumption:
-    """A request lost its engine process, which `how` says the end of, and waits, or goes on with another.
+    """A request lost its engine process, or its place in it, as `how` says, and waits, or goes on.
 
-    It had `after_token` tokens and was given to `attempts` further processes until it went on at `resumed_ns`; None as
+    It had `after_token` tokens and was given to a process `attempts` times until it went on at `resumed_ns`; None as
     long as it hasn't. Times are monotonic, in nanoseconds.
     """
 
@@ -75,12 +75,12 @@ class Resumable(Generic[Work]):
 
     @property
     def attempts(self) -> int:
-        """To how many processes in a row it was given that ended before it went on."""
+        """How often in a row it was given to a process again that lost it before it went on."""
         last = self._open_resumption
         return last.attempts if last else 0
 
     def may_resume(self, most_attempts: int) -> bool:
-        """Whether it may be given to another process: not when it brings each to its end at the same place."""
+        """Whether it may be given to a process again: not when it is lost each time at the same place."""
         total = sum(one.attempts for one in self.resumptions)
         return self.attempts < most_attempts and total < MOST_RESUMPTIONS
 
@@ -106,7 +106,7 @@ class Resumable(Generic[Work]):
                 self._abandon(self)
 
     def lost(self, how: str, abandon: Callable[[Resumable[Work]], None]) -> None:
-        """Its engine process has ended; `abandon` is called when nobody waits any more for another one."""
+        """Its engine process has ended or lost it; `abandon` is called when nobody waits any more for another."""
         self._abandon = abandon
         if last := self._open_resumption:
             last.how = how
@@ -114,7 +114,7 @@ class Resumable(Generic[Work]):
             self.resumptions.append(Resumption(time.monotonic_ns(), self._made_tokens, how))
 
     def resume(self, sequence_id: int, abandon: Callable[[Resumable[Work]], None]) -> Work:
-        """Return the work for another engine process, which will know it by a new id."""
+        """Return the work for an engine process, which will know it by a new id."""
         if last := self._open_resumption:
             last.attempts += 1
         self.sequence_id = sequence_id

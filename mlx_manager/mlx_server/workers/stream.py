@@ -158,7 +158,11 @@ class TokenStream(Resumable[Submit]):
         if scores_prompt:
             self.prompt_logprobs.clear()
         rest: Submit = msgspec.structs.replace(
-            self.work, made_token_ids=self._made, siblings=[], scores_prompt=scores_prompt
+            self.work,
+            made_token_ids=self._made,
+            siblings=[],
+            scores_prompt=scores_prompt,
+            attempts=self.attempts,
         )
         return rest
 
@@ -189,7 +193,7 @@ class TokenStream(Resumable[Submit]):
 def _raise_failure_of(ended: Ended) -> None:
     if ended.reason == "refused":
         raise InvalidRequest(f"{ended.param!r} can't be kept to: {ended.detail}", param=ended.param)
-    if ended.reason == "failed":
+    if ended.reason in ("failed", "lost"):
         raise GenerationFailed(
             f"The engine could not compute this request ({ended.detail}). Other requests are not "
             "affected; the server's log has the details."

@@ -23,7 +23,7 @@ class EngineWatch(Protocol):
         ...
 
     def resumed(self, model_id: str) -> None:
-        """A request is given to a fresh engine, because its own has ended."""
+        """A request is given to an engine again, because its own has ended or lost its batch."""
         ...
 
     def stepped(self, model_id: str, steps: list[StepTimes]) -> None:

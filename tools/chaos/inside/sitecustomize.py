@@ -1,8 +1,8 @@
 """Faults inside the processes of a server: Python imports this by itself from a folder in `PYTHONPATH`.
 
-In engine processes a prompt with one of two pairs of tokens side by side makes the model end its process, or hang,
-while it is read; what is decoded comes one token at a time and has no pairs. In all others the wall clock goes by the
-seconds that stand in the file which `CHAOS_CLOCK` names.
+In engine processes a prompt with one of three pairs of tokens side by side makes the model end its process, hang, or
+raise while it is read; what is decoded comes one token at a time and has no pairs. In all others the wall clock goes by
+the seconds that stand in the file which `CHAOS_CLOCK` names.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 ABORT = (501, 502)
 HANG = (503, 504)
+RAISE = (505, 506)
 
 
 def break_engine() -> None:
@@ -31,6 +32,8 @@ def break_engine() -> None:
                 os.abort()
             if HANG in pairs:
                 time.sleep(3600)
+            if RAISE in pairs:
+                raise RuntimeError("planned")
         return computed(self, inputs, *rest, **more)
 
     Model.__call__ = faulty  # type: ignore[method-assign]
