@@ -6,6 +6,7 @@ import pytest
 
 from mlx_manager.mlx_server.engine.line import AGEING_NS
 from mlx_manager.mlx_server.engine.messages import KvCost, Priority, SamplingParameters, Submit
+from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
 from mlx_manager.mlx_server.engine.scheduler import (
     MAX_LONG_PREFILLS,
     MAX_PREFILLS,
@@ -290,6 +291,19 @@ def test_an_answer_of_unknown_length_is_counted_as_long_as_is_expected_and_then_
     tight.running[1].stamps.output_tokens = 600
     tight.add(sequence(3, 500, max_tokens=30_000, expected_tokens=500))
     assert tight.admit(10) == []
+
+
+def test_a_prompt_that_is_kept_for_others_is_counted_until_the_last_of_them_begins() -> None:
+    tight = Scheduler(limited(kv_cost=COST, kv_budget_bytes=4 * ROW))
+    read = ReadPrompt(799, [])
+    for sequence_id in range(1, 6):
+        sibling = sequence(sequence_id, 800, max_tokens=100)
+        sibling.share(read)
+        tight.add(sibling)
+    assert ids(tight.admit(10)) == [1, 2, 3]
+    tight.remove(1)
+    assert ids(tight.admit(10)) == [4, 5], "the last one leaves no copy behind"
+    assert {one.stamps.kv_bytes for one in tight.running.values()} == {ROW}
 
 
 def test_what_fits_alone_runs_alone() -> None:

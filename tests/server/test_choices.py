@@ -213,6 +213,17 @@ async def test_span_and_audit_row_count_all_choices(
     assert (row.input_tokens, row.output_tokens) == (answer.usage.prompt_tokens, 30)
 
 
+async def test_the_memory_that_is_predicted_is_that_of_all_choices(
+    server: RunningServer, openai: AsyncOpenAI, spans: Spans
+) -> None:
+    async def predicted_bytes(count: int) -> int:
+        answer = await ask(openai, n=count, max_tokens=10)
+        queue = next(one for one in await spans.of_answer(answer.id) if one.name == "queue")
+        return int(str((queue.attributes or {})["mlx.queue.kv_bytes"]))
+
+    assert await predicted_bytes(3) == 3 * await predicted_bytes(1) > 0
+
+
 async def test_a_client_that_leaves_frees_the_places_of_all_choices(
     server: RunningServer, openai: AsyncOpenAI
 ) -> None:

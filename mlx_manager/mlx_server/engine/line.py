@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from mlx_manager.mlx_server.engine.messages import Priority
 from mlx_manager.mlx_server.engine.sequence import Sequence
@@ -61,6 +62,9 @@ class Line:
 
     def __len__(self) -> int:
         return len(self._group_of)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return chain.from_iterable(self._groups.values())
 
     @property
     def sequence_ids(self) -> list[int]:

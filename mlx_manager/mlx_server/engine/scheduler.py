@@ -32,7 +32,8 @@ class Limits:
     """Rows that run together, prompt tokens per step while others decode or wait, and while alone: at most.
 
     Fewer where a step would otherwise keep the next token of a running row for longer than `token_gap_ns`. All rows
-    together may keep `kv_budget_bytes`, of which `kv_cost` says how many one needs; None: not counted.
+    together, and the prompts that siblings wait to go on from, may keep `kv_budget_bytes`, of which `kv_cost` says how
+    many one needs; None: not counted.
     """
 
     max_batch: int
@@ -172,7 +173,16 @@ class Scheduler:
         sequence.stamps.kv_bytes = cost.row_bytes(sequence.most_tokens)
         rows = [*self.running.values(), sequence]
         longest = max(row.most_tokens for row in rows)
-        return len(rows) == 1 or len(rows) * cost.row_bytes(longest) <= budget_bytes
+        free_bytes = budget_bytes - len(rows) * cost.row_bytes(longest)
+        # Asked last: it looks at all that wait.
+        fits = free_bytes >= 0 and free_bytes >= self._kept_bytes(cost, sequence)
+        return len(rows) == 1 or fits
+
+    def _kept_bytes(self, cost: KvCost, sequence: Sequence) -> int:
+        """Return what is kept beside the rows of prompts from which others than `sequence` wait to go on."""
+        waiting = (one.shared for one in self._line if one is not sequence)
+        kept = {id(read): read.tokens for read in waiting if read is not None}
+        return sum(map(cost.row_bytes, kept.values()))
 
     def _budget_tokens(self) -> int:
         """Return how many prompt tokens the next step may compute, of all prompts together."""

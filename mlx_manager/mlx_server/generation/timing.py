@@ -91,6 +91,8 @@ def _add_others(others: Sequence[TokenStream], timeline: Timeline, offset_ns: in
             continue
         stamps = tokens.ended.stamps
         ends.append(_wall(stamps.last_token_ns, offset_ns))
+        if stamps.kv_bytes is not None:
+            timeline.kv_bytes = (timeline.kv_bytes or 0) + stamps.kv_bytes
         timeline.batch_width_sum += stamps.batch_width_sum
         timeline.batch_width_max = max(timeline.batch_width_max, stamps.batch_width_max)
         timeline.longest_gap_ns = max(timeline.longest_gap_ns, stamps.longest_gap_ns)
