@@ -76,8 +76,9 @@ def server_app(title: str, settings: Settings, beside: Beside = _nothing_more) -
         docs_url=None,
         redoc_url=None,
     )
+    # In the order in which a path is looked for: what is asked for most comes first.
     openai = (completions, responses, embeddings, tokens)
-    for module in (health, metrics, admin, *openai, messages, models, otlp_api):
+    for module in (*openai, messages, models, health, metrics, admin, otlp_api):
         app.include_router(module.router)
     app.state.guards_admin = False
     describe(app)

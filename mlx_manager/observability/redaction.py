@@ -254,13 +254,15 @@ def _clean_string(name: str, value: str) -> str:
 
 def _clean_items(name: str, items: Sequence[str | bool | int | float]) -> AttributeValue:
     kept = items if len(items) <= _MOST_NUMBERS else items[:_MOST_NUMBERS]
-    if any(isinstance(item, str) for item in kept):
+    if any(issubclass(kind, str) for kind in set(map(type, kept))):
         return tuple(_clean_string(name, str(item)) for item in kept[:_MOST_ITEMS])
     return kept  # type: ignore[return-value]  # numbers of one kind, as they came
 
 
 def _encodable(text: str) -> str:
     """The text with half surrogate pairs, which JSON can carry and UTF-8 can't, replaced or joined."""
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
