@@ -225,9 +225,9 @@ def test_a_row_s_processor_sees_its_logits_right_before_its_sampler(
         seen.append(("logits", logits))
         return logits
 
-    def sampler(logprobs: mx.array) -> mx.array:
-        seen.append(("logprobs", logprobs))
-        return greedy(logprobs)
+    def sampler(logits: mx.array) -> mx.array:
+        seen.append(("drawn from", logits))
+        return greedy(logits)
 
     batch = generator(model)
     insert(batch, PROMPT, 6)
@@ -240,11 +240,11 @@ def test_a_row_s_processor_sees_its_logits_right_before_its_sampler(
     )
     run(batch)
     # One more than the answer has tokens: a step is under way when the last is given out.
-    assert [name for name, _ in seen] == ["logits", "logprobs"] * 5
-    for (_, logits), (_, logprobs) in zip(seen[::2], seen[1::2], strict=True):
-        assert logits.shape == logprobs.shape == (1, VOCABULARY)
-        normalised = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        assert mx.allclose(logprobs, normalised).item()
+    assert [name for name, _ in seen] == ["logits", "drawn from"] * 5
+    for (_, logits), (_, drawn_from) in zip(seen[::2], seen[1::2], strict=True):
+        assert logits.shape == drawn_from.shape == (1, VOCABULARY)
+        # The same but for a shift, which no draw sees.
+        assert mx.allclose(mx.softmax(drawn_from), mx.softmax(logits)).item()
 
 
 def test_a_response_has_the_distribution_that_its_token_was_drawn_from(

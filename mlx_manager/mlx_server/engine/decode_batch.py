@@ -48,13 +48,13 @@ class Answer:
     finish_reason: str | None
     prompt_cache: list[Any] | None
     all_tokens: list[int] | None
-    _logprobs: mx.array
+    _logits: mx.array
     _at: int
 
     @property
     def logprobs(self) -> mx.array:
-        """The distribution that the token was drawn from, `[vocabulary]`."""
-        return self._logprobs[self._at]
+        """The logits that the token was drawn from, `[vocabulary]`; mlx-lm's answers have them normalised."""
+        return self._logits[self._at]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Flight:
 
     rows: list[Row]
     tokens: mx.array
-    logprobs: mx.array
+    logits: mx.array
 
 
 class PromptBatch(PromptProcessingBatch):
@@ -183,7 +183,7 @@ class DecodeBatch:
             return []
         tokens = cast("list[int]", done.tokens.tolist())
         return [
-            self._answer(row, token, done.logprobs, at)
+            self._answer(row, token, done.logits, at)
             for at, (row, token) in enumerate(zip(done.rows, tokens, strict=True))
             if not row.is_over
         ]
@@ -210,14 +210,14 @@ class DecodeBatch:
             slots = mx.array([row.slot for row in rows])
             logits = logits[slots]
         logits = _processed(rows, logits)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        tokens = draw_together([row.sampler for row in rows], logprobs)
+        # No draw needs their sum to be one, and finding it out takes a CPU up to a quarter of a small model's step.
+        tokens = draw_together([row.sampler for row in rows], logits)
         self._inputs = tokens
         if slots is not None:
             self._inputs = mx.zeros(len(self._slots), tokens.dtype)
             self._inputs[slots] = tokens
-        mx.async_eval(self._inputs, tokens, logprobs)
-        self._flight = Flight(rows, tokens, logprobs)
+        mx.async_eval(self._inputs, tokens, logits)
+        self._flight = Flight(rows, tokens, logits)
 
     def _take_inputs(self) -> mx.array:
         """Return what each slot's step begins with: what was drawn for it last, or the last token of a prompt."""
@@ -238,17 +238,17 @@ class DecodeBatch:
         missing = slots - self._inputs.shape[0]
         return mx.pad(self._inputs, (0, missing)) if missing > 0 else self._inputs[:slots]
 
-    def _answer(self, row: Row, token: int, logprobs: mx.array, at: int) -> Answer:
+    def _answer(self, row: Row, token: int, logits: mx.array, at: int) -> Answer:
         row.tokens.append(token)
         row.made += 1
         reason = "length" if row.made >= row.max_tokens else None
         if row.matcher.advance(token):
             reason = "stop"
         if reason is None:
-            return Answer(row.uid, token, None, None, None, logprobs, at)
+            return Answer(row.uid, token, None, None, None, logits, at)
         left = [cache.extract(row.slot) for cache in self._caches] if self.keeps_rows else None
         self._drop(row)
-        return Answer(row.uid, token, reason, left, row.tokens, logprobs, at)
+        return Answer(row.uid, token, reason, left, row.tokens, logits, at)
 
     def _drop(self, row: Row) -> None:
         row.is_over = True

@@ -10,15 +10,15 @@ from mlx_manager.mlx_server.engine.messages import Logprobs
 
 
 def most_likely(
-    sequence_ids: list[int], token_ids: list[int], counts: list[int], logprobs: mx.array
+    sequence_ids: list[int], token_ids: list[int], counts: list[int], logits: mx.array
 ) -> list[Logprobs]:
     """Return each row's token's log-probability and those of its `counts` most likely tokens, best first.
 
-    `logprobs` is `[rows, vocabulary]`, computed already. This waits for its result: called outside mlx-lm's stream, it
-    doesn't wait for the next step, which is under way there.
+    `logits` is `[rows, vocabulary]`, computed already, normalised or not. This waits for its result: called outside
+    mlx-lm's stream, it doesn't wait for the next step, which is under way there.
     """
-    # mlx-lm normalises in the model's own format, whose 8 bits are too few for a sum of 150,000 terms.
-    exact = logprobs.astype(mx.float32)
+    # Where mlx-lm normalises it does so in the model's own format, whose 8 bits are too few for a sum of 150,000 terms.
+    exact = logits.astype(mx.float32)
     exact = exact - mx.logsumexp(exact, axis=-1, keepdims=True)
     chosen = mx.take_along_axis(exact, mx.array(token_ids)[:, None], axis=-1)
     top_ids = _top(exact, min(max(counts), exact.shape[-1]))

@@ -380,7 +380,7 @@ class Runner:
         return reason
 
     def _logprobs(self, rows: list[Any]) -> list[Logprobs]:
-        """Return those that were asked for. mlx-lm has computed each row's distribution anyway, before its sampler."""
+        """Return those that were asked for, of what the rows were drawn from."""
         asked = [row for row in rows if row.uid in self._top_logprobs]
         if not asked:
             return []
