@@ -79,7 +79,7 @@ def engine_pid(server: Started) -> int:
     (engine,) = [
         child.pid
         for child in psutil.Process(server.process.pid).children()
-        if "mlx_manager.mlx_server.engine.worker" in child.cmdline()
+        if "mlx_manager.mlx_server.engine" in child.cmdline()
     ]
     return engine
 

@@ -54,7 +54,7 @@ def engine_pids() -> set[int]:
     found = set()
     for child in psutil.Process().children(recursive=True):
         try:
-            if "mlx_manager.mlx_server.engine.worker" in child.cmdline():
+            if "mlx_manager.mlx_server.engine" in child.cmdline():
                 found.add(child.pid)
         except psutil.Error:
             continue

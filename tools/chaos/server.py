@@ -22,7 +22,7 @@ from tools.random_model import Shape, make_random_model
 COMMAND = str(Path(sys.executable).parent / "mlx-manager")
 MODEL = "chaos/tiny"
 START_S = 120.0
-WORKER = "mlx_manager.mlx_server.engine.worker"
+ENGINE = "mlx_manager.mlx_server.engine"
 
 
 class Server:
@@ -140,7 +140,7 @@ class Server:
 
 def _is_engine(process: psutil.Process) -> bool:
     try:
-        return WORKER in process.cmdline()
+        return ENGINE in process.cmdline()
     except psutil.Error:
         # It has just ended, and nobody has asked how yet.
         return False

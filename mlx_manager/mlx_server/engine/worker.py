@@ -1,4 +1,4 @@
-"""The engine process: `python -m mlx_manager.mlx_server.engine.worker`, started by `workers.process`.
+"""What the engine process does: load a model and serve it.
 
 One thread does everything but compile grammars, loading included, because MLX's streams belong to a thread. The end of
 the channel is the end of the process: it can't outlive the API process.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -215,7 +214,3 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--token-gap-ms", type=float, required=True)
     parser.add_argument("--kv-budget-bytes", type=int, help="derived from the memory if left out")
     return parser.parse_args()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -47,7 +47,7 @@ from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
 
 logger = logging.getLogger(__name__)
 
-WORKER_MODULE = "mlx_manager.mlx_server.engine.worker"
+ENGINE_MODULE = "mlx_manager.mlx_server.engine"
 EXIT_GRACE_S = 2.0
 WATCH_INTERVAL_S = 1.0
 # Readers get what has come this often, and less often when there are so many that it would be more pieces a second than
@@ -292,7 +292,7 @@ class EngineProcess:
                 lambda: Reports(self._receive, self._channel_closed), sock=ours
             )
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", WORKER_MODULE),
+                *(sys.executable, "-m", ENGINE_MODULE),
                 *("--channel", str(theirs.fileno())),
                 *("--model", str(self._path)),
                 *("--kind", self._kind),
