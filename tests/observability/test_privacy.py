@@ -58,6 +58,9 @@ _run("broken:app", "It", "127.0.0.1", 0, _read(Settings))
 ENDLESS_PATH = "/api/events"
 ENCODER = "test/encoder"
 MAX_BODY_BYTES = 4096
+# Each application once and each format once: one line of `cli` sets the log up for both, and what the server logs the
+# manager logs too.
+LOG_FORMATS = {"mlx_manager.main": "text", "mlx_manager.mlx_server.main": "json"}
 
 
 @dataclass
@@ -112,15 +115,13 @@ class Application:
         return file.name.startswith(self.database.name)
 
 
-@pytest.fixture(params=["mlx_manager.main", "mlx_manager.mlx_server.main"])
+@pytest.fixture(params=LOG_FORMATS)
 def main(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["text", "json"])
-def application(
-    request: pytest.FixtureRequest, main: str, tmp_path: Path, model_dir: Path
-) -> Iterator[Application]:
+@pytest.fixture
+def application(main: str, tmp_path: Path, model_dir: Path) -> Iterator[Application]:
     (tmp_path / "broken.py").write_text(BROKEN.format(main=main))
     make_encoder(tmp_path / "encoders" / ENCODER)
     output = tmp_path / "output"
@@ -138,7 +139,7 @@ def application(
                 # An engine that is killed fails its requests: their errors are to be searched, too.
                 "MLX_SERVER_MAX_RESUMES": "0",
                 "MLX_SERVER_LOG_LEVEL": "debug",
-                "MLX_SERVER_LOG_FORMAT": request.param,
+                "MLX_SERVER_LOG_FORMAT": LOG_FORMATS[main],
                 "MLX_SERVER_CONSOLE": "true",
                 "MLX_MANAGER_CONSOLE": "true",
                 "LOGFIRE_TOKEN": TOKEN,
