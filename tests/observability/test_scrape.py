@@ -154,9 +154,10 @@ def busy(scrape: Scrape) -> bool:
 def test_the_engine_s_own_figures_follow_its_work(server: Started, model_dir: Path) -> None:
     before, during = Scrape.of(server.url), list[Scrape]()
     with ThreadPoolExecutor() as threads:
-        asking = [threads.submit(ask, server, max_tokens=ENDLESS_TOKENS) for _ in range(5)]
+        asking = [threads.submit(ask, server, max_tokens=2000) for _ in range(5)]
         while not all(one.done() for one in asking):
             during.append(Scrape.of(server.url))
+            time.sleep(0.1)  # the engine says how it is once a second
         tokens = sum(one.result().json()["usage"]["completion_tokens"] for one in asking)
     wait_until(lambda: Scrape.of(server.url).total("mlx_batch_width") == 0)
     after = Scrape.of(server.url)
