@@ -88,6 +88,14 @@ class ResponseNotFound(MlxManagerError):
     title = "Response not found"
 
 
+class ItemNotFound(MlxManagerError):
+    """No item with this id is stored, or not for the key that asks."""
+
+    code = "item_not_found"
+    status = 404
+    title = "Item not found"
+
+
 class ModelLoadFailed(MlxManagerError):
     """The model's files are there, but the engine couldn't load them."""
 

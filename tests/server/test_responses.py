@@ -171,6 +171,38 @@ async def test_a_conversation_is_rebuilt_from_what_is_stored(openai: AsyncOpenAI
     assert three.usage.input_tokens == sent.usage.input_tokens
 
 
+async def test_stored_items_can_be_referred_to_instead_of_sent(openai: AsyncOpenAI) -> None:
+    first = await ask(openai, tools=[WEATHER], reasoning={"effort": "low"})
+    asked = await openai.responses.input_items.list(first.id)
+    output = {
+        "type": "function_call_output",
+        "call_id": first.output[-1].call_id,
+        "output": "sunny",
+    }
+    own = [asked.data[0], *first.output]
+    references: Any = [{"type": "item_reference", "id": item.id} for item in own]
+    referred = await ask(openai, input=[*references, output], tools=[WEATHER])
+    sent = [item.model_dump(exclude_none=True) for item in own]
+    whole = await ask(openai, input=[*sent, output], tools=[WEATHER])
+    assert referred.output_text == whole.output_text
+    assert referred.usage.input_tokens == whole.usage.input_tokens > first.usage.input_tokens
+    # What is kept of it is whole, and so is what goes on from it when they are gone.
+    await openai.responses.delete(first.id)
+    kept = await openai.responses.input_items.list(referred.id, order="asc")
+    assert [item.type for item in kept.data] == [item.type for item in own] + [output["type"]]
+    assert await ask(openai, input="Thanks.", previous_response_id=referred.id)
+
+
+async def test_an_item_that_is_not_stored_is_a_404_that_says_what_to_do(
+    openai: AsyncOpenAI,
+) -> None:
+    fleeting = await ask(openai, store=False)
+    for item_id in (fleeting.output[0].id, "msg_mine"):
+        with pytest.raises(sdk.NotFoundError, match="Send the item itself") as refused:
+            await ask(openai, input=[{"type": "item_reference", "id": item_id}])
+        assert (refused.value.code, refused.value.param) == ("item_not_found", "input[0].id")
+
+
 async def test_a_conversation_with_a_hole_is_refused_and_not_answered_without_it(
     openai: AsyncOpenAI,
 ) -> None:
@@ -649,6 +681,7 @@ async def test_a_response_is_there_for_its_own_key_only(keyed: RunningServer) ->
             bob.responses.cancel(response.id),
             bob.responses.input_items.list(response.id),
             ask(bob, previous_response_id=response.id),
+            ask(bob, input=[{"type": "item_reference", "id": response.output[0].id}]),
         ):
             with pytest.raises(sdk.NotFoundError):
                 await refused

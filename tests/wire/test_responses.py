@@ -34,7 +34,12 @@ from mlx_manager.chat.request import (
     ToolChoice,
 )
 from mlx_manager.errors import EngineFailed, InvalidRequest, UnsupportedParameter
-from mlx_manager.wire.openai.responses.items import input_items, messages_of
+from mlx_manager.wire.openai.responses.items import (
+    input_items,
+    messages_of,
+    referred_ids,
+    response_of,
+)
 from mlx_manager.wire.openai.responses.objects import including, items_page, new_response
 from mlx_manager.wire.openai.responses.parameters import HARMLESS, NEUTRAL_VALUES
 from mlx_manager.wire.openai.responses.requests import check_body, response_request
@@ -66,6 +71,7 @@ def body_for(**fields: Any) -> ResponsesBody:
 def request_for(**fields: Any) -> ChatRequest:
     body = body_for(**fields)
     check_body(body)
+    referred_ids(body.input)
     return response_request(body, ORIGIN, input_items(body.input, ORIGIN.request_id, SIGNER))
 
 
@@ -140,6 +146,31 @@ def test_items_become_turns_and_what_an_assistant_did_in_one_is_one_message() ->
     )
 
 
+def test_an_id_that_was_made_here_says_which_response_it_belongs_to() -> None:
+    writer, _ = written(ANSWER, "tool_calls", tools=[LOOK])
+    output = {"type": "function_call_output", "call_id": "c1", "output": "a cat"}
+    thought = {"type": "reasoning", "summary": []}
+    hello = {"role": "user", "content": "Hi"}
+    brought = input_items(body_for(input=[hello, thought, CALL, output]).input, "request-1", SIGNER)
+    found = [response_of(one["id"]) for one in [*writer.response["output"], *brought]]
+    assert found == ["resp_request-1"] * 7
+    assert response_of("msg_of_3_in4") == "resp_of_3"
+    assert response_of("msg_mine") is None
+
+
+def test_what_is_referred_to_stands_where_its_reference_does() -> None:
+    stored = {"msg_a_0": {"id": "msg_a_0", "type": "message"}}
+    hello = {"role": "user", "content": "Hi"}
+    # Its type may be left out.
+    for reference in ({"id": "msg_a_0"}, {"id": "msg_a_0", "type": "item_reference"}):
+        items = body_for(input=[hello, reference, hello]).input
+        assert referred_ids(items) == {"msg_a_0"}
+        assert input_items(items, "b", SIGNER, stored)[1] == stored["msg_a_0"]
+    with pytest.raises(InvalidRequest, match="Refer to it once") as refused:
+        referred_ids([*items, *items])
+    assert refused.value.param == "input[4].id"
+
+
 def test_a_call_that_was_cut_short_says_what_it_said() -> None:
     cut = CALL | {"arguments": '{"at": 3, "wh', "status": "incomplete"}
     [message] = conversation_of(input=[cut]).messages
@@ -192,7 +223,7 @@ def item(**fields: Any) -> dict[str, Any]:
     ("fields", "param"),
     [
         ({"input": []}, "input"),
-        (item(type="item_reference", id="a"), "input[0].type"),
+        (item(type="item_reference"), "input[0].id"),
         (item(type="web_search_call"), "input[0].type"),
         (item(role="user"), "input[0].content"),
         (item(content="a"), "input[0].role"),

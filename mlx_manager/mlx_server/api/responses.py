@@ -30,7 +30,7 @@ from mlx_manager.mlx_server.responses.tape import Tape
 from mlx_manager.mlx_server.state import ServerState
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 from mlx_manager.wire.openai.errors import error_event
-from mlx_manager.wire.openai.responses.items import ItemObject, input_items
+from mlx_manager.wire.openai.responses.items import ItemObject, input_items, referred_ids
 from mlx_manager.wire.openai.responses.objects import (
     ResponseObject,
     deleted,
@@ -162,7 +162,8 @@ async def _request(
 ) -> tuple[ChatRequest, list[ItemObject]]:
     """What a body asks for, with the conversation that it goes on from; and the items that are its own."""
     origin = entry.origin
-    items = input_items(body.input, origin.request_id, state.signer)
+    referred = await state.responses.items(referred_ids(body.input), origin.key_id)
+    items = input_items(body.input, origin.request_id, state.signer, referred)
     earlier = await state.responses.history(body.previous_response_id, origin.key_id)
     return response_request(body, origin, [*earlier, *items]), items
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from mlx_manager.mlx_server.audit.waiting import happens
 from mlx_manager.mlx_server.audit.writer import utc_now
 from mlx_manager.mlx_server.responses import service
 from mlx_manager.mlx_server.responses.tables import StoredResponse
-from mlx_manager.wire.openai.responses.items import ItemObject
+from mlx_manager.wire.openai.responses.items import ItemObject, response_of
 from mlx_manager.wire.openai.responses.objects import UNFINISHED, ResponseObject, failure
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,20 @@ class ResponseArchive:
             _check_answer(response)
             items += [*_decode(row.input), *response["output"]]
         return items
+
+    async def items(self, item_ids: AbstractSet[str], key_id: str | None) -> dict[str, ItemObject]:
+        """Return those of the items that are stored, by id: what responses said, and what their requests brought."""
+        response_ids = {
+            found for item_id in item_ids if (found := response_of(item_id)) is not None
+        }
+        if not response_ids:
+            return {}
+        items = list[ItemObject]()
+        async with self._database.transaction() as session:
+            for response_id in response_ids:
+                if (row := await service.find(session, response_id, key_id)) is not None:
+                    items += [*_decode(row.input), *_decode(row.response)["output"]]
+        return {item["id"]: item for item in items if item["id"] in item_ids}
 
     async def check_new(self, response_id: str) -> None:
         """Raise InvalidRequest when there is a response of this id."""

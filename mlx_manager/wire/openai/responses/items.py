@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from mlx_manager.chat.request import Message, Role, ToolCall
-from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.errors import InvalidRequest, ItemNotFound, UnsupportedParameter
 from mlx_manager.wire.left_out import NAMES, remark
 from mlx_manager.wire.openai.responses.schema import Item, Part
 from mlx_manager.wire.signature import Signer
@@ -20,16 +21,54 @@ ItemObject = dict[str, Any]
 TEXT_PARTS = ("input_text", "output_text", "text")
 # The key of arguments that a model wrote as no JSON, when an earlier answer is gone on from.
 INVALID = "INVALID_JSON"
-KNOWN = ("message", "function_call", "function_call_output", "reasoning")
+REFERENCE = "item_reference"
+KNOWN = ("message", "function_call", "function_call_output", "reasoning", REFERENCE)
+# An id that was made here, for an item of input or of output, has that of its request in it.
+MADE_ID = re.compile(r"(?:msg|rs|fc|fco)_(.+)_(?:in)?[0-9]+")
 
 
-def input_items(items: Sequence[Item], request_id: str, signer: Signer) -> list[ItemObject]:
+def input_items(
+    items: Sequence[Item],
+    request_id: str,
+    signer: Signer,
+    stored: Mapping[str, ItemObject] | None = None,
+) -> list[ItemObject]:
     """Return the items of a body as objects that have all of their fields; ids that are missing are made up.
 
     Reasoning that came back only as `encrypted_content` is read by `signer`; that of another server says nothing.
-    Raises InvalidRequest and UnsupportedParameter, with the place of what is wrong.
+    What is referred to is taken from `stored`, by its id. Raises InvalidRequest, ItemNotFound and UnsupportedParameter,
+    with the place of what is wrong.
     """
-    return [_object(item, index, request_id, signer) for index, item in enumerate(items)]
+    known = stored or {}
+    return [
+        _referred(item, index, known)
+        if _kind(item) == REFERENCE
+        else _object(item, index, request_id, signer)
+        for index, item in enumerate(items)
+    ]
+
+
+def referred_ids(items: Sequence[Item]) -> set[str]:
+    """Return the ids of the items that a body refers to. Raises InvalidRequest for one that it refers to twice."""
+    found = set[str]()
+    for index, item in enumerate(items):
+        if _kind(item) != REFERENCE:
+            continue
+        param = f"input[{index}].id"
+        item_id = _needed(item.id, param)
+        # A few bytes each could stand for a large item over and over.
+        if item_id in found:
+            raise InvalidRequest(
+                f"Duplicate item found with id {item_id!r}. Refer to it once.", param=param
+            )
+        found.add(item_id)
+    return found
+
+
+def response_of(item_id: str) -> str | None:
+    """Return the id of the response that an item belongs to, as its input or its output; None for a client's own id."""
+    made = MADE_ID.fullmatch(item_id)
+    return None if made is None else f"resp_{made[1]}"
 
 
 def messages_of(items: Iterable[ItemObject]) -> tuple[Message, ...]:
@@ -122,8 +161,26 @@ def _said(part: Mapping[str, Any]) -> str:
     return remark(kind) if kind in NAMES else part["text"]
 
 
+def _kind(item: Item) -> str:
+    if item.type is not None:
+        return item.type
+    # Messages and references may leave out their type.
+    return REFERENCE if item.id and item.role is None and item.content is None else "message"
+
+
+def _referred(item: Item, index: int, stored: Mapping[str, ItemObject]) -> ItemObject:
+    found = stored.get(item.id or "")
+    if found is None:
+        raise ItemNotFound(
+            f"Item with id {item.id!r} not found. It was never stored, as with 'store' false or an id of your own, was "
+            "deleted with its response, or has expired. Send the item itself in its place.",
+            param=f"input[{index}].id",
+        )
+    return found
+
+
 def _object(item: Item, index: int, request_id: str, signer: Signer) -> ItemObject:
-    kind, place = item.type or "message", f"input[{index}]"
+    kind, place = _kind(item), f"input[{index}]"
     if kind not in KNOWN:
         raise UnsupportedParameter(
             f"{place} is of type {kind!r}. This version understands {', '.join(KNOWN)}.",

@@ -32,7 +32,10 @@ class Part(BaseModel):
 
 
 class Item(BaseModel):
-    """One item of `input`: a message, a call and its output, or reasoning. A message may leave out its type."""
+    """One item of `input`: a message, a call, its output, reasoning, or a reference to one that is stored, by its `id`.
+
+    A message and a reference may leave out their type.
+    """
 
     type: str | None = None
     id: Annotated[str, Field(max_length=MAX_RESPONSE_ID)] | None = None
