@@ -27,12 +27,21 @@ HOSTED_TOOLS = ("web_search", "web_fetch", "image_generation")
 
 def hosted_beside_others(types: Sequence[object]) -> set[int]:
     """Return the places of tools that can be left out: those that only their provider runs, if there are others."""
-    hosted = {
-        index
-        for index, kind in enumerate(types)
-        if isinstance(kind, str) and kind.startswith(HOSTED_TOOLS)
-    }
+    hosted = {index for index, kind in enumerate(types) if is_hosted(kind)}
     return hosted if len(hosted) < len(types) else set()
+
+
+def is_hosted(kind: object) -> bool:
+    """Whether a tool of this type is one that only its provider runs, and that is left out beside others."""
+    return isinstance(kind, str) and kind.startswith(HOSTED_TOOLS)
+
+
+def not_to_be_chosen(tool: str, auto: str) -> str:
+    """Return what to tell a client whose `tool_choice` names a tool that is left out; `auto` is how to name none."""
+    return (
+        f"'tool_choice' names {tool!r}, which only its provider runs and which is left out here. Name one of your own "
+        f"tools, or send {auto}."
+    )
 
 
 def remark(kind: str) -> str:

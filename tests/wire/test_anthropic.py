@@ -294,6 +294,7 @@ def test_the_bodies_of_older_clients_say_how_to_sample() -> None:
         ([], {"system": [PNG]}, "system[0]"),
         ([], {"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools[0]"),
         ([], {"tools": [TOOL, {"type": "bash_20250124", "name": "b"}]}, "tools[1]"),
+        ([], {"tools": [TOOL, {"type": "code_execution_20260521", "name": "c"}]}, "tools[1]"),
     ],
 )
 def test_what_a_model_here_can_not_take_is_refused_where_it_stands(
@@ -310,7 +311,7 @@ def test_a_tool_that_only_anthropic_runs_is_left_out_beside_others() -> None:
     conversation = conversation_of(counted(user(text("a")), tools=[TOOL, search]))
     assert [tool.name for tool in conversation.tools] == [TOOL["name"]]
     assert conversation.absent_tools == ("tools[1]",)
-    with pytest.raises(InvalidRequest, match="'web_search'"):
+    with pytest.raises(InvalidRequest, match=r"'web_search'.*left out here.*or send 'auto'"):
         counted(
             user(text("a")),
             tools=[TOOL, search],

@@ -493,6 +493,22 @@ def test_a_tool_that_only_openai_runs_is_left_out_beside_others() -> None:
 
 
 @pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        ({"type": "web_search"}, "tool_choice.type"),
+        ({"type": "function", "name": "search"}, "tool_choice"),
+    ],
+)
+def test_a_choice_of_a_tool_that_is_left_out_is_told_what_to_do(
+    choice: dict[str, Any], param: str
+) -> None:
+    tools = [LOOK, CODEX_SEARCH | {"name": "search"}]
+    with pytest.raises(InvalidRequest, match=r'left out here.*or send "auto"') as refusal:
+        request_for(tools=tools, tool_choice=choice)
+    assert refusal.value.param == param
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"tools": [CODEX_SEARCH]}, "tools[0].type"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Literal, TypeVar
@@ -43,7 +44,7 @@ from mlx_manager.wire.anthropic.schema import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from mlx_manager.wire.left_out import hosted_beside_others, remark
+from mlx_manager.wire.left_out import hosted_beside_others, not_to_be_chosen, remark
 from mlx_manager.wire.signature import Signer
 
 Kinds = Mapping[str, type[Open]]
@@ -123,7 +124,9 @@ def _conversation(body: PromptBody, signer: Signer) -> Conversation:
             {"reasoning_effort": output.effort} if output and output.effort else {}
         ),
         tools=tools,
-        tool_choice=_tool_choice(body.tool_choice, tools),
+        tool_choice=_tool_choice(
+            body.tool_choice, tools, {str(asked[at].get("name")) for at in absent}
+        ),
         absent_tools=tuple(f"tools[{at}]" for at in sorted(absent)),
         thinking=None if thinking is None else _thinks(thinking, body.messages[-1]),
     )
@@ -142,7 +145,7 @@ def _tool(tool: Mapping[str, Any], place: str) -> Tool:
     if kind not in (None, "custom"):
         raise UnsupportedParameter(
             f"{place} is {kind!r}, which Anthropic's own servers and models provide. This version takes custom "
-            "tools, which have an 'input_schema'.",
+            "tools, which have an 'input_schema'. Leave this one out, or describe one of your own that does the same.",
             param=place,
         )
     custom = _validated(CustomTool, tool, place)
@@ -162,7 +165,9 @@ def _format(body: PromptBody) -> AnswerFormat | None:
     return None
 
 
-def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolChoice:
+def _tool_choice(
+    choice: ToolChoiceBody | None, tools: Sequence[Tool], left_out: AbstractSet[str]
+) -> ToolChoice:
     if choice is None:
         return ToolChoice()
     if choice.type in ("any", "tool") and not tools:
@@ -171,6 +176,8 @@ def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolCh
         )
     name = choice.name if choice.type == "tool" else None
     if choice.type == "tool" and name not in {tool.name for tool in tools}:
+        if name is not None and name in left_out:
+            raise InvalidRequest(not_to_be_chosen(name, "'auto'"), param="tool_choice.name")
         raise InvalidRequest(
             f"'tool_choice' names the tool {name!r}, which is none of 'tools'.",
             param="tool_choice.name",

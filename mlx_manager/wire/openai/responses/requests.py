@@ -17,7 +17,7 @@ from mlx_manager.chat.request import (
 )
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.wire.json_text import check_writable
-from mlx_manager.wire.left_out import hosted_beside_others
+from mlx_manager.wire.left_out import hosted_beside_others, is_hosted, not_to_be_chosen
 from mlx_manager.wire.openai.formats import the_only
 from mlx_manager.wire.openai.requests import (
     check_min_tokens,
@@ -132,12 +132,19 @@ def _tool_choice(body: ResponsesBody) -> ToolChoice:
                 "'tool_choice' is \"required\", and there are no 'tools'.", param="tool_choice"
             )
         return ToolChoice(choice, is_parallel=is_parallel)
+    if is_hosted(choice.type):
+        raise UnsupportedParameter(
+            not_to_be_chosen(choice.type, '"auto"'), param="tool_choice.type"
+        )
     if choice.type != "function":
         raise UnsupportedParameter(
             f"'tool_choice' is of type {choice.type!r}. This version knows 'function'.",
             param="tool_choice.type",
         )
-    if all(tool.name != choice.name for tool in body.tools or ()):
+    named = [tool for tool in body.tools or () if tool.name == choice.name]
+    if named and all(is_hosted(tool.type) for tool in named):
+        raise InvalidRequest(not_to_be_chosen(named[0].type, '"auto"'), param="tool_choice")
+    if not named:
         raise InvalidRequest(
             f"'tool_choice' names {choice.name!r}, which is not one of 'tools'.",
             param="tool_choice",
