@@ -12,8 +12,13 @@ import mlx.core as mx
 import pytest
 from mlx_lm import load
 
-from mlx_manager.mlx_server.engine.grammar import Matcher, Vocabulary
-from mlx_manager.mlx_server.engine.grammar_compiler import MOST_KEPT, Compiled, GrammarCompiler
+from mlx_manager.mlx_server.engine.grammar import GrammarRefused, Matcher, Vocabulary
+from mlx_manager.mlx_server.engine.grammar_compiler import (
+    LIMIT_S,
+    MOST_KEPT,
+    Compiled,
+    GrammarCompiler,
+)
 from mlx_manager.mlx_server.engine.messages import Constraint
 from tests.engine.driving import MAX_STEPS, Driver
 from tests.engine.models import WatchedModel
@@ -48,21 +53,25 @@ def starter() -> Any:
 class Compiling:
     """A compiler and what comes out of it."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, limit_s: float = LIMIT_S) -> None:
         self._is_finished = threading.Event()
-        self.compiler = GrammarCompiler(vocabulary, self._is_finished.set)
+        self.compiler = GrammarCompiler(vocabulary, self._is_finished.set, limit_s=limit_s)
         self._asked = 0
 
     def ask(self, grammar: str) -> Compiled:
         """Have one compiled and wait for it."""
         self._asked += 1
-        self._is_finished.clear()
         self.compiler.compile(self._asked, grammar)
-        assert self._is_finished.wait(60)
+        self.wait()
         assert self.compiler.has_finished
         (compiled,) = self.compiler.finished()
         assert compiled.sequence_id == self._asked
         return compiled
+
+    def wait(self) -> None:
+        """Wait until something is finished."""
+        assert self._is_finished.wait(60)
+        self._is_finished.clear()
 
 
 @pytest.fixture
@@ -140,15 +149,49 @@ def test_a_refusal_says_why(compiling: Compiling, grammar: str, says: str) -> No
 
 
 class Patient(Vocabulary):
-    """Compiles nothing before it may."""
+    """Does not compile the slow grammar before it may."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.may_go = threading.Event()
 
     def matcher(self, grammar: str) -> Matcher:
-        assert self.may_go.wait(30)
+        assert grammar != SLOW or self.may_go.wait(30)
         return super().matcher(grammar)
+
+
+def test_a_slow_grammar_holds_up_no_other() -> None:
+    vocabulary = Patient(STARTER)
+    compiling = Compiling(vocabulary)
+    compiling.compiler.compile(0, SLOW)
+    assert compiling.ask('start: "yes"').matcher is not None
+    vocabulary.may_go.set()
+    compiling.compiler.close()
+
+
+def test_a_grammar_whose_time_is_up_is_refused_then_and_at_once_when_it_comes_again() -> None:
+    vocabulary = Patient(STARTER)
+    compiling = Compiling(vocabulary, limit_s=0.05)
+    late = compiling.ask(SLOW)
+    assert late.matcher is None
+    assert "longer than 0.05 s" in str(late.refusal)
+    vocabulary.may_go.set()
+    compiling.wait()
+    assert compiling.compiler.finished() == [], "nobody waits for it any more"
+    again = compiling.ask(SLOW)
+    assert (again.refusal, again.compile_ns) == (late.refusal, 0)
+    compiling.compiler.close()
+
+
+def test_a_grammar_whose_tokens_are_slow_to_find_is_refused() -> None:
+    # Each token of it takes 20 ms, within all limits of llguidance.
+    ways = range(200)
+    ambiguous = "\n".join(
+        ["start: a", f'a: {" | ".join(f"b{at} a" for at in ways)} | ""']
+        + [f"b{at}: /[a-z]{{1,{at + 1}}}/" for at in ways]
+    )
+    with pytest.raises(GrammarRefused, match="take too long"):
+        Vocabulary(STARTER, probe_s=0.05).matcher(ambiguous)
 
 
 def test_rows_go_on_while_a_grammar_is_compiled(starter: Any) -> None:

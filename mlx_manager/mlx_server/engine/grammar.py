@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ SILENT = 0
 LIMITS = LLParserLimits(verbose_errors=False)
 # What is too complex shows when its first tokens are drawn; a large number has 12.
 PROBED_TOKENS = 16
+# Seconds of computing that these tokens may take, 32 of them. Those of the answer are computed on the engine's thread,
+# and all rows wait: an ambiguous grammar of 24 KiB, within llguidance's limits, took 2 s for each.
+PROBE_S = 1.0
 # Where in the grammar, which is written here and not by the client, an error is.
 POSITION = re.compile(r"^at \d+\(\d+\): ")
 # Added tokens that look like this mean something, also where the tokenizer's file doesn't call them special.
@@ -67,34 +72,43 @@ class Matcher:
 
 
 class Vocabulary:
-    """The tokens of the model in `path` as grammars see them; `token_bytes` are known when it has been read."""
+    """The tokens of the model in `path` as grammars see them; `token_bytes` are known when it has been read.
 
-    def __init__(self, path: Path) -> None:
+    Its methods may be called from several threads at once.
+    """
+
+    def __init__(self, path: Path, *, probe_s: float = PROBE_S) -> None:
         self._path = path
+        self._probe_s = probe_s
+        self._reading = Lock()
         self._tokenizer: LLTokenizer | None = None
         self.token_bytes: list[bytes] = []
 
     def read(self) -> LLTokenizer:
         """Read it, which takes a second for a large one and holds the interpreter's lock for the most of it."""
-        if self._tokenizer is None:
-            # It is asked what llguidance's own wrapper of a tokenizer would be.
-            tokens: Any = _Tokens(Tokenizer.from_file(str(self._path / "tokenizer.json")))
-            self.token_bytes = tokens.tokens
-            self._tokenizer = tokens.greedy = LLTokenizer(tokens)
-        return self._tokenizer
+        with self._reading:
+            if self._tokenizer is None:
+                # It is asked what llguidance's own wrapper of a tokenizer would be.
+                tokens: Any = _Tokens(Tokenizer.from_file(str(self._path / "tokenizer.json")))
+                self.token_bytes = tokens.tokens
+                self._tokenizer = tokens.greedy = LLTokenizer(tokens)
+            return self._tokenizer
 
     def matcher(self, grammar: str) -> Matcher:
         """Return what follows an answer through `grammar`, with its first mask computed: the slowest one.
 
-        Raises GrammarRefused, also when it turns out within a few tokens that it is too complex or leads nowhere.
+        Raises GrammarRefused, also when it turns out within a few tokens that it is too complex, leads nowhere or would
+        hold up the answers beside it.
         """
         inner = LLMatcher(self.read(), grammar, log_level=SILENT, limits=LIMITS)
         if inner.is_error():
             raise GrammarRefused(_words(inner.get_error()))
         matcher = Matcher(inner, len(self.token_bytes))
         matcher.allowed()
+        # Not the clock's: how busy the machine is must not decide what is refused.
+        end_s = time.thread_time() + self._probe_s
         for way in (0, -1):
-            _probe(matcher.copy(), way)
+            _probe(matcher.copy(), way, end_s)
         return matcher
 
 
@@ -105,9 +119,14 @@ def _words(message: str) -> str:
     return " ".join([POSITION.sub("", first), *reasons])
 
 
-def _probe(matcher: Matcher, way: int) -> None:
-    """Go some tokens into a grammar, by the first or the last token each time. Raises GrammarRefused."""
+def _probe(matcher: Matcher, way: int, end_s: float) -> None:
+    """Go some tokens into a grammar, by the first or the last token each time. Raises GrammarRefused.
+
+    `end_s` is what the thread's time of computing may have come to.
+    """
     for _ in range(PROBED_TOKENS):
+        if time.thread_time() > end_s:
+            raise GrammarRefused("it is too complex: its tokens take too long to find")
         bits, may_end = matcher.allowed()
         if matcher.is_given_up:
             raise GrammarRefused("it is too complex")

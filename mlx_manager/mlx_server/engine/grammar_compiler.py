@@ -1,4 +1,4 @@
-"""Compile grammars beside the engine, in a thread of its own, so that the rows that run go on meanwhile.
+"""Compile grammars beside the engine, in threads of their own, so that the rows that run go on meanwhile.
 
 llguidance lets go of the interpreter's lock while it compiles and while it computes masks. While it reads a vocabulary
 it doesn't: that is done once, when the model is loaded.
@@ -12,9 +12,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Barrier, Lock, Timer
 
 from mlx_manager.mlx_server.engine.grammar import GrammarRefused, Matcher, Vocabulary
 
+# One slow grammar leaves a thread to the others.
+THREADS = 2
+# Compiling can't be stopped, and takes 9 s for the slowest that was found; nobody waits longer than this for it.
+LIMIT_S = 5.0
 # Compiled forms are up to 200 times as large as their texts: these are 100 MiB at most.
 MOST_KEPT = 64
 MOST_KEPT_CHARACTERS = 524_288
@@ -27,7 +32,7 @@ STACK_BYTES = 512 * 2**20
 class Compiled:
     """What became of a sequence's grammar: a matcher of its own, or why there can be none.
 
-    Compiling took `compile_ns`; 0 when the grammar was known already.
+    Compiling took `compile_ns`, as far as it was waited for; 0 when the grammar was known already.
     """
 
     sequence_id: int
@@ -37,13 +42,26 @@ class Compiled:
 
 
 class GrammarCompiler:
-    """Makes matchers, one after another; `wake` is called from its thread when one is finished."""
+    """Makes matchers; `wake` is called from one of its threads when one is finished.
 
-    def __init__(self, vocabulary: Vocabulary, wake: Callable[[], None] = lambda: None) -> None:
+    A grammar that takes longer than `limit_s` is refused, and again when it is asked for again.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        wake: Callable[[], None] = lambda: None,
+        *,
+        limit_s: float = LIMIT_S,
+    ) -> None:
         self._vocabulary = vocabulary
         self._wake = wake
-        self._thread = _deep_thread()
-        self._known = OrderedDict[str, Matcher]()
+        self._limit_ns = round(limit_s * 1e9)
+        self._too_slow = f"compiling it takes longer than {limit_s:g} s. Make it simpler."
+        self._threads = _deep_threads()
+        # Matchers at the beginning of grammars, or why there are none.
+        self._known = OrderedDict[str, Matcher | str]()
+        self._changing = Lock()
         self._asked: dict[int, Future[None]] = {}
         self._finished = deque[Compiled]()
 
@@ -54,11 +72,11 @@ class GrammarCompiler:
 
     def prepare(self) -> None:
         """Begin to read the vocabulary. What is wrong with it is told to those who send grammars."""
-        self._thread.submit(self._vocabulary.read)
+        self._threads.submit(self._vocabulary.read)
 
     def compile(self, sequence_id: int, grammar: str) -> None:
         """Begin with a sequence's grammar, or let it wait for those that came before."""
-        self._asked[sequence_id] = self._thread.submit(self._finish, sequence_id, grammar)
+        self._asked[sequence_id] = self._threads.submit(self._finish, sequence_id, grammar)
 
     def cancel(self, sequence_id: int) -> None:
         """Nobody waits for it any more: it isn't begun, or what becomes of it is thrown away."""
@@ -66,7 +84,7 @@ class GrammarCompiler:
             asked.cancel()
 
     def finished(self) -> list[Compiled]:
-        """Return what has been finished and was not cancelled."""
+        """Return what has been finished and was not cancelled, each sequence once."""
         found = list[Compiled]()
         while self._finished:
             compiled = self._finished.popleft()
@@ -75,46 +93,66 @@ class GrammarCompiler:
         return found
 
     def close(self) -> None:
-        """Begin nothing more. The thread ends with what it is doing."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Begin nothing more. The threads end with what they are doing."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _finish(self, sequence_id: int, grammar: str) -> None:
-        began_ns = time.monotonic_ns()
-        matcher = refusal = None
-        is_known = grammar in self._known
-        try:
-            matcher = self._matcher(grammar)
-        except GrammarRefused as error:
-            refusal = str(error)
-        except BaseException as error:  # noqa: BLE001 - a panic in llguidance is no Exception
-            refusal = f"it can't be compiled ({type(error).__name__})"
-        compile_ns = 0 if is_known else time.monotonic_ns() - began_ns
-        self._finished.append(Compiled(sequence_id, matcher, refusal, compile_ns))
+        with self._changing:
+            known = self._known.get(grammar)
+        compile_ns = 0
+        if known is None:
+            late = Compiled(sequence_id, None, self._too_slow, self._limit_ns)
+            known, compile_ns = self._compiled(grammar, lambda: self._tell(late))
+        self._keep(grammar, known)
+        if isinstance(known, str):
+            self._tell(Compiled(sequence_id, None, known, compile_ns))
+        else:
+            self._tell(Compiled(sequence_id, known.copy(), None, compile_ns))
+
+    def _tell(self, compiled: Compiled) -> None:
+        self._finished.append(compiled)
         self._wake()
 
-    def _matcher(self, grammar: str) -> Matcher:
-        """Return a matcher at the grammar's beginning, for one sequence. Raises GrammarRefused."""
-        known = self._known.get(grammar)
-        if known is None:
-            known = self._known[grammar] = self._vocabulary.matcher(grammar)
-            self._forget_some()
-        self._known.move_to_end(grammar)
-        return known.copy()
+    def _compiled(self, grammar: str, is_late: Callable[[], None]) -> tuple[Matcher | str, int]:
+        """Return a matcher at the grammar's beginning or why there is none, and how long it took."""
+        timer = Timer(self._limit_ns / 1e9, is_late)
+        timer.daemon = True
+        began_ns = time.monotonic_ns()
+        found: Matcher | str
+        try:
+            # It may still be read, which is not the grammar's fault.
+            self._vocabulary.read()
+            began_ns = time.monotonic_ns()
+            timer.start()
+            found = self._vocabulary.matcher(grammar)
+        except GrammarRefused as error:
+            found = str(error)
+        except BaseException as error:  # noqa: BLE001 - a panic in llguidance is no Exception
+            found = f"it can't be compiled ({type(error).__name__})"
+        timer.cancel()
+        took_ns = time.monotonic_ns() - began_ns
+        return (self._too_slow if took_ns > self._limit_ns else found), took_ns
 
-    def _forget_some(self) -> None:
-        """Forget those that were not asked for longest, until the others are few and short enough."""
-        characters = sum(map(len, self._known))
-        while len(self._known) > MOST_KEPT or characters > MOST_KEPT_CHARACTERS:
-            grammar, _matcher = self._known.popitem(last=False)
-            characters -= len(grammar)
+    def _keep(self, grammar: str, known: Matcher | str) -> None:
+        """Keep it as the latest, and forget those not asked for longest until the others are few and short enough."""
+        with self._changing:
+            self._known[grammar] = known
+            self._known.move_to_end(grammar)
+            characters = sum(map(len, self._known))
+            while len(self._known) > MOST_KEPT or characters > MOST_KEPT_CHARACTERS:
+                forgotten, _ = self._known.popitem(last=False)
+                characters -= len(forgotten)
 
 
-def _deep_thread() -> ThreadPoolExecutor:
-    """Return an executor whose one thread has room for deep grammars."""
+def _deep_threads() -> ThreadPoolExecutor:
+    """Return an executor whose threads, all there already, have room for deep grammars."""
     usual = threading.stack_size(STACK_BYTES)
     try:
-        executor = ThreadPoolExecutor(1, "grammars")
-        executor.submit(int)
+        executor = ThreadPoolExecutor(THREADS, "grammars")
+        # A thread is started when none is idle.
+        all_there = Barrier(THREADS)
+        for _ in range(THREADS):
+            executor.submit(all_there.wait)
     finally:
         threading.stack_size(usual)
     return executor
