@@ -18,12 +18,11 @@ from benchmarks.memory import REQUESTS, measure_memory
 from benchmarks.report import WIDTH, Report, print_report
 from benchmarks.rounds import Say
 from benchmarks.telemetry import measure_telemetry
-from benchmarks.work import CLIENT_COUNTS, MODEL_NAMES, ModelName
+from benchmarks.work import CLIENT_COUNTS, MODEL_NAMES, QUICK_CLIENT_COUNTS, ModelName, WorkName
 
-PARTS = (*MODEL_NAMES, "contended", "prefix", "telemetry", "memory")
+PARTS = (*MODEL_NAMES, "mixed", "contended", "prefix", "telemetry", "memory")
 DEFAULT_PARTS = (*MODEL_NAMES, "telemetry")
 ROUNDS, QUICK_ROUNDS = 5, 2
-QUICK_CLIENT_COUNTS = (1, 32)
 QUICK_MEMORY_REQUESTS = 2_000
 # Telemetry's share is small: it takes more rounds to tell it from noise.
 TELEMETRY_ROUNDS_FACTOR = 2
@@ -61,15 +60,23 @@ def _measure(
             options.rounds, folder, say, has_mlx_lm=has_mlx_lm, is_quick=options.quick
         )
     else:
-        _compare("tiny" if part == "tiny" else "small", options, folder, report, say)
+        work: WorkName = "mixed" if part == "mixed" else "even"
+        _compare("small" if part == "small" else "tiny", work, options, folder, report, say)
 
 
 def _compare(
-    model: ModelName, options: argparse.Namespace, folder: Path, report: Report, say: Say
+    model: ModelName,
+    work: WorkName,
+    options: argparse.Namespace,
+    folder: Path,
+    report: Report,
+    say: Say,
 ) -> None:
+    counts = QUICK_CLIENT_COUNTS if options.quick else CLIENT_COUNTS
     comparison = compare(
         model,
-        options.clients,
+        work,
+        options.clients or counts[work],
         options.rounds,
         folder,
         say,
@@ -78,7 +85,7 @@ def _compare(
     )
     report.comparisons += comparison_figures(comparison)
     report.failures += [
-        f"{model}, {clients} clients, {series.name}: {failure}"
+        f"{model}, {work}, {clients} clients, {series.name}: {failure}"
         for clients, by_name in comparison.series.items()
         for series in by_name.values()
         for failure in series.failures
@@ -109,7 +116,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", type=_words, metavar="PART[,PART]", help="the same as an option")
     parser.add_argument(
-        "--clients", type=_numbers, help="numbers of clients, as 1,4,16,32", metavar="N[,N]"
+        "--clients", type=_numbers, help="numbers of clients, as 1,4,16,32,64", metavar="N[,N]"
     )
     parser.add_argument("--rounds", type=int, help=f"rounds of each measurement ({ROUNDS})")
     parser.add_argument("--requests", type=int, help=f"requests of the memory part ({REQUESTS})")
@@ -121,7 +128,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown := sorted(set(options.parts) - set(PARTS)):
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    options.clients = options.clients or (QUICK_CLIENT_COUNTS if options.quick else CLIENT_COUNTS)
     options.requests = options.requests or (QUICK_MEMORY_REQUESTS if options.quick else REQUESTS)
     return options
 

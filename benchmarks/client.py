@@ -24,12 +24,16 @@ def run(task: ClientTask) -> Answers:
 
 
 async def _run(task: ClientTask) -> Answers:
-    requests = [[_request(task, body) for body in bodies] for bodies in task.bodies]
+    requests = [[_request(task, posted.body) for posted in own] for own in task.clients]
     started_s, cpu_s = time.perf_counter(), time.process_time()
     async with asyncio.timeout(TIME_LIMIT_S):
         replies = await asyncio.gather(*(_client(task, own) for own in requests))
     wall_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
-    readings = [read(reply, task) for own in replies for reply in own]
+    readings = [
+        read(reply, posted.length)
+        for own, sent in zip(replies, task.clients, strict=True)
+        for reply, posted in zip(own, sent, strict=True)
+    ]
     return _summed(readings, wall_s, cpu_s)
 
 

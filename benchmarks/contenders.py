@@ -11,7 +11,7 @@ import msgspec
 from benchmarks.child import Child
 from benchmarks.prompts import Prompt, PromptMaker
 from benchmarks.servers import HOST, Cpu, Server
-from benchmarks.work import Answers, BareRequest, BareTask, ClientTask, Load
+from benchmarks.work import Answers, BareRequest, BareTask, ClientTask, Length, Load, Posted
 
 # What a server still does for a request after its answer (an audit row, a cache) is part of its cost.
 SETTLE_S = 0.4
@@ -64,23 +64,15 @@ class BareContender:
 
     def run(self, load: Load, seed: int) -> Measured:
         """See `Contender`."""
-        lengths = [self._lengths(load, client) for client in range(load.clients)]
-        prompts = iter(self._prompts.make(sum(map(len, lengths)), load.prompt_tokens, seed))
-        answers = self._child.ask(
-            BareTask(
-                [
-                    [BareRequest(next(prompts).token_ids, length) for length in own]
-                    for own in lengths
-                ]
-            )
+        dealt = deal(_spread(load) if self._spread else load, seed, self._prompts)
+        task = BareTask(
+            [
+                [BareRequest(prompt.token_ids, length.output_tokens) for prompt, length in own]
+                for own in dealt
+            ]
         )
+        answers = self._child.ask(task)
         return Measured(answers, Cpu(0.0, answers.cpu_s), None)
-
-    def _lengths(self, load: Load, client: int) -> list[int]:
-        """Return the tokens of each answer of one client: the first one is cut in two to spread the clients."""
-        whole = [load.output_tokens] * load.requests_each
-        first = load.output_tokens * client // load.clients
-        return [first, *whole[1:], load.output_tokens - first] if self._spread and first else whole
 
 
 class ServerContender:
@@ -97,23 +89,22 @@ class ServerContender:
 
     def run(self, load: Load, seed: int) -> Measured:
         """See `Contender`."""
-        bodies = [
-            [self._body(prompt, load) for prompt in own] for own in dealt(load, seed, self._prompts)
+        posted = [
+            [Posted(self._body(prompt, length), length) for prompt, length in own]
+            for own in deal(load, seed, self._prompts)
         ]
-        task = ClientTask(
-            HOST, self._server.port, CHAT_PATH, bodies, load.prompt_tokens, load.output_tokens
-        )
+        task = ClientTask(HOST, self._server.port, CHAT_PATH, posted)
         before = self._server.cpu()
         answers = self._clients.ask(task)
         time.sleep(SETTLE_S)
         return Measured(answers, self._server.cpu().since(before), answers.cpu_s)
 
-    def _body(self, prompt: Prompt, load: Load) -> str:
+    def _body(self, prompt: Prompt, length: Length) -> str:
         options = {"stream_options": {"include_usage": True}} if self._stream else {}
         body = {
             "model": self._server.model_id,
             "messages": [{"role": "user", "content": prompt.text}],
-            "max_tokens": load.output_tokens,
+            "max_tokens": length.output_tokens,
             "temperature": 0,
             "stream": self._stream,
             **options,
@@ -121,7 +112,24 @@ class ServerContender:
         return msgspec.json.encode(body).decode()
 
 
-def dealt(load: Load, seed: int, prompts: PromptMaker) -> list[list[Prompt]]:
+def deal(load: Load, seed: int, prompts: PromptMaker) -> list[list[tuple[Prompt, Length]]]:
     """Return each client's prompts."""
-    made = prompts.make(load.requests, load.prompt_tokens, seed)
-    return [made[client :: load.clients] for client in range(load.clients)]
+    made = iter(prompts.make([one.prompt_tokens for own in load.lengths for one in own], seed))
+    return [[(next(made), one) for one in own] for own in load.lengths]
+
+
+def _spread(load: Load) -> Load:
+    """Cut each client's first answer in two, at places of their own, and have it send the second part in the end."""
+    return Load([_cut(own, client / load.clients) for client, own in enumerate(load.lengths)])
+
+
+def _cut(lengths: list[Length], share: float) -> list[Length]:
+    first, *others = lengths
+    begun_tokens = int(first.output_tokens * share)
+    if not begun_tokens:
+        return lengths
+    return [
+        Length(first.prompt_tokens, begun_tokens),
+        *others,
+        Length(first.prompt_tokens, first.output_tokens - begun_tokens),
+    ]

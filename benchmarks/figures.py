@@ -11,7 +11,7 @@ from benchmarks.contenders import Measured
 from benchmarks.memory import Growth
 from benchmarks.rounds import Series, extra_cpu_s_per_token, throughput_ratio
 from benchmarks.telemetry import COMPARED, TelemetryCost
-from benchmarks.work import Answers, ModelName
+from benchmarks.work import Answers, ModelName, WorkName
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,14 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One contender with one number of clients. Times to the first token and gaps are over all rounds together;
-    they are None where answers come whole. CPU is the server's own; its client's stands beside it.
+    """One contender with one kind of work and number of clients.
+
+    Times to the first token and gaps are over all rounds together; they are None where answers come whole. CPU is the
+    server's own; its client's stands beside it.
     """
 
     model: ModelName
+    work: WorkName
     clients: int
     contender: str
     requests: int
@@ -94,7 +97,7 @@ class MemoryFigures:
 def comparison_figures(comparison: Comparison) -> list[Figures]:
     """Return the figures of every contender, by number of clients."""
     return [
-        _figures(comparison.model, clients, series, by_name[BARE])
+        _figures(comparison, clients, series, by_name[BARE])
         for clients, by_name in comparison.series.items()
         for series in by_name.values()
     ]
@@ -144,13 +147,14 @@ def _telemetry_row(series: Series, base: Series) -> TelemetryFigures:
     )
 
 
-def _figures(model: ModelName, clients: int, series: Series, bare: Series) -> Figures:
+def _figures(comparison: Comparison, clients: int, series: Series, bare: Series) -> Figures:
     first_token_s = _pooled(series, lambda answers: answers.first_token_s)
     gaps_s = _pooled(series, lambda answers: answers.gaps_s)
     has_client = all(measured.client_cpu_s is not None for measured in series.rounds)
     extra = [value * 1e6 for value in series.compared(bare, extra_cpu_s_per_token)]
     return Figures(
-        model=model,
+        model=comparison.model,
+        work=comparison.work,
         clients=clients,
         contender=series.name,
         requests=_requests(series),

@@ -54,7 +54,7 @@ def measure_followups(
     path = make_model(folder / "models", model)
     lengths = QUICK_PROMPT_TOKENS if is_quick else PROMPT_TOKENS
     maker = PromptMaker(path)
-    asked = {tokens: maker.make(rounds, tokens, seed=tokens) for tokens in lengths}
+    asked = {tokens: maker.make([tokens] * rounds, seed=tokens) for tokens in lengths}
     found = [FollowUp(model, tokens) for tokens in lengths]
     environment = {
         "MLX_SERVER_PREFIX_DISK_MIB": "4096",

@@ -48,17 +48,17 @@ class Goal:
 
 def comparison_goals(rows: Sequence[Figures]) -> Iterator[Goal]:
     """Yield the goals of all rows that have one."""
-    by_key = {(row.model, row.clients, row.contender): row for row in rows}
+    by_key = {(row.model, row.work, row.clients, row.contender): row for row in rows}
     for row in rows:
         if row.contender not in (OURS, OURS_STREAMED):
             continue
-        place = f"{row.model}, {row.clients} clients, {row.contender}"
+        place = f"{row.model}, {row.work}, {row.clients} clients, {row.contender}"
         first, share = SHARE_OF_BARE[row.model]
         if row.clients >= first:
             yield at_least(f"{place}: share of the bare loop", row.ratio.median, share)
         if row.clients == EXTRA_CPU_CLIENTS:
             yield _cpu_goal(place, row)
-        theirs = by_key.get((row.model, row.clients, MLX_LM_STREAMED))
+        theirs = by_key.get((row.model, row.work, row.clients, MLX_LM_STREAMED))
         if row.contender == OURS_STREAMED and theirs is not None and _is_raced(row):
             times = row.ratio.median / theirs.ratio.median if theirs.ratio.median else math.inf
             yield at_least(f"{place}: times mlx_lm.server, streamed", times, TIMES_MLX_LM)

@@ -13,7 +13,7 @@ from benchmarks.models import make_model
 from benchmarks.prompts import PromptMaker
 from benchmarks.rounds import Say
 from benchmarks.servers import mlx_manager_server
-from benchmarks.work import Load
+from benchmarks.work import even_load
 
 REQUESTS = 20_000
 CLIENTS = 20
@@ -55,7 +55,7 @@ def measure_memory(folder: Path, say: Say, *, requests: int = REQUESTS) -> Growt
     """Send `requests` requests, in portions after each of which memory is read."""
     path = make_model(folder / "models", "tiny")
     prompts = PromptMaker(path)
-    load = Load(CLIENTS, REQUESTS_EACH, OUTPUT_TOKENS)
+    load = even_load(CLIENTS, REQUESTS_EACH, OUTPUT_TOKENS)
     growth = Growth([], [], [])
     with ExitStack() as stack:
         child = stack.enter_context(Child("benchmarks.client"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,33 +30,32 @@ class PromptMaker:
     def __init__(self, model: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         self._template = Template(CHAT_TEMPLATE)
+        # A word is encoded by itself, whatever it stands behind.
+        self._word_tokens = {word: len(self._tokenizer.encode(f" {word}").ids) for word in WORDS}
 
-    def make(self, count: int, tokens: int, seed: int) -> list[Prompt]:
-        """Return `count` prompts of exactly `tokens` tokens; those of two seeds differ from their first word on.
+    def make(self, lengths: Sequence[int], seed: int) -> list[Prompt]:
+        """Return a prompt of exactly so many tokens for each; those of two seeds differ from their first word on.
 
         So no server can answer one from what it kept of another.
         """
-        return [self._prompt(tokens, random.Random(f"{seed}/{number}")) for number in range(count)]
+        return [
+            self._prompt(tokens, random.Random(f"{seed}/{number}"))
+            for number, tokens in enumerate(lengths)
+        ]
 
     def _prompt(self, tokens: int, chance: random.Random) -> Prompt:
-        for text in _candidates(chance):
-            token_ids = self._encode(text)
-            if len(token_ids) == tokens:
-                return Prompt(text, token_ids)
-            if len(token_ids) > tokens:
-                break
-        # The last word was too long: begin anew with other words.
-        return self._prompt(tokens, chance)
+        """Return a mark that hardly comes twice, and words."""
+        text = "".join(chance.choices(LETTERS, k=8))
+        missing = tokens - len(self._encode(text))
+        while fitting := [word for word in WORDS if self._word_tokens[word] <= missing]:
+            word = chance.choice(fitting)
+            text += f" {word}"
+            missing -= self._word_tokens[word]
+        token_ids = self._encode(text)
+        # The mark was too long, or nothing short enough for the rest: begin anew with another one.
+        return Prompt(text, token_ids) if len(token_ids) == tokens else self._prompt(tokens, chance)
 
     def _encode(self, text: str) -> list[int]:
         message = {"role": "user", "content": text}
         rendered = self._template.render(messages=[message], add_generation_prompt=True)
         return list(self._tokenizer.encode(rendered, add_special_tokens=False).ids)
-
-
-def _candidates(chance: random.Random) -> Iterator[str]:
-    """Yield a text that grows by a word, beginning with a mark that hardly comes twice."""
-    text = "".join(chance.choices(LETTERS, k=8))
-    while True:
-        yield text
-        text += f" {chance.choice(WORDS)}"

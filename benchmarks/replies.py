@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.connection import Reply
-from benchmarks.work import ClientTask
+from benchmarks.work import Length
 
 DATA = b"data: "
 DONE = b"[DONE]"
@@ -26,7 +26,7 @@ class Reading:
     failure: str | None = None
 
 
-def read(reply: Reply, task: ClientTask) -> Reading:
+def read(reply: Reply, length: Length) -> Reading:
     """Check an answer's status, end and token counts, and take its times."""
     status = reply.head[9:12]
     if not reply.is_whole:
@@ -35,19 +35,19 @@ def read(reply: Reply, task: ClientTask) -> Reading:
         return Reading(failure=f"status {status.decode()}: {bytes(_body(reply))[:300]!r}")
     try:
         if b"text/event-stream" in reply.head.lower():
-            return _read_stream(reply, task)
-        return _read_whole(reply, task)
+            return _read_stream(reply, length)
+        return _read_whole(reply, length)
     except (msgspec.DecodeError, LookupError, TypeError) as error:
         return Reading(failure=f"unreadable answer: {type(error).__name__}: {error}")
 
 
-def _read_whole(reply: Reply, task: ClientTask) -> Reading:
+def _read_whole(reply: Reply, length: Length) -> Reading:
     answer = msgspec.json.decode(_body(reply))
-    failure = _wrong(answer["usage"], answer["choices"][0]["finish_reason"], task)
-    return Reading(failure=failure) if failure else Reading(tokens=task.output_tokens)
+    failure = _wrong(answer["usage"], answer["choices"][0]["finish_reason"], length)
+    return Reading(failure=failure) if failure else Reading(tokens=length.output_tokens)
 
 
-def _read_stream(reply: Reply, task: ClientTask) -> Reading:
+def _read_stream(reply: Reply, length: Length) -> Reading:
     usage, reason, text_at_s, is_done = None, None, list[float](), False
     for payload, at_s in _events(reply):
         if payload == DONE:
@@ -59,11 +59,11 @@ def _read_stream(reply: Reply, task: ClientTask) -> Reading:
             reason = choice.get("finish_reason") or reason
             if choice["delta"].get("content"):
                 text_at_s.append(at_s)
-    failure = _wrong(usage, reason, task) or _incomplete(text_at_s, is_done)
+    failure = _wrong(usage, reason, length) or _incomplete(text_at_s, is_done)
     if failure:
         return Reading(failure=failure)
     gaps = tuple(later - at for at, later in pairwise(text_at_s))
-    return Reading(task.output_tokens, text_at_s[0] - reply.sent_s, gaps)
+    return Reading(length.output_tokens, text_at_s[0] - reply.sent_s, gaps)
 
 
 def _incomplete(text_at_s: list[float], is_done: bool) -> str | None:
@@ -72,11 +72,11 @@ def _incomplete(text_at_s: list[float], is_done: bool) -> str | None:
     return None if is_done else "a stream without [DONE]"
 
 
-def _wrong(usage: Any, reason: str | None, task: ClientTask) -> str | None:
+def _wrong(usage: Any, reason: str | None, length: Length) -> str | None:
     if usage is None:
         return "no usage"
     counts = (usage["prompt_tokens"], usage["completion_tokens"], reason)
-    expected = (task.prompt_tokens, task.output_tokens, "length")
+    expected = (length.prompt_tokens, length.output_tokens, "length")
     return None if counts == expected else f"{counts} instead of {expected}"
 
 

@@ -149,10 +149,10 @@ def print_report(report: Report, screen: Console) -> None:
     """Print tables, goals and failures."""
     facts = machine()
     screen.print(", ".join(f"{name} {value}" for name, value in facts.items()), highlight=False)
-    for (model, clients), rows in groupby(
-        report.comparisons, key=lambda row: (row.model, row.clients)
+    for title, rows in groupby(
+        report.comparisons, key=lambda row: f"{row.model}, {row.work}, {row.clients} clients"
     ):
-        screen.print(_comparison_table(f"{model}, {clients} clients", rows))
+        screen.print(_comparison_table(title, rows))
     for part in report.telemetry:
         screen.print(_telemetry_table(part))
     if report.contended:

@@ -51,9 +51,8 @@ def measure(
 ) -> dict[str, Series]:
     """Run `load` on every contender, once to warm up and then `rounds` times."""
     series = {one.name: Series(one.name, load) for one in contenders}
-    warm_up = Load(load.clients, 1, load.output_tokens, load.prompt_tokens)
     for contender in contenders:
-        contender.run(warm_up, next(_seeds))
+        contender.run(load.warm_up(), next(_seeds))
     for number, order in enumerate(orders(contenders, rounds), start=1):
         say(f"{load.clients} clients, round {number} of {rounds}")
         for contender in order:

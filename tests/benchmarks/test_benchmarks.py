@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.connection import Reply
-from benchmarks.contenders import Measured
+from benchmarks.contenders import Measured, deal
 from benchmarks.figures import percentile, telemetry_figures
 from benchmarks.goals import telemetry_goals
 from benchmarks.memory import Growth
@@ -22,11 +22,11 @@ from benchmarks.replies import read
 from benchmarks.rounds import measure, orders, throughput_ratio
 from benchmarks.servers import Cpu
 from benchmarks.telemetry import OFF, SPANS, STORE, STORE_AND_OTLP, TelemetryCost, measure_telemetry
-from benchmarks.work import Answers, ClientTask, Load
+from benchmarks.work import Answers, Length, Load, even_load, mixed_load
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import TraceFilter
 
-TASK = ClientTask("127.0.0.1", 1, "/", [], prompt_tokens=7, output_tokens=2)
+LENGTH = Length(prompt_tokens=7, output_tokens=2)
 EVENTS = (
     b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n',
     b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n',
@@ -60,6 +60,21 @@ def test_a_run_reports_every_contender_and_checks_every_answer(tmp_path: Path) -
         assert (row["first_token_p99_s"] is None) == is_whole
         assert (row["gap_p50_s"] is None) == is_whole
     assert report["goals"][-1]["is_met"]
+
+
+def test_mixed_lengths_are_always_the_same_and_weigh_the_same_for_every_client(
+    tmp_path: Path,
+) -> None:
+    load = mixed_load(8, 12)
+
+    dealt = deal(load, 1, PromptMaker(make_model(tmp_path, "tiny")))
+
+    prompts = {tuple(sorted(len(prompt.token_ids) for prompt, _ in own)) for own in dealt}
+    outputs = {tuple(sorted(length.output_tokens for _, length in own)) for own in dealt}
+    assert load == mixed_load(8, 12)
+    assert [(own[0], own[-1], len(set(own))) for own in prompts] == [(32, 1500, 12)]
+    assert [(own[0], own[-1], len(set(own))) for own in outputs] == [(8, 200, 12)]
+    assert len({tuple(own) for own in load.lengths}) == 8
 
 
 def test_short_requests_are_timed_beside_a_long_prompt(tmp_path: Path) -> None:
@@ -99,7 +114,7 @@ def test_an_unknown_part_is_refused_by_name(capsys: pytest.CaptureFixture[str]) 
 def test_prompts_have_the_length_asked_for_and_differ_from_their_first_word(tmp_path: Path) -> None:
     prompts = PromptMaker(make_model(tmp_path, "tiny"))
 
-    made = prompts.make(20, 64, seed=1) + prompts.make(20, 64, seed=2)
+    made = prompts.make([64] * 20, seed=1) + prompts.make([64] * 20, seed=2)
 
     assert {len(prompt.token_ids) for prompt in made} == {64}
     assert len({prompt.text.split()[0] for prompt in made}) == 40
@@ -110,7 +125,7 @@ def test_prompts_have_the_length_asked_for_and_differ_from_their_first_word(tmp_
 def test_a_stream_is_timed_by_its_text_however_it_is_cut(cut: int, is_chunked: bool) -> None:
     reply = _arrived(_stream(is_chunked), cut)
 
-    reading = read(reply, TASK)
+    reading = read(reply, LENGTH)
 
     assert reading.failure is None
     assert reading.tokens == 2
@@ -124,7 +139,7 @@ def test_an_answer_with_other_counts_is_a_failure() -> None:
     )
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
 
-    reading = read(_arrived(head + body, 1000), TASK)
+    reading = read(_arrived(head + body, 1000), LENGTH)
 
     assert reading.failure == "(7, 1, 'stop') instead of (7, 2, 'length')"
     assert reading.tokens == 0
@@ -134,8 +149,8 @@ def test_an_answer_that_breaks_off_or_is_refused_is_a_failure() -> None:
     broken = _arrived(_stream(True)[:-9], 1000)
     refused = _arrived(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy", 1000)
 
-    assert "ended before" in str(read(broken, TASK).failure)
-    assert "503" in str(read(refused, TASK).failure)
+    assert "ended before" in str(read(broken, LENGTH).failure)
+    assert "503" in str(read(refused, LENGTH).failure)
 
 
 @pytest.mark.parametrize("names", ["abc", "abcd"])
@@ -150,7 +165,7 @@ def test_nobody_is_favoured_by_the_place_in_a_round(names: str) -> None:
 
 
 def test_ratios_compare_what_was_measured_in_the_same_round() -> None:
-    series = measure([_Steady("a", 2.0), _Steady("b", 4.0)], Load(1, 1, 10), 3, lambda _: None)
+    series = measure([_Steady("a", 2.0), _Steady("b", 4.0)], even_load(1, 1, 10), 3, lambda _: None)
 
     assert series["a"].compared(series["b"], throughput_ratio) == [2.0, 2.0, 2.0]
 
@@ -177,7 +192,7 @@ def test_a_receiver_takes_what_an_exporter_sends() -> None:
 def test_each_kind_of_telemetry_is_compared_with_none_and_the_store_with_spans_alone() -> None:
     walls_s = {OFF: 1.0, SPANS: 1.25, STORE: 1.26, STORE_AND_OTLP: 2.0}
     contenders = [_Steady(name, wall_s) for name, wall_s in walls_s.items()]
-    series = measure(contenders, Load(2, 1, 10), 3, lambda _: None)
+    series = measure(contenders, even_load(2, 1, 10), 3, lambda _: None)
     part = telemetry_figures(TelemetryCost("tiny", series))
 
     ratios = {(row.telemetry, row.against): row.throughput_ratio.median for row in part.rows}
@@ -226,8 +241,7 @@ class _Steady:
         self._wall_s = wall_s
 
     def run(self, load: Load, seed: int) -> Measured:
-        tokens = load.requests * load.output_tokens
-        answers = Answers(self._wall_s, 0.0, load.requests, tokens, [], [], [])
+        answers = Answers(self._wall_s, 0.0, load.requests, load.output_tokens, [], [], [])
         return Measured(answers, Cpu(0.1, 0.2), None)
 
 
