@@ -53,6 +53,16 @@ async def test_a_killed_process_fails_all_its_streams_at_once(tiny: Path) -> Non
         await has_gone(engine.pid)
 
 
+async def test_a_process_that_breaks_outside_python_says_where(
+    tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with started(tiny) as engine:
+        kill(engine.pid, signal.SIGSEGV)
+        assert await engine.gone() == "was killed by signal 11"
+    assert "engine says: Fatal Python error: Segmentation fault" in caplog.text
+    assert "worker.py" in caplog.text
+
+
 async def test_a_process_that_stops_speaking_is_ended(tiny: Path) -> None:
     async with started(tiny, stall_timeout_s=4.0) as engine:
         streams = [ask(engine) for _ in range(3)]

@@ -7,6 +7,7 @@ the channel is the end of the process: it can't outlive the API process.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import signal
 import socket
 import time
@@ -78,6 +79,8 @@ class Stepping(Protocol):
 def main() -> int:
     """Load the model named on the command line and serve it until the channel ends."""
     arguments = _parse_arguments()
+    # MLX ends the process where an allocation fails, without a word: this says where.
+    faulthandler.enable()
     # When to end is the API process's decision, whoever presses Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=arguments.channel))
