@@ -65,7 +65,7 @@ fuzz: setup-dev ## send 10,000 almost valid bodies, and requests made from /open
 	@FUZZ_BODIES=$${FUZZ_BODIES:-10000} FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-100} \
 		$(BIN)/python -m pytest tests/server/test_fuzz.py tests/server/test_openapi.py $(ARGS)
 
-chaos: setup-dev ## kill, hang, fill and stop a server under its clients (ARGS="soak 100000": that many short requests)
+chaos: setup-dev ## kill, hang, starve, fill and stop a server under its clients (ARGS="soak 100000": that many short requests)
 	@$(BIN)/python -m tools.chaos $(ARGS)
 
 bench: setup-dev ## compare throughput and latency with the bare engine loop and with mlx_lm.server

@@ -10,12 +10,15 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 import httpx
 import psutil
 
+from mlx_manager.observability import attributes as names
+from mlx_manager.traces.reader import TraceReader
+from mlx_manager.traces.summary import TraceFilter
 from tools.chaos.clients import Fate, Heard, crowd
 from tools.chaos.inside.sitecustomize import ABORT, HANG
 from tools.chaos.server import MODEL, Server
@@ -24,6 +27,12 @@ STREAMS = 16
 TOKENS = 500
 BUSY_S = 60.0
 LOCKED_S = 3.0
+# So much more may engine processes have than with sixteen streams; the long prompt needs five times as much.
+SPARE_BYTES = 24 * 2**20
+LONG_TOKENS = 12_000
+GIVEN_UP = frozenset({"request_ends_engine", "request_breaks_batch"})
+# Spans are stored once a second.
+TRACED_S = 2.0
 
 
 @dataclass(slots=True)
@@ -121,12 +130,49 @@ async def hanging_prompt(server: Server) -> None:
     await _expect_given_up(server, [40, 41, *HANG, 42])
 
 
-async def _expect_given_up(server: Server, prompt: list[int]) -> None:
+async def exhaust_memory(server: Server) -> None:
+    """One more request, for whose prompt no engine process can get the memory."""
+    [engine], api = server.engines, psutil.Process(server.pid)
+    limit = engine.memory_info().data + SPARE_BYTES
+    # The next engine processes inherit it from the API process, which itself has far less.
+    _limit_memory([api, engine], limit)
+    try:
+        request_id = await _expect_given_up(server, [token % 400 for token in range(LONG_TOKENS)])
+    finally:
+        _limit_memory([api], resource.RLIM_INFINITY)
+        _limit_memory(api.children(), resource.RLIM_INFINITY)
+    await _expect_traced(server, request_id)
+
+
+def _limit_memory(processes: list[psutil.Process], limit: int) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.rlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+
+
+async def _expect_given_up(server: Server, prompt: list[int]) -> str:
+    """Send a prompt, see that it is refused in the end, and return the id of the request."""
     async with httpx.AsyncClient(base_url=server.url, timeout=180) as http:
         body = {"model": MODEL, "prompt": prompt, "max_tokens": 4}
         answer = (await http.post("/v1/completions", json=body)).json()
-    if answer.get("error", {}).get("code") != "request_ends_engine":
+    if answer.get("error", {}).get("code") not in GIVEN_UP:
         raise AssertionError(f"a request that ends its engine each time was answered with {answer}")
+    request_id: str = answer["error"]["request_id"]
+    return request_id
+
+
+async def _expect_traced(server: Server, request_id: str) -> None:
+    """See that the trace of a request says that no engine process went on with it, and why."""
+    await asyncio.sleep(TRACED_S)
+    with TraceReader(server.folder / "traces.db") as reader:
+        failed = reader.list_traces(TraceFilter(status="error")).traces
+        traces = [reader.get_trace(one.trace_id) for one in failed if one.request_id == request_id]
+    spans = [span for trace in traces if trace for span in trace.spans]
+    resumed = [span for span in spans if span.name == names.SPAN_RESUME]
+    if not any(
+        span.status == "error" and names.RESUME_CAUSE in span.attributes for span in resumed
+    ):
+        raise AssertionError(f"the trace of {request_id} has {[span.name for span in spans]}")
 
 
 async def lock_database(server: Server) -> None:
@@ -181,6 +227,7 @@ FAULTS = (
     Fault("engine hangs", hang_engine),
     Fault("a prompt that ends engines", poison),
     Fault("a prompt that hangs engines", hanging_prompt),
+    Fault("memory exhausted", exhaust_memory),
     Fault("overload", overload),
     Fault("database locked", lock_database),
     Fault("disk full", fill_disk),

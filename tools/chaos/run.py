@@ -34,7 +34,8 @@ async def run(
 
     async with Server(
         folder,
-        max_batch=STREAMS,
+        # One more, so that what makes trouble is computed beside the streams.
+        max_batch=STREAMS + 1,
         max_waiting=2 * STREAMS,
         stall_timeout_s=3,
         shutdown_timeout_s=GRACE_S,

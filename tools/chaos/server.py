@@ -47,7 +47,7 @@ class Server:
     async def start(self) -> None:
         """Start the process and wait until it answers. Raises RuntimeError with its log when it doesn't."""
         if not self._models.exists():
-            make_random_model(self._models / MODEL, Shape(context=4096))
+            make_random_model(self._models / MODEL, Shape(context=16_384))
         log, process = self.folder / "server.log", self._spawn(self.folder / "server.log")
         begin, end_s = log.stat().st_size, time.monotonic() + START_S
         while time.monotonic() < end_s and process.poll() is None:
