@@ -68,10 +68,10 @@ def read(
     calls = found.count("tool_call_began")
     is_cut = bool(calls) and found.count("tool_call_ended") == calls - 1
     assert is_cut or found.count("tool_call_ended") == calls or "tool_call_malformed" in found
-    return (*_gathered(deltas), [kind for kind in found if kind != "tool_call_ended"])
+    return (*gathered(deltas), [kind for kind in found if kind != "tool_call_ended"])
 
 
-def _gathered(deltas: Sequence[Delta]) -> tuple[str, str, list[Call]]:
+def gathered(deltas: Sequence[Delta]) -> tuple[str, str, list[Call]]:
     text = "".join(one.text for one in deltas if isinstance(one, TextDelta))
     thoughts = "".join(one.text for one in deltas if isinstance(one, ReasoningDelta))
     calls = [one for one in deltas if isinstance(one, ToolCallStarted)]
