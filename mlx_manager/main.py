@@ -1,7 +1,7 @@
 """The manager's process: `uvicorn mlx_manager.main:app`, or `mlx-manager serve`."""
 
 # ruff: noqa: E402
-# Telemetry is configured between the imports on purpose: before anything that it instruments is imported.
+# Telemetry is configured between the imports on purpose: before anything that it instruments is used.
 
 from __future__ import annotations
 

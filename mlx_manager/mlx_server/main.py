@@ -1,7 +1,7 @@
 """The inference server's process: `uvicorn mlx_manager.mlx_server.main:app`, or `mlx-manager server`."""
 
 # ruff: noqa: E402
-# Telemetry is configured between the imports on purpose: before anything that it instruments is imported.
+# Telemetry is configured between the imports on purpose: before anything that it instruments is used.
 
 from __future__ import annotations
 
