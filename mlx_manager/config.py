@@ -22,9 +22,13 @@ class Settings(BaseSettings):
     )
     port: int = Field(10242, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     environment: Literal["development", "production"] = Field(
-        "development", description="Where this runs; goes into the telemetry resource."
+        "development",
+        description="Where this runs; goes into the telemetry resource. Unset, `MLX_SERVER_ENVIRONMENT` holds.",
     )
-    console: bool = Field(False, description="Print spans to the terminal, readable, as they end.")
+    console: bool = Field(
+        False,
+        description="Print spans to the terminal, readable, as they end. `MLX_SERVER_CONSOLE=true` does so, too.",
+    )
     open_ui: bool = Field(
         False,
         description="Let other machines use the pages and the administration below `/api`. There are no accounts yet: "
@@ -34,6 +38,10 @@ class Settings(BaseSettings):
         (),
         description="Names, besides `localhost` and the host, that the pages may be called by; separated by commas.",
     )
+
+    def is_set(self, name: str) -> bool:
+        """Whether somebody chose the value of that field, so that it isn't the default."""
+        return name in self.model_fields_set
 
     @field_validator("host_names", mode="before")
     @classmethod

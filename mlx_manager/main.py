@@ -13,8 +13,10 @@ from mlx_manager.observability.logfire_config import configure_logfire, instrume
 
 settings, server_settings = Settings(), ServerSettings()
 configure_logfire(
-    environment=settings.environment,
-    console=settings.console,
+    environment=settings.environment
+    if settings.is_set("environment")
+    else server_settings.environment,
+    console=settings.console or server_settings.console,
     metrics=server_settings.metrics,
     sample_ratio=server_settings.trace_sample_ratio,
     slow_s=server_settings.trace_slow_s,

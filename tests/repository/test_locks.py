@@ -118,5 +118,14 @@ def test_a_lock_satisfies_what_the_project_declares(path: Path, tables: list[str
     assert unmet == [], "run `make lock`"
 
 
+def test_logfire_comes_with_what_it_instruments() -> None:
+    (logfire,) = [one for one in declared("project.dependencies") if one.name == "logfire"]
+    locked = {entry.name for entry in read(RUNTIME)}
+
+    assert logfire.extras == {"fastapi", "httpx", "sqlalchemy"}
+    for instrumented in logfire.extras:
+        assert f"opentelemetry-instrumentation-{instrumented}" in locked
+
+
 def test_the_development_lock_holds_the_runtime_lock() -> None:
     assert set(read(RUNTIME)) <= set(read(DEVELOPMENT))

@@ -1,0 +1,117 @@
+"""What each `main` module sets up by being imported, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+
+from tests.observability.conftest import Python
+
+ANSWER = {
+    "id": "c-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "gpt-real",
+    "choices": [],
+    "usage": {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14},
+}
+
+# Calls the provider once through httpx and once through OpenAI's SDK, and prints what spans that left.
+CALLS = """
+import json
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from mlx_manager.observability.setup import span_sink
+import httpx, openai
+
+spans = InMemorySpanExporter()
+with span_sink(SimpleSpanProcessor(spans)):
+    httpx.get("{provider}/models")
+    openai.OpenAI(base_url="{provider}", api_key="k").chat.completions.create(
+        model="gpt-real", messages=[{{"role": "user", "content": "Hello"}}])
+for span in spans.get_finished_spans():
+    told = [span.name, span.kind.name, dict(span.attributes or {{}}), dict(span.resource.attributes)]
+    print("SPAN", json.dumps(told))
+"""
+MANAGER, SERVER = "mlx_manager.main", "mlx_manager.mlx_server.main"
+
+
+class Provider(BaseHTTPRequestHandler):
+    """Answers every request as a chat."""
+
+    def do_GET(self) -> None:
+        body = json.dumps(ANSWER).encode()
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Provider) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("main", "variables"),
+    [
+        (
+            MANAGER,
+            {
+                "MLX_MANAGER_ENVIRONMENT": "production",
+                "MLX_SERVER_ENVIRONMENT": "development",
+                "MLX_MANAGER_CONSOLE": "true",
+            },
+        ),
+        (MANAGER, {"MLX_SERVER_ENVIRONMENT": "production", "MLX_SERVER_CONSOLE": "true"}),
+        (SERVER, {"MLX_SERVER_ENVIRONMENT": "production", "MLX_SERVER_CONSOLE": "true"}),
+    ],
+)
+def test_calls_leave_spans_that_know_the_environment_and_show_on_the_console(
+    python: Python, provider: str, main: str, variables: dict[str, str]
+) -> None:
+    done = python(f"from {main} import app\n" + CALLS.format(provider=provider), **variables)
+    lines = done.stdout.splitlines()
+
+    spans = [json.loads(line.removeprefix("SPAN ")) for line in lines if line.startswith("SPAN")]
+    assert done.stderr == ""
+    assert [(name, kind) for name, kind, _, _ in spans] == [
+        ("GET", "CLIENT"),
+        ("POST", "CLIENT"),
+        ("chat gpt-real", "CLIENT"),
+    ]
+    assert spans[0][2]["url.full"] == f"{provider}/models"
+    assert spans[2][2]["gen_ai.usage.input_tokens"] == 11
+    assert {resource["deployment.environment.name"] for *_, resource in spans} == {"production"}
+    shown = [line for line in lines if not line.startswith("SPAN")]
+    assert len(shown) == 3
+    assert all(re.match(r"\d\d:\d\d:\d\d\.\d{3} ", line) for line in shown)
+
+
+@pytest.mark.parametrize("main", [MANAGER, SERVER])
+def test_development_is_the_default_and_the_console_is_quiet(python: Python, main: str) -> None:
+    done = python(f"""
+from {main} import app
+import logfire
+from opentelemetry import trace
+with logfire.span('some work'):
+    pass
+print(trace.get_tracer_provider().resource.attributes["deployment.environment.name"])
+""")
+
+    assert (done.stdout, done.stderr) == ("development\n", "")
