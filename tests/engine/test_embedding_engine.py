@@ -18,6 +18,8 @@ from tests.support.encoders import Kind, expected, make_encoder
 KIND = Kind()
 # Passes of 64 tokens, so that requests take several.
 LIMITS = Limits(max_batch=4, prefill_chunk_tokens=64, idle_prefill_chunk_tokens=64)
+# No token id: MLX raises when it is given to the model. The API process never sends it.
+POISON = [2, 2**63, 3]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,30 @@ def test_a_batch_that_cannot_be_computed_fails_its_requests_and_no_other(
     ends = {end.sequence_id: end for report in reports for end in report.ended}
     assert (ends[1].reason, ends[2].reason) == ("failed", "stop")
     assert ends[1].detail
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_of_those_in_a_pass_that_fails_only_the_one_that_breaks_it_does(
+    engine: EmbeddingEngine, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = {1: inputs(2, 4), 3: inputs(1, 6)}
+    engine.handle(Embed(1, wanted[1]))
+    engine.handle(Embed(2, [[2, 7, 3], POISON]))
+    engine.handle(Embed(3, wanted[3]))
+
+    reports = steps(engine)
+
+    ends = {end.sequence_id: end for report in reports for end in report.ended}
+    assert {key: end.reason for key, end in ends.items()} == {1: "stop", 2: "failed", 3: "stop"}
+    assert reports[0].admitted == [1, 2, 3], "all of them were in one pass"
+    for sequence_id, token_ids in wanted.items():
+        [made] = [one for one in reports[0].vectors if one.sequence_id == sequence_id]
+        rows = np.frombuffer(made.numbers, "<f4").reshape(len(token_ids), -1)
+        for position, row in zip(made.positions, rows, strict=True):
+            assert np.abs(row - expected(folder, token_ids[position], KIND)).max() < 1e-5
+    stamps = ends[1].stamps
+    assert (stamps.batches, stamps.batch_width_max) == (1, 2), "the pass that failed made nothing"
+    assert sum(group.count for group in engine.vitals().steps) == 4
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -78,3 +78,18 @@ async def test_what_cannot_be_computed_fails_alone(engine: EngineProcess) -> Non
             await stream.all()
     async with engine.embed([IDS], 3) as stream:
         assert [len(vector) for vector in await stream.all()] == [3]
+
+
+async def test_one_that_cannot_be_computed_costs_those_beside_it_nothing(
+    engine: EngineProcess, folder: Path
+) -> None:
+    kill(engine.pid, signal.SIGSTOP)  # so that all are there before the first pass
+    given = [IDS, [0, 2**63, 2], [0, 9, 10, 2]]
+    waiting = [asyncio.create_task(engine.embed([ids], None).all()) for ids in given]
+    await asyncio.sleep(0)
+    kill(engine.pid, signal.SIGCONT)
+    first, poison, last = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(poison, GenerationFailed)
+    for ids, vectors in ((given[0], first), (given[2], last)):
+        assert not isinstance(vectors, BaseException)
+        assert np.abs(np.array(vectors[0]) - expected(folder, ids, KIND)).max() < 1e-5

@@ -70,12 +70,10 @@ class EmbeddingEngine:
         waited = [one.id for one in admitted if one.stamps.received_ns < self._last_began_ns]
         for request in admitted:
             request.stamps.admitted_ns = began_ns
-        vectors = self._computed(batch) if batch.rows else []
-        now_ns = self._clock_ns()
+        vectors = list[Vectors]()
         if batch.rows:
             self._last_began_ns = began_ns
-            self._step_clock.add(now_ns - began_ns)
-            self._settle(batch, now_ns)
+            vectors = self._made_of(batch)
         ended, self._ended = self._ended, []
         return Pass(began_ns, vectors, [request.id for request in admitted], ended, waited)
 
@@ -97,25 +95,37 @@ class EmbeddingEngine:
             newest_id=self._newest_id,
         )
 
-    def _computed(self, batch: Batch) -> list[Vectors]:
+    def _made_of(self, batch: Batch) -> list[Vectors]:
+        """Compute a batch and, where that fails, each of its requests alone: it costs nobody else theirs."""
+        try:
+            rows = self._computed(batch)
+        except Exception as error:  # noqa: BLE001 - reported with the request it comes from; the engine goes on
+            traceback.print_exception(error)
+            alone = batch.by_request()
+            if len(alone) > 1:
+                return [vectors for one in alone for vectors in self._made_of(one)]
+            self._fail(batch, error)
+            return []
+        self._settle(batch)
+        return _by_request(batch, rows)
+
+    def _computed(self, batch: Batch) -> list[bytes]:
         self._threads.suit(batch.padded_tokens)
         token_ids = [one.token_ids for _, one in batch.rows]
         dimensions = [request.embed.dimensions for request, _ in batch.rows]
+        began_ns = self._clock_ns()
         try:
-            rows = self._model.embed(token_ids, dimensions)
-        except Exception as error:  # noqa: BLE001 - reported with the requests; the engine goes on
-            traceback.print_exception(error)
-            self._fail(batch, error)
-            return []
-        return _by_request(batch, rows)
+            return self._model.embed(token_ids, dimensions)
+        finally:
+            self._step_clock.add(self._clock_ns() - began_ns)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
         for request in batch.requests:
             self._scheduler.remove(request.id)
             self._end(request, "failed", type(error).__name__)
 
-    def _settle(self, batch: Batch, now_ns: int) -> None:
-        width = len(batch.rows)
+    def _settle(self, batch: Batch) -> None:
+        width, now_ns = len(batch.rows), self._clock_ns()
         for request in batch.requests:
             stamps = request.stamps
             stamps.finished_ns = now_ns

@@ -68,10 +68,19 @@ class Batch:
     def fill(self, request: Request) -> None:
         """Take the longest inputs of a request as long as they fit."""
         while request.left and self._fits(len(request.left[-1].token_ids)):
-            one = request.left.pop()
-            self.rows.append((request, one))
-            self.longest = max(self.longest, len(one.token_ids))
-            self._real_tokens += len(one.token_ids)
+            self._take(request, request.left.pop())
+
+    def by_request(self) -> list[Batch]:
+        """Return one batch for each request, with its inputs of this one."""
+        parts = {request.id: Batch(self.budget_tokens) for request in self.requests}
+        for request, one in self.rows:
+            parts[request.id]._take(request, one)
+        return list(parts.values())
+
+    def _take(self, request: Request, one: Input) -> None:
+        self.rows.append((request, one))
+        self.longest = max(self.longest, len(one.token_ids))
+        self._real_tokens += len(one.token_ids)
 
     def _fits(self, tokens: int) -> bool:
         if not self.rows:
