@@ -39,6 +39,9 @@ from mlx_manager.traces.summary import TraceFilter, TraceStatus
 
 # What answers need to be written out once their requests have been ended.
 CLOSING_S = 5
+# An idle connection is for the client to close: closed here, a request may just be on its way. httpx, and so both SDKs,
+# keeps one for 5 s, to the second what uvicorn does; nginx and load balancers of clouds 60 s, Go 90 s, Caddy 120 s.
+IDLE_CONNECTION_S = 130
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -307,6 +310,7 @@ def _run(application: str, name: str, host: str, port: int, settings: ServerSett
         # Ours says the same without query strings, which may hold keys.
         access_log=False,
         # Running requests are ended before this with an error of ours; what is cut off here has none.
+        timeout_keep_alive=IDLE_CONNECTION_S,
         timeout_graceful_shutdown=round(settings.shutdown_timeout_s) + CLOSING_S,
     )
     _AnnouncedServer(config, name, _url(listener)).run(sockets=[listener])

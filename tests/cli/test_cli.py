@@ -6,7 +6,10 @@ import json
 import signal
 import socket
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -41,6 +44,25 @@ def test_both_commands_start_a_server_that_answers_and_stop_on_sigterm(
     assert engines
     assert not any(engine.is_running() for engine in engines)
     assert "Traceback" not in server.text
+
+
+def test_a_connection_outlives_the_time_that_clients_keep_an_idle_one(tmp_path: Path) -> None:
+    # httpx, and so both SDKs, keeps one for 5 s. A server that closes it first may do so while a request is on its way.
+    with started(tmp_path, "server") as server:
+        address = server.url.removeprefix("http://")
+        with closing(HTTPConnection(address, timeout=60)) as connection:
+            first = listed(connection)
+            assert connection.sock is not None
+            time.sleep(6)
+            second = listed(connection)
+    assert first == second == 200
+
+
+def listed(connection: HTTPConnection) -> int:
+    connection.request("GET", "/v1/models")
+    response = connection.getresponse()
+    response.read()
+    return response.status
 
 
 def test_sigterm_gives_requests_their_time_and_then_a_clear_error(
