@@ -207,6 +207,26 @@ async def test_a_failure_in_the_middle_has_its_own_type_and_the_status_that_was_
     assert row["finish_reason"] is None
 
 
+async def test_a_client_that_leaves_before_it_is_told_of_its_prompt_has_had_it_read() -> None:
+    entry, request = opened(), replace(REQUEST, timeline=replace(TIMELINE))
+    with pytest.raises(asyncio.CancelledError):
+        await read_all(ScriptedBackend(asyncio.CancelledError()), request, entry)
+    row = ended(entry, None)
+    assert row["outcome"] == "cancelled"
+    assert (row["input_tokens"], row["cached_tokens"], row["output_tokens"]) == (20, 16, 1)
+
+
+async def test_a_client_that_leaves_before_its_prompt_is_read_has_used_no_tokens() -> None:
+    for steps in ([STARTED], []):
+        timeline = replace(TIMELINE, first_token_ns=None, output_tokens=0)
+        entry, request = opened(), replace(REQUEST, timeline=timeline)
+        started = [replace(one, timeline=timeline) for one in steps]
+        with pytest.raises(asyncio.CancelledError):
+            await read_all(ScriptedBackend(*started, asyncio.CancelledError()), request, entry)
+        row = ended(entry, None)
+        assert (row["input_tokens"], row["cached_tokens"], row["output_tokens"]) == (None,) * 3
+
+
 async def test_the_first_failure_is_the_one_that_counts() -> None:
     entry = opened()
     entry.fail("engine_failed", 503)

@@ -32,7 +32,7 @@ class AuditedBackend:
         """Answer `request`, watched."""
         entry = self._entry_of(request.origin)
         entry.asked(request.model, request.stream)
-        entry.backend = self._name
+        entry.backend, entry.timeline = self._name, request.timeline
         try:
             async with aclosing(self._backend.stream(request)) as events:
                 async for event in events:

@@ -45,6 +45,7 @@ class Entry:
         "started_ns",
         "status",
         "stream",
+        "timeline",
         "trace_id",
     )
 
@@ -56,6 +57,8 @@ class Entry:
         self.model: str | None = None
         self.stream: bool | None = None
         self.backend: str | None = None
+        # How far the backend came, also where nobody was told of it any more.
+        self.timeline: Timeline | None = None
         # Whoever works on after the request's last byte closes the entry itself.
         self.is_held = False
         self.status: int | None = None
@@ -141,7 +144,7 @@ class Entry:
         return code, error_type(status)
 
     def _work(self) -> dict[str, object]:
-        timeline = self._started.timeline if self._started else Timeline()
+        timeline = self._started.timeline if self._started else self.timeline or Timeline()
         tokens = self._tokens(timeline)
         return {
             "response_model": _fit_any(self._started.model if self._started else None),
@@ -156,7 +159,9 @@ class Entry:
     def _tokens(self, timeline: Timeline) -> tuple[int | None, int | None, int | None]:
         if (usage := self._usage) is not None:
             return usage.input_tokens, usage.cached_tokens, usage.output_tokens
-        if self._started is None:
+        # What has been read of the prompt so far is known of one that runs, and of one that was cut off.
+        is_being_read = self._started and (self._ended_ns is None or self._is_interrupted)
+        if timeline.first_token_ns is None and not is_being_read:
             return None, None, None
         return timeline.prompt_tokens, timeline.cached_tokens, timeline.output_tokens
 
