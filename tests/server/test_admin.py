@@ -246,6 +246,16 @@ async def test_a_model_in_use_is_neither_unloaded_nor_makes_room_and_the_refusal
         await did(admin, "unpin", LATE)
 
 
+async def test_a_pin_says_whether_it_outlives_the_server(admin: httpx.AsyncClient) -> None:
+    settings, by_hand = {"pin_source": "settings"}, {"pin_source": "by_hand"}
+    first = (await listed(admin))[SHORT]
+    assert first.items() >= (settings | {"pinned": False}).items()
+    pinned = await did(admin, "pin", SHORT)
+    unpinned = await did(admin, "unpin", SHORT)
+    assert pinned.items() >= (by_hand | {"pinned": True}).items()
+    assert unpinned.items() >= (by_hand | {"pinned": False}).items()
+
+
 async def test_a_model_that_is_larger_than_the_budget_is_told_to_shrink(
     tmp_path: Path, models: Path
 ) -> None:

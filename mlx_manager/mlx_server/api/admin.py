@@ -79,14 +79,17 @@ async def unload_model(body: ModelName, state: CurrentState) -> ModelState:
 
 @router.post("/models/pin")
 async def pin_model(body: ModelName, state: CurrentState) -> ModelState:
-    """Let a model stay in memory once it is there: it makes no room for others, and may idle."""
+    """Let a model stay in memory once it is there, until the server ends: it makes no room for others, and may idle.
+
+    `pinned` in the model's settings holds for each start.
+    """
     state.pool.pin(await state.pool.find(body.model))
     return await _described(state, body.model)
 
 
 @router.post("/models/unpin")
 async def unpin_model(body: ModelName, state: CurrentState) -> ModelState:
-    """Take a model's pin away."""
+    """Take a model's pin away, until the server ends."""
     state.pool.pin(await state.pool.find(body.model), is_pinned=False)
     return await _described(state, body.model)
 
@@ -123,6 +126,7 @@ def model_state(pool: ModelPool, files: ModelFiles) -> ModelState:
         aliases=[alias for alias, target in pool.catalog.aliases.items() if target == files.id],
         state="unloaded" if resident is None else resident.state,
         pinned=pool.is_pinned(files),
+        pin_source="by_hand" if pool.is_pin_by_hand(files) else "settings",
     )
     if resident is None:
         return known

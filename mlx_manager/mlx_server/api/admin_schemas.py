@@ -11,6 +11,7 @@ from mlx_manager.mlx_server.generation.running import Phase
 from mlx_manager.mlx_server.pool.catalog import Source
 from mlx_manager.mlx_server.pool.kind import ModelKind
 
+PinSource = Literal["settings", "by_hand"]
 State = Literal["unloaded", "loading", "ready", "stalled", "dead"]
 
 
@@ -31,7 +32,10 @@ class Memory(BaseModel):
 
 
 class ModelState(BaseModel):
-    """A model. What stands below `pinned` is null or empty unless it is in memory, or on its way.
+    """A model. What stands below `pin_source` is null or empty unless it is in memory, or on its way.
+
+    `pin_source` says where `pinned` comes from: what was said `by_hand` holds until the server ends, and the `settings`
+    from then on.
 
     `requests` hold it; without any it has been idle for `idle_s`. While it is loading, `loaded_share` of its weights
     (0 to 1) is there. `reserved_bytes` is set aside for it, by what for (`weights`, `kv`, `prefix_cache`, `head_room`);
@@ -46,6 +50,7 @@ class ModelState(BaseModel):
     aliases: list[str]
     state: State
     pinned: bool
+    pin_source: PinSource
     requests: int = 0
     idle_s: float | None = None
     engine_restarts: int = 0

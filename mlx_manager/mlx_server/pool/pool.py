@@ -176,6 +176,10 @@ class ModelPool:
         """Whether a model stays in memory once it is there."""
         return self._pins.get(files.id, files.settings.pinned)
 
+    def is_pin_by_hand(self, files: ModelFiles) -> bool:
+        """Whether that was said while the server ran, and so holds until it ends; else the settings say it."""
+        return files.id in self._pins
+
     def pin(self, files: ModelFiles, is_pinned: bool = True) -> None:
         """Say whether a model is to stay in memory once it is there, until the server ends."""
         self._pins[files.id] = is_pinned
