@@ -8,7 +8,7 @@ from pathlib import Path
 from tools.chaos.clients import Heard
 from tools.chaos.faults import FAULTS, STREAMS, compared
 from tools.chaos.run import line, run
-from tools.chaos.soak import soak
+from tools.chaos.soak import report, soak
 
 # Those that no other test covers, and one that kills.
 BOUNDED = frozenset(
@@ -42,7 +42,13 @@ async def test_a_soak_leaves_nothing_behind(tmp_path: Path) -> None:
     soaked = await soak(tmp_path, SOAKED, lambda _line: None)
     assert soaked.wrong == []
     assert soaked.kills
-    assert soaked.statuses["200"] > SOAKED / 2
+    fates = Counter(soaked.fates.values())
+    assert fates.total() == SOAKED
+    assert fates["whole"] > SOAKED / 2
+    assert fates.keys() == {"whole", "refused", "left"}
+    said = report(soaked)
+    assert said.endswith("nothing differs")
+    assert said.count("\n") > len(soaked.books)
 
 
 def heard(text: str = "abc", tokens: int = 3) -> Heard:

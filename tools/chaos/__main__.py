@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tools.chaos.run import run
-from tools.chaos.soak import soak
+from tools.chaos.soak import report, soak
 
 
 def main() -> int:
@@ -30,11 +30,7 @@ def _faults(folder: Path) -> int:
 
 def _soak(folder: Path, requests: int) -> int:
     soaked = asyncio.run(soak(folder, requests, _say))
-    memory = " ".join(f"{one:.0f}" for one in soaked.memory_mib)
-    _say(f"{soaked.statuses.total()} requests, {soaked.kills} kills, {soaked.seconds:.0f} s")
-    _say(f"answers: {dict(soaked.statuses)}; memory after each round: {memory} MiB")
-    for text in soaked.wrong:
-        _say(f"  ! {text}")
+    _say(report(soaked))
     return min(len(soaked.wrong), 1)
 
 

@@ -31,6 +31,7 @@ class Server:
     def __init__(self, folder: Path, **settings: object) -> None:
         self.folder = folder
         self.clock = folder / "clock"
+        self.tasks = folder / "tasks"
         self._models = folder / "models"
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
@@ -96,10 +97,14 @@ class Server:
             found: dict[str, list[dict[str, int]]] = (await http.get(f"{self.url}/health")).json()
             return found
 
+    async def metrics(self) -> str:
+        """Return its metrics in Prometheus's older text format."""
+        async with httpx.AsyncClient(timeout=30, verify=False) as http:
+            return (await http.get(f"{self.url}/metrics", headers={"Accept": "text/plain"})).text
+
     async def figures(self) -> dict[str, float]:
         """Return its metrics, summed over their dimensions."""
-        async with httpx.AsyncClient(timeout=30, verify=False) as http:
-            text = (await http.get(f"{self.url}/metrics", headers={"Accept": "text/plain"})).text
+        text = await self.metrics()
         sums: dict[str, float] = {}
         for name, value in re.findall(r"^([a-z_]+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
             sums[name] = sums.get(name, 0.0) + float(value)
@@ -134,6 +139,7 @@ class Server:
             "HF_HOME": str(self.folder / "hub"),
             "PYTHONPATH": str(Path(sitecustomize.__file__).parent),
             "CHAOS_CLOCK": str(self.clock),
+            "CHAOS_TASKS": str(self.tasks),
             "COLUMNS": "200",
         }
 

@@ -1,4 +1,4 @@
-"""Many short requests with everything that goes wrong between them; afterwards nothing may be left over."""
+"""Many short requests with all that goes wrong between them; afterwards the books agree and nothing is left over."""
 
 from __future__ import annotations
 
@@ -6,108 +6,193 @@ import asyncio
 import random
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
 import psutil
 
+from tools.chaos.books import Fate, Line, compared
+from tools.chaos.connection import TIMEOUT_S, Connection, Reply
+from tools.chaos.possessions import Held, held_at_rest
 from tools.chaos.server import MODEL, Server
+from tools.chaos.short import some
 
 CLIENTS = 24
 # An engine is killed after about so many requests.
-REQUESTS_PER_KILL = 500
-# Memory may still settle: caches fill, allocators keep what they had at the widest batch.
-MOST_GROWTH = 1.25
-ROUNDS = 4
+REQUESTS_PER_KILL = 1000
+LEFT_SHARE = 0.1
+# A client that leaves does so at once, or in the middle of what is read or written for it.
+LONGEST_PATIENCE_S = 0.05
+ROUNDS = 10
+# In the first round caches fill, threads start, and allocators keep what they had at the widest batch.
+MOST_GROWTH = 1.1
+CONTEXT_TOKENS = 1024
+SETTLED_S = 15.0
 
 
 @dataclass(slots=True)
 class Soaked:
     """What became of the requests, and what the server had left in the end; nothing in `wrong` means nothing was."""
 
-    statuses: Counter[str] = field(default_factory=Counter)
+    fates: dict[str, Fate] = field(default_factory=dict)
     kills: int = 0
+    is_interrupted: bool = False
     seconds: float = 0.0
     memory_mib: list[float] = field(default_factory=list)
+    books: list[Line] = field(default_factory=list)
+    at_first: Held | None = None
+    at_last: Held | None = None
     wrong: list[str] = field(default_factory=list)
+
+    def interrupt(self) -> None:
+        """Send no more."""
+        self.is_interrupted = True
 
 
 async def soak(folder: Path, requests: int, say: Callable[[str], None]) -> Soaked:
-    """Send `requests` in four rounds; look at the memory after each."""
-    soaked, began_s = Soaked(), time.monotonic()
-    async with Server(folder, max_batch=16, prefix_cache_mib=8) as server:
-        for round_number in range(ROUNDS):
-            await _round(server, requests // ROUNDS, round_number, soaked)
-            await asyncio.sleep(1.5)  # what is written and measured once a second
+    """Send `requests` in rounds, and look at the memory after each; in the end compare all that was counted.
+
+    Ctrl-C ends it with the requests that are on their way, and what has been sent by then is compared.
+    """
+    soaked = Soaked()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, soaked.interrupt)
+    models = f'{{"{MODEL}": {{"context_tokens": {CONTEXT_TOKENS}}}}}'
+    async with Server(folder, max_batch=16, prefix_cache_mib=8, models=models) as server:
+        for number in range(ROUNDS):
+            if soaked.is_interrupted:
+                break
+            await _round(server, requests // ROUNDS, number, soaked)
             soaked.memory_mib.append(_memory_mib(server))
-            say(
-                f"round {round_number + 1}: {soaked.memory_mib[-1]:.0f} MiB {dict(soaked.statuses)}"
-            )
-        await _look(server, soaked)
-    soaked.seconds = time.monotonic() - began_s
+            say(_progress(number, soaked))
+            soaked.at_first = soaked.at_first or await held_at_rest(server)
+        soaked.at_last = await held_at_rest(server, soaked.at_first)
+        soaked.books = await _settled_books(server, soaked)
+    soaked.wrong += _wrong(soaked)
+    soaked.wrong += [f"process {pid} outlives its server" for pid in _orphans(server)]
     return soaked
 
 
+def report(soaked: Soaked) -> str:
+    """Return the tables of what was counted, and what is wrong below them."""
+    assert soaked.at_first is not None
+    assert soaked.at_last is not None
+    kinds = ("clients", "audit", "metrics", "traces")
+    before, after = soaked.at_first.figures, soaked.at_last.figures
+    return "\n".join(
+        [
+            f"{len(soaked.fates)} requests, {soaked.kills} kills, {soaked.seconds:.0f} s",
+            _columns("", *kinds),
+            *(_columns(one.name, *(getattr(one, kind) for kind in kinds)) for one in soaked.books),
+            _columns("at rest", "first", "last"),
+            *(_columns(name, before[name], after[name]) for name in before),
+            _columns("memory, MiB", soaked.memory_mib[0], soaked.memory_mib[-1]),
+            *(f"  ! {text}" for text in soaked.wrong),
+            "nothing differs" if not soaked.wrong else f"{len(soaked.wrong)} differences",
+        ]
+    )
+
+
+def _columns(name: str, *found: object) -> str:
+    texts = (
+        f"{one:.0f}" if isinstance(one, float) else "" if one is None else str(one) for one in found
+    )
+    return f"{name:28}" + "".join(f"{text:>11}" for text in texts)
+
+
 async def _round(server: Server, requests: int, number: int, soaked: Soaked) -> None:
-    limits = httpx.Limits(max_connections=CLIENTS)
-    async with httpx.AsyncClient(base_url=server.url, timeout=180, limits=limits) as http:
-        killing = asyncio.create_task(_kill_now_and_then(server, soaked))
-        try:
-            await asyncio.gather(
-                *(
-                    _client(http, f"{number}-{client}", requests // CLIENTS, soaked)
-                    for client in range(CLIENTS)
-                )
+    began_s = time.monotonic()
+    async with _killing(server, soaked):
+        shares = [len(range(client, requests, CLIENTS)) for client in range(CLIENTS)]
+        await asyncio.gather(
+            *(
+                _client(server, f"soak-{number}-{client}", share, soaked)
+                for client, share in enumerate(shares)
             )
-        finally:
-            killing.cancel()
-            await asyncio.gather(killing, return_exceptions=True)
+        )
+    soaked.seconds += time.monotonic() - began_s
+
+
+@asynccontextmanager
+async def _killing(server: Server, soaked: Soaked) -> AsyncIterator[None]:
+    killing = asyncio.create_task(_kill_now_and_then(server, soaked))
+    try:
+        yield
+    finally:
+        killing.cancel()
+        await asyncio.gather(killing, return_exceptions=True)
 
 
 async def _kill_now_and_then(server: Server, soaked: Soaked) -> None:
     while True:
         await asyncio.sleep(0.05)
-        if soaked.statuses.total() >= (soaked.kills + 0.5) * REQUESTS_PER_KILL:
+        if len(soaked.fates) >= (soaked.kills + 0.5) * REQUESTS_PER_KILL:
             server.send_engines(signal.SIGKILL)
             soaked.kills += 1
 
 
-async def _client(http: httpx.AsyncClient, name: str, requests: int, soaked: Soaked) -> None:
-    chance = random.Random(name)
+async def _client(server: Server, name: str, requests: int, soaked: Soaked) -> None:
+    chance, url = random.Random(name), urlsplit(server.url)
+    connection = Connection(url.hostname or "", url.port or 0)
     for turn in range(requests):
-        headers = {
-            "X-Request-ID": f"soak-{name}-{turn}",
-            "Content-Type": "application/json",
-        }
-        path, body = _some(chance)
-        asking = asyncio.create_task(http.post(path, content=body, headers=headers))
-        if chance.random() < 0.1:
-            await asyncio.wait({asking}, timeout=chance.random() / 20)
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-            soaked.statuses["left"] += 1
+        if soaked.is_interrupted:
+            break
+        request_id, short = f"{name}-{turn}", some(chance)
+        leaves = chance.random() < LEFT_SHARE
+        patience_s = chance.uniform(0, LONGEST_PATIENCE_S) if leaves else TIMEOUT_S
+        try:
+            reply = await connection.ask(short.path, short.body, request_id, patience_s)
+        except (OSError, EOFError) as error:
+            connection.close()
+            reply = None
+            soaked.wrong.append(f"{request_id} {short.path}: {error!r}")
+        soaked.fates[request_id] = _fate(reply)
+        if reply is None and patience_s == TIMEOUT_S:
+            soaked.wrong.append(f"{request_id} {short.path}: no answer")
+        elif reply is not None and not short.is_answered_by(reply):
+            said = reply.body[-200:].decode(errors="replace")
+            soaked.wrong.append(f"{request_id} {short.path}: {reply.status} {said}")
+    connection.close()
+
+
+def _fate(reply: Reply | None) -> Fate:
+    if reply is None:
+        return "left"
+    return "whole" if reply.status == 200 else "refused"
+
+
+async def _settled_books(server: Server, soaked: Soaked) -> list[Line]:
+    """Return what the books say once they agree, or what they still say after some time: some are closed later."""
+    end_s = time.monotonic() + SETTLED_S
+    while True:
+        lines = compared(server.folder, await server.metrics(), soaked.fates)
+        if all(line.agrees for line in lines) or time.monotonic() > end_s:
+            return lines
+        await asyncio.sleep(0.5)
+
+
+def _wrong(soaked: Soaked) -> list[str]:
+    wrong = [f"{line.name}: the books differ" for line in soaked.books if not line.agrees]
+    first, last = soaked.memory_mib[0], soaked.memory_mib[-1]
+    if last > MOST_GROWTH * first:
+        wrong.append(f"memory grew from {first:.0f} to {last:.0f} MiB")
+    assert soaked.at_first is not None
+    assert soaked.at_last is not None
+    return wrong + soaked.at_first.unrest() + soaked.at_last.beyond(soaked.at_first)
+
+
+def _orphans(server: Server) -> list[int]:
+    """Find processes that still have to do with the server's folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(str(server.folder) in word for word in process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:
             continue
-        response = await asking
-        is_cut = '"error"' in response.text and response.status_code == 200
-        soaked.statuses["cut" if is_cut else str(response.status_code)] += 1
-
-
-def _some(chance: random.Random) -> tuple[str, bytes]:
-    """Path and body of a short request of any kind; one in ten is wrong in one way or another."""
-    if chance.random() < 0.03:
-        return "/v1/chat/completions", b'{"model": "chaos/tiny", "messages": ['
-    body: dict[str, Any] = {
-        "model": MODEL if chance.random() > 0.03 else "no/such",
-        "messages": [{"role": "user", "content": "word " * chance.randrange(1, 40)}],
-        "max_tokens": chance.randrange(1, 12) if chance.random() > 0.03 else -1,
-        "stream": chance.random() > 0.5,
-    }
-    path = "/v1/messages" if chance.random() < 0.3 else "/v1/chat/completions"
-    return path, httpx.Request("POST", "http://x", json=body).content
+    return found
 
 
 def _memory_mib(server: Server) -> float:
@@ -115,35 +200,9 @@ def _memory_mib(server: Server) -> float:
     return float(psutil.Process(server.pid).memory_info().rss) / 2**20
 
 
-async def _look(server: Server, soaked: Soaked) -> None:
-    """See that books, engines and memory are as if nothing had happened."""
-    figures = await server.figures()
-    for name in ("mlx_requests_active", "mlx_engine_row_difference", "mlx_queue_depth"):
-        if figures.get(name) != 0:
-            soaked.wrong.append(f"{name} is {figures.get(name)} in the end")
-    if await server.active():
-        soaked.wrong.append("requests are still active")
-    if len(server.engines) != 1:
-        soaked.wrong.append(f"there are {len(server.engines)} engine processes")
-    unexpected = soaked.statuses.keys() - {"200", "400", "404", "left"}
-    soaked.wrong += [f"{soaked.statuses[one]} answers: {one}" for one in unexpected]
-    first, last = soaked.memory_mib[0], soaked.memory_mib[-1]
-    if last > MOST_GROWTH * first:
-        soaked.wrong.append(f"memory grew from {first:.0f} to {last:.0f} MiB")
-    soaked.wrong += _books(server, soaked)
-
-
-def _books(server: Server, soaked: Soaked) -> list[str]:
-    rows = Counter(one for one, _ in server.outcomes() if one.startswith("soak-"))
-    outcomes = Counter(outcome for one, outcome in server.outcomes() if one.startswith("soak-"))
-    statuses = soaked.statuses
-    wrong = [f"{one} has {count} rows" for one, count in rows.items() if count > 1]
-    if outcomes["running"]:
-        wrong.append(f"{outcomes['running']} requests count as running")
-    # A client that leaves may do so before its request has come, or after its answer has gone.
-    answered = statuses.total() - statuses["left"]
-    if not answered <= len(rows) <= statuses.total():
-        wrong.append(f"{answered} were answered, and {len(rows)} are in the books")
-    if not statuses["200"] <= outcomes["completed"] <= statuses["200"] + statuses["left"]:
-        wrong.append(f"{statuses['200']} were whole, {outcomes['completed']} by the books")
-    return wrong
+def _progress(number: int, soaked: Soaked) -> str:
+    sent, memory = len(soaked.fates), soaked.memory_mib[-1]
+    rate = sent / soaked.seconds
+    return (
+        f"round {number + 1}: {sent} requests, {soaked.kills} kills, {rate:.0f}/s, {memory:.1f} MiB"
+    )

@@ -2,12 +2,15 @@
 
 In engine processes a prompt with one of three pairs of tokens side by side makes the model end its process, hang, or
 raise while it is read; what is decoded comes one token at a time and has no pairs. In all others the wall clock goes by
-the seconds that stand in the file which `CHAOS_CLOCK` names.
+the seconds that stand in the file which `CHAOS_CLOCK` names, and SIGUSR2 has the tasks of the event loop counted into
+the one that `CHAOS_TASKS` names.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import sys
 import time
 from itertools import pairwise
@@ -53,7 +56,17 @@ def move_clock(file: Path) -> None:
     time.time_ns = lambda: real_ns() + round(shift_s() * 1e9)
 
 
+def count_tasks(file: Path) -> None:
+    """Write how many tasks there are at each SIGUSR2."""
+
+    def count(_number: int, _frame: object) -> None:
+        file.write_text(str(len(asyncio.all_tasks())))
+
+    signal.signal(signal.SIGUSR2, count)
+
+
 if "mlx_manager.mlx_server.engine" in sys.orig_argv:
     break_engine()
 elif "CHAOS_CLOCK" in os.environ:
     move_clock(Path(os.environ["CHAOS_CLOCK"]))
+    count_tasks(Path(os.environ["CHAOS_TASKS"]))
