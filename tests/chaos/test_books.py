@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tools.chaos.books import Fate, compared
-from tools.chaos.possessions import Held
+from tools.chaos.possessions import POOL_THREADS, Held
 
 FATES: dict[str, Fate] = {"a": "whole", "b": "refused", "c": "left"}
 ROWS = [
@@ -84,5 +84,8 @@ def test_a_trace_that_is_missing_is_found(tmp_path: Path) -> None:
 
 
 def test_what_has_become_more_is_told_and_what_has_become_less_is_not() -> None:
-    before, after = Held({"tasks": 9.0, "threads": 9.0}), Held({"tasks": 10.0, "threads": 8.0})
+    before = Held({"tasks": 9.0, "threads": 9.0, "file descriptors": 26.0})
+    after = Held({"tasks": 10.0, "threads": 9.0 + POOL_THREADS, "file descriptors": 25.0})
     assert after.beyond(before) == ["tasks was 9 and is 10"]
+    leaking = Held(after.figures | {"tasks": 9.0, "threads": 10.0 + POOL_THREADS})
+    assert leaking.beyond(before) == [f"threads was 9 and is {10 + POOL_THREADS}"]

@@ -86,16 +86,16 @@ def _ends(rows: list[Row], metrics: str) -> list[Line]:
     """Compare how those ended that came as far as a model, or the search for one: the metrics have no others."""
     audited = Counter(row.end for row in rows if row.has_reached_model)
     measured = Counter[str]()
-    for labels, value in _samples(metrics, DURATIONS):
+    for labels, value in samples(metrics, DURATIONS):
         measured[labels.get("error_type", "completed")] += round(value)
-    measured["cancelled"] = sum(round(value) for _, value in _samples(metrics, CANCELLED))
+    measured["cancelled"] = sum(round(value) for _, value in samples(metrics, CANCELLED))
     names = sorted({*audited, *(name for name, count in measured.items() if count)})
     return [Line(f"ended: {name}", None, audited[name], measured[name]) for name in names]
 
 
 def _tokens(rows: list[Row], metrics: str) -> list[Line]:
     measured = Counter[str]()
-    for labels, value in _samples(metrics, TOKENS):
+    for labels, value in samples(metrics, TOKENS):
         measured[labels["kind"]] += round(value)
     read = sum(row.input_tokens for row in rows)
     made = sum(row.output_tokens for row in rows)
@@ -120,7 +120,8 @@ def _traces(file: Path, ids: Mapping[str, Fate]) -> int:
         return sum(one in ids for (one,) in database.execute("SELECT request_id FROM traces"))
 
 
-def _samples(text: str, name: str) -> list[tuple[dict[str, str], float]]:
+def samples(text: str, name: str) -> list[tuple[dict[str, str], float]]:
+    """Return labels and value of each sample of a metric, in Prometheus's text."""
     return [
         (sample.labels, sample.value)
         for family in text_string_to_metric_families(text)

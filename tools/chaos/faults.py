@@ -19,9 +19,10 @@ import psutil
 from mlx_manager.observability import attributes as names
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import TraceFilter
+from tools.chaos.books import samples
 from tools.chaos.clients import Fate, Heard, crowd
 from tools.chaos.inside.sitecustomize import ABORT, HANG
-from tools.chaos.server import MODEL, Server
+from tools.chaos.server import MODEL, PREFIX_FILES, Server
 
 STREAMS = 16
 TOKENS = 500
@@ -185,23 +186,49 @@ async def lock_database(server: Server) -> None:
 
 
 async def fill_disk(server: Server) -> None:
-    """No file of the server can grow: its database and traces fail as on a full disk."""
-    server_process = psutil.Process(server.pid)
-    _, hard = server_process.rlimit(resource.RLIMIT_FSIZE)
-    server_process.rlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    """No file of the server can grow: its database, traces and prefix cache fail as on a full disk."""
+    processes = [psutil.Process(server.pid), *server.engines]
+    _, hard = processes[0].rlimit(resource.RLIMIT_FSIZE)
+    for process in processes:
+        process.rlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
+        await _expect_unwritten(server, range(2, 400))
         await asyncio.sleep(LOCKED_S)
     finally:
-        server_process.rlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        for process in processes:
+            process.rlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 async def forbid_writing(server: Server) -> None:
-    """The folder of database and traces becomes read-only (to all but root)."""
-    server.folder.chmod(0o500)
+    """The folders of database, traces and prefix cache become read-only."""
+    kept = server.folder / PREFIX_FILES
+    folders = [server.folder, kept, *(path for path in kept.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o500)
     try:
+        await _expect_unwritten(server, range(400, 2, -1))
         await asyncio.sleep(LOCKED_S)
     finally:
-        server.folder.chmod(0o700)
+        for folder in folders:
+            folder.chmod(0o700)
+
+
+async def _expect_unwritten(server: Server, prompt: range) -> None:
+    """Have a prompt read that is worth a file, and see that the server says that it could not be written."""
+    before = await _unwritten_files(server)
+    body = {"model": MODEL, "prompt": list(prompt), "max_tokens": 1}
+    async with httpx.AsyncClient(base_url=server.url, timeout=180) as http:
+        (await http.post("/v1/completions", json=body)).raise_for_status()
+    end_s = time.monotonic() + BUSY_S
+    while await _unwritten_files(server) == before:
+        if time.monotonic() > end_s:
+            raise AssertionError("every file could be written")
+        await asyncio.sleep(0.1)
+
+
+async def _unwritten_files(server: Server) -> int:
+    failed = samples(await server.metrics(), "mlx_prefix_cache_files_total")
+    return sum(round(value) for labels, value in failed if labels["outcome"] == "failed")
 
 
 async def set_clock_back(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ NOTHING_TO_DO = (
 REQUESTS = "requests in engines"
 LOST = "mlx_telemetry_dropped_total"
 REST_S = 15.0
+# An event loop starts the threads of its own pool as it comes to need them, so many at most, and keeps them.
+POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
+MAY_GROW_BY = {"threads": POOL_THREADS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Held:
         return [
             f"{name} was {before.figures[name]:.0f} and is {now:.0f}"
             for name, now in self.figures.items()
-            if now > before.figures[name]
+            if now > before.figures[name] + MAY_GROW_BY.get(name, 0)
         ]
 
 

@@ -16,7 +16,7 @@ from tools.chaos.faults import (
     kill_server,
     stop_gently,
 )
-from tools.chaos.server import Server
+from tools.chaos.server import PREFIX_FILES, Server
 
 GRACE_S = 5.0
 COLUMNS = ("sent", "whole", "refused", "told", "lost", "different")
@@ -38,7 +38,11 @@ async def run(
         max_batch=STREAMS + 1,
         max_waiting=2 * STREAMS,
         stall_timeout_s=3,
+        # However slow the machine is, pieces of a long prompt stay large: what it takes at once goes by them.
+        token_gap_ms=10_000,
         shutdown_timeout_s=GRACE_S,
+        prefix_disk_mib=64,
+        prefix_disk_path=folder / PREFIX_FILES,
     ) as server:
         expected = await crowd(server.url, STREAMS, TOKENS)
         if not all(heard.is_whole for heard in expected):

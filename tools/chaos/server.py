@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import re
 import signal
@@ -22,6 +23,10 @@ from tools.random_model import Shape, make_random_model
 COMMAND = str(Path(sys.executable).parent / "mlx-manager")
 MODEL = "chaos/tiny"
 START_S = 120.0
+# The folder in its own that has the prefix cache's files.
+PREFIX_FILES = "prefix"
+# From Linux's headers: what makes the superuser write where nobody may, and how to do without.
+CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
 ENGINE = "mlx_manager.mlx_server.engine"
 
 
@@ -122,6 +127,7 @@ class Server:
                 env=self._environment(),
                 stdout=output,
                 stderr=output,
+                preexec_fn=_obey_permissions,
             )
         return self._process
 
@@ -142,6 +148,12 @@ class Server:
             "CHAOS_TASKS": str(self.tasks),
             "COLUMNS": "200",
         }
+
+
+def _obey_permissions() -> None:
+    """Have a folder that is read-only be so for the superuser, too, as it is for everybody who serves."""
+    if sys.platform == "linux" and os.geteuid() == 0:
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
 def _is_engine(process: psutil.Process) -> bool:
