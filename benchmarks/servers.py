@@ -77,6 +77,8 @@ def mlx_manager_server(
         "MLX_SERVER_DATABASE_URL": f"sqlite+aiosqlite:///{folder / 'server.db'}",
         "MLX_SERVER_TRACES_PATH": str(folder / "traces.db"),
         "MLX_SERVER_HUB_CACHE": str(folder / "hub"),
+        # The bare loop makes a token a step, and answers of random models repeat themselves: `benchmarks.lookup`.
+        "MLX_SERVER_LOOKUP_TOKENS": "0",
     }
     around = {
         name: value

@@ -173,7 +173,8 @@ class Timeline:
     Of several `choices`, or those of several `prompts`, the work is that of all; the times up to the first token are
     those of the choice that had it first, and so are stalls and offsets. A request for embeddings has one, too, without
     tokens but with the `batches` that its inputs were part of. An answer that is held to a grammar waits for it until
-    `grammar_ready_ns`; compiling took `grammar_compile_ns`, 0 when the grammar was known.
+    `grammar_ready_ns`; compiling took `grammar_compile_ns`, 0 when the grammar was known. `accepted_tokens` of the
+    output were proposed before they were computed, as were others, in `proposed_tokens`.
     """
 
     routing: Interval | None = None
@@ -206,6 +207,8 @@ class Timeline:
     output_tokens: int = 0
     batch_width_sum: int = 0
     batch_width_max: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
     longest_gap_ns: int = 0
     stalls: tuple[Stall, ...] = ()
     resumptions: tuple[Resumption, ...] = ()

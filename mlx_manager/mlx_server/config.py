@@ -116,6 +116,14 @@ class Settings(BaseSettings):
     max_waiting: int = Field(
         512, ge=0, description="Requests per model that may wait; beyond it the answer is 503."
     )
+    lookup_tokens: int = Field(
+        8,
+        ge=0,
+        le=64,
+        description="Tokens that an answer guesses at most before they are computed, where it repeats what stands in "
+        "it or its prompt and while no other answer runs; one step computes what follows all of them, and keeps what "
+        "was right. The answer stays the same. 0 switches it off.",
+    )
     token_gap_ms: float = Field(
         100.0,
         gt=0,

@@ -243,6 +243,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         idle_prefill_chunk_tokens=settings.idle_prefill_chunk_tokens,
         prefix_disk=disk if disk.max_bytes else None,
+        lookup_tokens=settings.lookup_tokens,
         token_gap_ms=settings.token_gap_ms,
         kv_budget_bytes=settings.kv_budget_mib and settings.kv_budget_mib * 2**20,
         load_timeout_s=settings.load_timeout_s,

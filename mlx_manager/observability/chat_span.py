@@ -344,6 +344,10 @@ def _decoded(timeline: Timeline) -> Attributes:
         names.DECODE_LONGEST_GAP_S: timeline.longest_gap_ns / 1e9,
         names.DECODE_TOKEN_OFFSETS_MS: tuple(us / 1000 for us in timeline.token_offsets_us) or None,
         names.DECODE_TOKEN_STRIDE: timeline.token_stride if timeline.token_offsets_us else None,
+        names.DECODE_PROPOSED_TOKENS: timeline.proposed_tokens or None,
+        names.DECODE_ACCEPTED_TOKENS: timeline.accepted_tokens
+        if timeline.proposed_tokens
+        else None,
         names.BATCH_WIDTH_MEAN: timeline.batch_width_mean,
         names.BATCH_WIDTH_MAX: timeline.batch_width_max or None,
     }

@@ -53,12 +53,15 @@ class Driver:
         kv_budget_bytes: int | None = None,
         kv_shared_bytes: int | None = None,
         prefix_disk: PrefixDisk | None = None,
+        lookup_tokens: int = 0,
     ) -> None:
         cost = None if kv_budget_bytes is None else measure_kv_cost(model)
         limits = Limits(max_batch, chunk, idle_chunk, token_gap_ns, cost, kv_budget_bytes)
         scheduler = Scheduler(limits)
         self.paused_ns = 0
-        runner = Runner(model, max_batch, prefix_cache_bytes, kv_shared_bytes, prefix_disk)
+        runner = Runner(
+            model, max_batch, prefix_cache_bytes, kv_shared_bytes, prefix_disk, lookup_tokens
+        )
         self._compiled = threading.Event()
         grammars = None if vocabulary is None else GrammarCompiler(vocabulary, self._compiled.set)
         self.engine = Engine(runner, scheduler, BlasThreads(0), self._clock_ns, grammars)

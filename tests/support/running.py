@@ -128,6 +128,8 @@ def settings_for(folder: Path, model_dir: Path, **changes: object) -> Settings:
         "traces_path": folder / "traces.db",
         "hub_cache": folder / "hub",
         "max_loaded_models": 4,
+        # A token a step: answers that repeat themselves would be over before a test has looked into their middle.
+        "lookup_tokens": 0,
     }
     return Settings.model_validate(values | changes)
 

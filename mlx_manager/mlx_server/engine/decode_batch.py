@@ -16,7 +16,14 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 
 from mlx_manager.mlx_server.engine.batch_api import check_parts
-from mlx_manager.mlx_server.engine.sampling import LogitsProcessor, Sampler, draw_together
+from mlx_manager.mlx_server.engine.lookup import Lookup
+from mlx_manager.mlx_server.engine.sampling import (
+    LogitsProcessor,
+    Sampler,
+    SeededSampler,
+    draw_together,
+    is_free,
+)
 from mlx_manager.mlx_server.engine.slotted_cache import Layout, SlottedCache
 
 # Slots that are free for so many steps, and as many as the others, are given up: each costs its part of every step.
@@ -25,7 +32,10 @@ IDLE_STEPS = 8
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One sequence. `tokens` are those that its keys and values are of, with the one that is being computed."""
+    """One sequence. `tokens` are those that its keys and values are of, with the one that is being computed.
+
+    With a `lookup` it proposes tokens while it is alone.
+    """
 
     uid: int
     tokens: list[int]
@@ -33,6 +43,7 @@ class Row:
     processors: Sequence[LogitsProcessor]
     matcher: Any
     max_tokens: int
+    lookup: Lookup | None = None
     next_token: int = 0
     slot: int = -1
     made: int = 0
@@ -81,10 +92,29 @@ class Joining:
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A step that is being computed: one token of each of `rows`."""
+    """A step that is being computed: one token of each of `rows`, or of one row behind each of its `proposals`, too."""
 
     rows: list[Row]
     tokens: mx.array
+    logits: mx.array
+    proposals: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """How many tokens a step proposed for a row, and how many of them were right."""
+
+    uid: int
+    proposed: int
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """A step of one row that is over before the next one begins: the tokens that it made."""
+
+    row: Row
+    tokens: list[int]
     logits: mx.array
 
 
@@ -113,12 +143,15 @@ class PromptBatch(PromptProcessingBatch):
 class DecodeBatch:
     """Decodes a token of every row in each step, one step ahead of what it tells.
 
-    With `keeps_rows` what ended rows leave in the caches is told, too.
+    With `keeps_rows` what ended rows leave in the caches is told, too. A row that is alone proposes up to
+    `lookup_tokens` of its next tokens where it repeats itself, and one step computes what follows each of them.
     """
 
     model: Any
     layers: int
     keeps_rows: bool = True
+    lookup_tokens: int = 0
+    proposed: list[Proposed] = field(default_factory=list)
     _layout: Layout = field(default_factory=Layout)
     _caches: list[SlottedCache] = field(default_factory=list)
     # By slot; None where it is free.
@@ -127,6 +160,9 @@ class DecodeBatch:
     # The token that the next step begins with in each slot.
     _inputs: mx.array | None = None
     _flight: Flight | None = None
+    _landed: Landed | None = None
+    # What the row that is alone should say next, when it was looked up.
+    _expected: int | None = None
     _idle_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -152,8 +188,7 @@ class DecodeBatch:
 
     def extract_cache(self, index: int) -> list[Any]:
         """Return what a row has in the caches, in mlx-lm's caches for one row."""
-        slot = self._rows()[index].slot
-        return [cache.extract(slot) for cache in self._caches]
+        return self._left_by(self._rows()[index])
 
     def filter(self, keep: list[int]) -> None:
         """Drop all rows but those at some places."""
@@ -163,6 +198,8 @@ class DecodeBatch:
 
     def extend(self, joining: Joining) -> None:
         """Let rows join with the next step."""
+        if self._flight is not None and self._flight.proposals:
+            self._land(self._flight)
         lengths = [len(row.tokens) for _, row in joining.rows]
         if not self._layout.has_room(lengths):
             self._move(lengths)
@@ -170,6 +207,8 @@ class DecodeBatch:
             row.slot = self._layout.take(len(row.tokens))
             self._slots[row.slot :] = [row, *self._slots[row.slot + 1 :]]
             self._joined.append(row)
+            if self.lookup_tokens and is_free(row.sampler) and not row.processors:
+                row.lookup = Lookup(self.lookup_tokens)
             if row.tokens:
                 self._put(row, joining, place)
 
@@ -177,10 +216,14 @@ class DecodeBatch:
         """Begin the next step, and return what the one before has made."""
         if not self:
             return []
-        done = self._flight
+        if self._flight is not None and self._must_know(self._flight):
+            self._land(self._flight)
+        told, done = self._take_landed(), self._flight
+        if not self:
+            return told
         self._begin_step()
         if done is None:
-            return []
+            return told
         tokens = cast("list[int]", done.tokens.tolist())
         return [
             self._answer(row, token, done.logits, at)
@@ -198,10 +241,78 @@ class DecodeBatch:
             one, columns = slice(place, place + 1), slice(end - len(row.tokens), end)
             cache.put(row.slot, keys[one, :, columns], values[one, :, columns])
 
+    def _must_know(self, flight: Flight) -> bool:
+        """Whether the next step can't begin before the tokens of the one under way are known."""
+        if flight.proposals:
+            return True
+        self._expected = None
+        if len(self._slots) == 1 and len(flight.rows) == 1 and not self._joined:
+            [row] = flight.rows
+            if row.lookup is not None and (expected := row.lookup.propose(row.tokens)):
+                self._expected = expected[0]
+        return self._expected is not None
+
+    def _land(self, flight: Flight) -> None:
+        """Wait for a step of one row, and take back what it has computed of wrong proposals."""
+        [row], proposals = flight.rows, flight.proposals
+        drawn = cast("list[int]", flight.tokens.tolist())
+        right = 0
+        while right < len(proposals) and drawn[right] == proposals[right]:
+            right += 1
+        wrong = len(proposals) - right
+        self._layout.take_back(wrong)
+        if isinstance(row.sampler, SeededSampler):
+            row.sampler.take_back(wrong)
+        self._learn(row, proposals, right, drawn[0])
+        row.tokens += drawn[:right]
+        row.next_token = drawn[right]
+        self._joined.append(row)
+        self._flight = None
+        self._landed = Landed(row, drawn[: right + 1], flight.logits)
+
+    def _learn(self, row: Row, proposals: list[int], right: int, first: int) -> None:
+        assert row.lookup is not None
+        if proposals:
+            row.lookup.learn(len(proposals), right, len(row.tokens) + right)
+            self.proposed.append(Proposed(row.uid, len(proposals), right))
+        elif first != self._expected:
+            row.lookup.learn(1, 0, len(row.tokens))
+
+    def _take_landed(self) -> list[Answer]:
+        """Return the tokens of a step that is over, up to the one that ends its row."""
+        landed, self._landed = self._landed, None
+        if landed is None or landed.row.is_over:
+            return []
+        row, answers = landed.row, list[Answer]()
+        before = len(row.tokens) - len(landed.tokens) + 1
+        for at, token in enumerate(landed.tokens):
+            if reason := self._reason_to_end(row, token):
+                del row.tokens[before + at :]
+                answers.append(self._last_answer(row, token, reason, landed.logits, at))
+                break
+            answers.append(Answer(row.uid, token, None, None, None, landed.logits, at))
+        return answers
+
+    def _proposals(self) -> list[int]:
+        """Return what the next step computes besides, for a row that is alone and whose last token is known."""
+        if len(self._slots) != 1 or len(self._joined) != 1:
+            return []
+        [row] = self._joined
+        # With its last token the row ends, whatever would be behind that.
+        room = row.max_tokens - row.made - 1
+        if row.lookup is None or row.is_over or room < 1:
+            return []
+        return row.lookup.propose(row.tokens, row.next_token)[:room]
+
     def _begin_step(self) -> None:
         self._give_up_slots()
-        if not self._layout.has_room():
+        proposals = self._proposals()
+        self._layout.width = 1 + len(proposals)
+        if not self._layout.has_room(columns=self._layout.width):
             self._move([])
+        if proposals:
+            self._begin_with_proposals(proposals)
+            return
         inputs, rows = self._take_inputs(), self._rows()
         logits = self.model(inputs[:, None], cache=self._caches)[:, -1, :]
         self._layout.advance()
@@ -217,7 +328,19 @@ class DecodeBatch:
             self._inputs = mx.zeros(len(self._slots), tokens.dtype)
             self._inputs[slots] = tokens
         mx.async_eval(self._inputs, tokens, logits)
-        self._flight = Flight(rows, tokens, logits)
+        self._flight = Flight(rows, tokens, logits, [])
+
+    def _begin_with_proposals(self, proposals: list[int]) -> None:
+        """Compute what follows the last token of the row that is alone, and what would follow each guess."""
+        [row], self._joined = self._joined, []
+        row.tokens.append(row.next_token)
+        inputs = mx.array([[row.next_token, *proposals]], mx.uint32)
+        logits = self.model(inputs, cache=self._caches)[0]
+        self._layout.advance()
+        tokens = draw_together([row.sampler] * self._layout.width, logits)
+        mx.async_eval(tokens, logits)
+        self._inputs = None
+        self._flight = Flight([row], tokens, logits, proposals)
 
     def _take_inputs(self) -> mx.array:
         """Return what each slot's step begins with: what was drawn for it last, or the last token of a prompt."""
@@ -240,15 +363,24 @@ class DecodeBatch:
 
     def _answer(self, row: Row, token: int, logits: mx.array, at: int) -> Answer:
         row.tokens.append(token)
+        if reason := self._reason_to_end(row, token):
+            return self._last_answer(row, token, reason, logits, at)
+        return Answer(row.uid, token, None, None, None, logits, at)
+
+    def _reason_to_end(self, row: Row, token: int) -> str | None:
+        """Count a token that a row has made, and say why it is the last one, if it is."""
         row.made += 1
-        reason = "length" if row.made >= row.max_tokens else None
         if row.matcher.advance(token):
-            reason = "stop"
-        if reason is None:
-            return Answer(row.uid, token, None, None, None, logits, at)
-        left = [cache.extract(row.slot) for cache in self._caches] if self.keeps_rows else None
+            return "stop"
+        return "length" if row.made >= row.max_tokens else None
+
+    def _last_answer(self, row: Row, token: int, reason: str, logits: mx.array, at: int) -> Answer:
+        left = self._left_by(row) if self.keeps_rows else None
         self._drop(row)
         return Answer(row.uid, token, reason, left, row.tokens, logits, at)
+
+    def _left_by(self, row: Row) -> list[Any]:
+        return [cache.extract(row.slot, len(row.tokens)) for cache in self._caches]
 
     def _drop(self, row: Row) -> None:
         row.is_over = True
@@ -281,18 +413,25 @@ class DecodeBatch:
         for cache in self._caches:
             cache.clear()
         self._layout.move([])
-        self._inputs = self._flight = None
+        self._inputs = self._flight = self._landed = None
         self._joined.clear()
 
 
 class SlottedGenerator(BatchGenerator):
     """mlx-lm's `BatchGenerator` with a `DecodeBatch` for rows that have read their prompts."""
 
-    def __init__(self, model: Any, layers: int, *, keeps_rows: bool, **options: Any) -> None:
+    def __init__(
+        self, model: Any, layers: int, *, keeps_rows: bool, lookup_tokens: int = 0, **options: Any
+    ) -> None:
         super().__init__(model, **options)
         check_parts(self)
         self._prompt_batch = PromptBatch.empty(model, self.sampler, self.prefill_step_size)
-        self._generation_batch = DecodeBatch(model, layers, keeps_rows)
+        self._generation_batch = DecodeBatch(model, layers, keeps_rows, lookup_tokens)
+
+    def take_proposed(self) -> list[Proposed]:
+        """Return how proposals went since the last call."""
+        proposed, self._generation_batch.proposed = self._generation_batch.proposed, []
+        return cast("list[Proposed]", proposed)
 
     def _next(self) -> tuple[list[Any], list[Answer]]:
         joined = self._join_read()

@@ -95,6 +95,8 @@ class Engine:
         self._measure(now_ns - began_ns, chunk_tokens, output)
         for sequence_id, read in output.read.items():
             self._release(sequence_id, read)
+        for sequence_id, proposed, right in output.proposed:
+            self._scheduler.running[sequence_id].add_proposals(proposed, right)
         for token in output.tokens:
             self._settle(token, now_ns, output)
         for sequence_id in output.scored.done:
@@ -270,7 +272,7 @@ class Engine:
         ]
         # Shorter chunks are padded to the longest one.
         computed_tokens = len(chunks) * max(chunks, default=0)
-        self._scheduler.note(step_ns, computed_tokens, len(output.tokens))
+        self._scheduler.note(step_ns, computed_tokens, output.rows)
 
     def _cancel(self, sequence_id: int) -> None:
         if (sequence := self._compiling.pop(sequence_id, None)) and self._grammars is not None:
@@ -317,7 +319,7 @@ class Engine:
 
     def _settle(self, token: TokenOutput, now_ns: int, output: RunnerOutput) -> None:
         sequence = self._scheduler.running[token.sequence_id]
-        sequence.add_token(now_ns, len(output.tokens), bool(output.prefilled))
+        sequence.add_token(now_ns, output.rows, bool(output.prefilled))
         self._scheduler.charge(sequence, 1)
         if token.end is not None:
             self._scheduler.remove(sequence.id)

@@ -74,6 +74,9 @@ class Scored:
 class RunnerOutput:
     """What one step did: a chunk of prompt for each id in `prefilled`, and a token for each row that decodes.
 
+    A row that is alone may have several tokens at once; `rows` is how many rows had any. `proposed` says, by the ids of
+    theirs, how many tokens were proposed and how many of those were right.
+
     `logprobs` has one entry for each token whose sequence asked for them. `read` has the prompts, by the ids of those
     that read them, from which others can go on now; `scored` is what was done about log-probabilities of prompts.
     """
@@ -83,6 +86,8 @@ class RunnerOutput:
     logprobs: list[Logprobs] = field(default_factory=list)
     read: dict[int, ReadPrompt] = field(default_factory=dict)
     scored: Scored = field(default_factory=Scored)
+    rows: int = 0
+    proposed: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,7 @@ class Runner:
         prefix_cache_bytes: int = 0,
         kv_budget_bytes: int | None = None,
         prefix_disk: PrefixDisk | None = None,
+        lookup_tokens: int = 0,
     ) -> None:
         check_batch_api(BatchGenerator)
         self._model = model
@@ -122,6 +128,7 @@ class Runner:
         )
         self._kv_budget_bytes = kv_budget_bytes
         self._max_batch = max_batch
+        self._lookup_tokens = lookup_tokens
         self._stop_sequences: dict[tuple[int, ...], StopSequences] = {}
         self.reset()
 
@@ -145,6 +152,7 @@ class Runner:
                 self._model,
                 self._plain_layers,
                 keeps_rows=bool(self._prefix_cache_bytes),
+                lookup_tokens=self._lookup_tokens,
                 **options,
             )
         )
@@ -242,6 +250,7 @@ class Runner:
             TokenOutput(self._sequence_of[row.uid], row.token, self._end_of(row)) for row in rows
         ]
         logprobs = self._logprobs(rows) if self._top_logprobs else []
+        proposed = self._proposed()
         for row in prompts if self._shared else ():
             self._keep_shared(row)
         if self._prefix_cache_bytes:
@@ -250,7 +259,15 @@ class Runner:
                     self._store(row.prompt_cache, row.all_tokens)
         self._forget_all(token.sequence_id for token in tokens if token.end)
         read, self._read = self._read, {}
-        return RunnerOutput(scored.read_by + prefilled, tokens, logprobs, read, scored)
+        return RunnerOutput(
+            scored.read_by + prefilled,
+            tokens,
+            logprobs,
+            read,
+            scored,
+            len({row.uid for row in rows}),
+            proposed,
+        )
 
     @property
     def row_ids(self) -> list[int]:
@@ -390,6 +407,15 @@ class Runner:
             [self._top_logprobs[row.uid] for row in asked],
             mx.stack([row.logprobs for row in asked]),
         )
+
+    def _proposed(self) -> list[tuple[int, int, int]]:
+        if not isinstance(self._generator, SlottedGenerator):
+            return []
+        return [
+            (self._sequence_of[one.uid], one.proposed, one.right)
+            for one in self._generator.take_proposed()
+            if one.uid in self._sequence_of
+        ]
 
     def _kv_bytes(self) -> int | None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import mlx.core as mx
@@ -72,12 +73,20 @@ def _drawing(
     return _shared_sampler(drawing, kept_token_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class ChanceSampler:
+    """Draws by chance, for all rows with the same parameters in one call."""
+
+    parameters: SamplingParameters
+    kept_token_ids: tuple[int, ...]
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        return _drawn(logprobs, self.parameters, self.kept_token_ids, None)
+
+
 @lru_cache(maxsize=256)
 def _shared_sampler(parameters: SamplingParameters, kept_token_ids: tuple[int, ...]) -> Sampler:
-    def sample(logprobs: mx.array) -> mx.array:
-        return _drawn(logprobs, parameters, kept_token_ids, None)
-
-    return sample
+    return ChanceSampler(parameters, kept_token_ids)
 
 
 class SeededSampler:
@@ -107,6 +116,18 @@ class SeededSampler:
         key = mixed(self._state + self._position)
         self._position += 1
         return key >> 32, key & 0xFFFFFFFF
+
+    def take_back(self, draws: int) -> None:
+        """Make the last draws again: they were of proposals that were wrong."""
+        self._position -= draws
+
+
+def is_free(sampler: Sampler) -> bool:
+    """Whether a draw needs logits and its position and no token before it: several can be made at once.
+
+    One that is steered by the tokens of its answer, or held to a grammar, needs them.
+    """
+    return sampler is greedy or isinstance(sampler, (ChanceSampler, SeededSampler))
 
 
 def draw_together(samplers: Sequence[Sampler], logprobs: mx.array) -> mx.array:

@@ -104,6 +104,11 @@ class Sequence:
         stamps.batch_width_sum += batch_width
         stamps.batch_width_max = max(stamps.batch_width_max, batch_width)
 
+    def add_proposals(self, proposed: int, right: int) -> None:
+        """Record that so many tokens were proposed before they were computed, and how many of them were right."""
+        self.stamps.proposed_tokens += proposed
+        self.stamps.accepted_tokens += right
+
     def _keep_offset(self, now_ns: int) -> None:
         stamps = self.stamps
         if len(stamps.token_offsets_us) == MOST_OFFSETS:
@@ -115,8 +120,8 @@ class Sequence:
         stamps = self.stamps
         if len(stamps.stalls) == MOST_STALLS:
             return False
-        # Without the stalls, behind whose mean the next one would hide.
-        usual_gaps = stamps.output_tokens - 1 - len(stamps.stalls)
+        # Without the stalls, behind whose mean the next one would hide; tokens that were proposed came with another.
+        usual_gaps = stamps.output_tokens - 1 - stamps.accepted_tokens - len(stamps.stalls)
         stalled_ns = sum(stall.duration_ns for stall in stamps.stalls)
         usual_ns = (stamps.last_token_ns or 0) - (stamps.first_token_ns or 0) - stalled_ns
         return usual_gaps >= USUAL_GAPS and gap_ns * usual_gaps > STALL_FACTOR * usual_ns

@@ -40,8 +40,9 @@ class Layout:
         # What rows use of the columns: from the longest one's first token to behind everybody's last.
         self.begin = 0
         self.end = 0
-        # Steps that were made, ever.
+        # Steps that were made, ever, and how many columns the one that is being made writes.
         self.step = 0
+        self.width = 1
         self.new_slots = 0
         self.new_columns = 0
         # The first column of the row in each slot that a step computes; of one that is over where no row is.
@@ -59,10 +60,11 @@ class Layout:
         """In how many of them no row is."""
         return len(self._free)
 
-    def has_room(self, lengths: Sequence[int] = ()) -> bool:
-        """Whether rows with so many tokens can join, and a step be made, in the buffers that are there."""
+    def has_room(self, lengths: Sequence[int] = (), columns: int = 1) -> bool:
+        """Whether rows with so many tokens can join, and a step write so many columns, in these buffers."""
         slots = self.new_slots - self.slots + len(self._free)
-        return len(lengths) <= slots and max(lengths, default=0) <= self.end < self.new_columns
+        is_room = self.end + columns <= self.new_columns
+        return is_room and len(lengths) <= slots and max(lengths, default=0) <= self.end
 
     def take(self, tokens: int) -> int:
         """Return the slot of a row that joins with so many tokens."""
@@ -96,14 +98,20 @@ class Layout:
         self._changed()
         return Move(kept, columns, self.end, self.new_slots, self.new_columns)
 
-    def row(self, slot: int) -> slice:
-        """Return the columns of a row."""
-        return slice(self._starts[slot], self.end)
+    def row(self, slot: int, tokens: int | None = None) -> slice:
+        """Return the columns of a row, or of its first tokens."""
+        start = self._starts[slot]
+        return slice(start, self.end if tokens is None else start + tokens)
 
     def advance(self) -> None:
-        """A step has written the next column of every layer."""
-        self.end += 1
+        """A step has written its columns in every layer."""
+        self.end += self.width
         self.step += 1
+        self._offsets = None
+
+    def take_back(self, columns: int) -> None:
+        """Let the last columns be written again."""
+        self.end -= columns
         self._offsets = None
 
     @property
@@ -114,17 +122,17 @@ class Layout:
         return self._offsets
 
     def mask(self, window_size: int | None, *, is_needed: bool) -> mx.array | None:
-        """Return what a step's tokens may look at, `[slots, 1, 1, columns]`; None where it is everything."""
+        """Return what a step's tokens may look at, `[slots, 1, tokens, columns]`; None where it is everything."""
         # What is computed in a free slot is nobody's; it may look at everything, as a softmax of nothing is no number.
         padding = [
             0 if slot in self._free else start - self.begin
             for slot, start in enumerate(self._starts)
         ]
-        if window_size is None and not is_needed and not any(padding):
+        if window_size is None and self.width == 1 and not is_needed and not any(padding):
             return None
         used = self.end - self.begin
         mask: mx.array = create_causal_mask(
-            1, offset=used, window_size=window_size, left_padding=mx.array(padding)
+            self.width, offset=used, window_size=window_size, left_padding=mx.array(padding)
         )
         return mask
 
@@ -152,23 +160,23 @@ class SlottedCache:
     def offset(self) -> mx.array:
         """How many tokens each slot has, `[slots]`; with the step's own once that is written."""
         offsets = self._layout.offsets
-        return offsets + 1 if self._written_step == self._layout.step else offsets
+        return offsets + self._layout.width if self._written_step == self._layout.step else offsets
 
     def make_mask(
         self, tokens: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | None:
-        """Return what the one token of each slot may look at; see `Layout.mask`."""
-        assert tokens == 1, "rows decode token by token"
+        """Return what a step's tokens of each slot may look at; see `Layout.mask`."""
+        assert tokens == self._layout.width, "a step writes as many columns as it was to"
         return self._layout.mask(window_size, is_needed=return_array)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write the next column, `[slots, heads, 1, width]`, and return all that rows use, with that."""
+        """Write the next columns, `[slots, heads, tokens, width]`, and return all that rows use, with those."""
         layout = self._layout
-        at, slots = layout.end, layout.slots
+        columns, slots = slice(layout.end, layout.end + layout.width), layout.slots
         if self.keys is None or self.values is None:
             self.keys, self.values = self._new(keys), self._new(values)
-        self.keys[:slots, :, at : at + 1] = keys
-        self.values[:slots, :, at : at + 1] = values
+        self.keys[:slots, :, columns] = keys
+        self.values[:slots, :, columns] = values
         self._written_step = layout.step
         return self.keys_and_values()
 
@@ -176,7 +184,7 @@ class SlottedCache:
         """Return all that rows use after this layer's part of a step."""
         assert self.keys is not None
         assert self.values is not None
-        used = slice(self._layout.begin, self._layout.end + 1)
+        used = slice(self._layout.begin, self._layout.end + self._layout.width)
         slots = self._layout.slots
         return self.keys[:slots, :, used], self.values[:slots, :, used]
 
@@ -188,11 +196,11 @@ class SlottedCache:
         self.keys[slot : slot + 1, :, columns] = keys
         self.values[slot : slot + 1, :, columns] = values
 
-    def extract(self, slot: int) -> Any:
-        """Return a row in a cache of its own, whose arrays are yet to be copied out of the buffers."""
+    def extract(self, slot: int, tokens: int) -> Any:
+        """Return a row's first tokens in a cache of its own, whose arrays are yet to be copied out of the buffers."""
         row = KVCache()
         if self.keys is not None and self.values is not None:
-            columns = self._layout.row(slot)
+            columns = self._layout.row(slot, tokens)
             row.keys = self.keys[slot : slot + 1, :, columns]
             row.values = self.values[slot : slot + 1, :, columns]
             row.offset = columns.stop - columns.start

@@ -101,6 +101,7 @@ def main() -> int:
                 arguments.adapter,
                 channel.send,
                 _prefix_disk(arguments),
+                arguments.lookup_tokens,
             )
         else:
             engine, ready = make_embedding_engine(arguments.model, limits, channel.send)
@@ -123,6 +124,7 @@ def make_chat_engine(
     adapter: Path | None = None,
     tell: Tell | None = None,
     prefix_disk: tuple[Path, DiskLimits] | None = None,
+    lookup_tokens: int = 0,
 ) -> tuple[Stepping, Ready]:
     """Load a language model, with a LoRA adapter or without, and find out how much its sequences need and may have.
 
@@ -145,7 +147,9 @@ def make_chat_engine(
         disk = PrefixDisk(folder, root_of(folders, loaded.ready.dtype), disk_limits)
     # What rows need beyond their own budget, stored prompts give up.
     shared_bytes = (limits.kv_budget_bytes or 0) + prefix_cache_bytes
-    runner = Runner(loaded.model, limits.max_batch, prefix_cache_bytes, shared_bytes, disk)
+    runner = Runner(
+        loaded.model, limits.max_batch, prefix_cache_bytes, shared_bytes, disk, lookup_tokens
+    )
     ready = msgspec.structs.replace(
         loaded.ready, kv_cost=limits.kv_cost, kv_budget_bytes=limits.kv_budget_bytes
     )
@@ -214,6 +218,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prefix-cache-bytes", type=int, default=0)
     parser.add_argument("--prefix-disk", type=Path, help="folder of this model's prefixes")
     parser.add_argument("--prefix-disk-bytes", help="bytes in all and in a day, with a comma")
+    parser.add_argument("--lookup-tokens", type=int, default=0)
     parser.add_argument("--token-gap-ms", type=float, required=True)
     parser.add_argument("--kv-budget-bytes", type=int, help="derived from the memory if left out")
     return parser.parse_args()

@@ -95,6 +95,8 @@ def _add_others(others: Sequence[TokenStream], timeline: Timeline, offset_ns: in
             timeline.kv_bytes = (timeline.kv_bytes or 0) + stamps.kv_bytes
         timeline.batch_width_sum += stamps.batch_width_sum
         timeline.batch_width_max = max(timeline.batch_width_max, stamps.batch_width_max)
+        timeline.proposed_tokens += stamps.proposed_tokens
+        timeline.accepted_tokens += stamps.accepted_tokens
         timeline.longest_gap_ns = max(timeline.longest_gap_ns, stamps.longest_gap_ns)
     timeline.finished_ns = max((end for end in ends if end is not None), default=None)
 
@@ -114,6 +116,8 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.output_tokens = stamps.output_tokens
     timeline.batch_width_sum = stamps.batch_width_sum
     timeline.batch_width_max = stamps.batch_width_max
+    timeline.proposed_tokens = stamps.proposed_tokens
+    timeline.accepted_tokens = stamps.accepted_tokens
     timeline.longest_gap_ns = stamps.longest_gap_ns
     timeline.token_offsets_us = stamps.token_offsets_us
     timeline.token_stride = stamps.token_stride
@@ -144,6 +148,8 @@ def _record_last_part(stamps: Stamps, timeline: Timeline, offset_ns: int) -> Non
     timeline.prefill_chunks = stamps.prefill_chunks
     timeline.longest_gap_ns = stamps.longest_gap_ns
     timeline.batch_width_max = stamps.batch_width_max
+    timeline.proposed_tokens = stamps.proposed_tokens
+    timeline.accepted_tokens = stamps.accepted_tokens
     if stamps.output_tokens:
         mean = stamps.batch_width_sum / stamps.output_tokens
         timeline.batch_width_sum = round(mean * timeline.output_tokens)

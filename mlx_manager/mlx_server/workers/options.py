@@ -30,6 +30,7 @@ class EngineOptions:
     idle_prefill_chunk_tokens: int = 2048
     prefix_cache_bytes: int = 0
     prefix_disk: PrefixDiskOptions | None = None
+    lookup_tokens: int = 0
     token_gap_ms: float = 100.0
     kv_budget_bytes: int | None = None
     load_timeout_s: float = 600.0
@@ -48,6 +49,7 @@ class EngineOptions:
             "--prefix-cache-bytes": self.prefix_cache_bytes,
             "--prefix-disk": disk and disk.folder_of(model_id),
             "--prefix-disk-bytes": disk and f"{disk.max_bytes},{disk.max_daily_bytes}",
+            "--lookup-tokens": self.lookup_tokens,
             "--token-gap-ms": self.token_gap_ms,
             "--kv-budget-bytes": self.kv_budget_bytes,
         }
