@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mlx_manager.chat.request import Operation, Priority
 from mlx_manager.mlx_server.model_settings import ModelSettings
+from mlx_manager.observability.known_secrets import password_of
 
 # What an API key is known by wherever it must not be shown itself.
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -244,7 +245,7 @@ class Settings(BaseSettings):
     )
     metrics_key: SecretStr | None = Field(
         None,
-        min_length=1,
+        min_length=SHORTEST_KEY,
         description="Key with which `/metrics` is read from other machines, sent as a bearer token.",
     )
     admin_key: SecretStr | None = Field(
@@ -274,7 +275,7 @@ class Settings(BaseSettings):
     )
     otlp_key: SecretStr | None = Field(
         None,
-        min_length=1,
+        min_length=SHORTEST_KEY,
         description="Key that others send with their spans to `/otlp/v1/traces`; without one only this machine may "
         "send any.",
     )
@@ -302,6 +303,15 @@ class Settings(BaseSettings):
             "embeddings_timeout_s": "embeddings",
         }
         return frozenset(fields[name] for name in fields.keys() & self.model_fields_set)
+
+    @property
+    def secrets(self) -> Iterator[str]:
+        """Every key that is set here, and the database's password: what no sink of telemetry may show."""
+        yield from (key.get_secret_value() for key in self.api_keys.values())
+        for key in (self.metrics_key, self.admin_key, self.otlp_key):
+            if key is not None:
+                yield key.get_secret_value()
+        yield from password_of(self.database_url)
 
     @field_validator("api_keys", "key_priorities", mode="before")
     @classmethod

@@ -42,6 +42,7 @@ from mlx_manager.observability.afterwards import Afterwards
 from mlx_manager.observability.content import recording_content
 from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.instrumented_embeddings import InstrumentedEmbeddings
+from mlx_manager.observability.known_secrets import kept_out
 from mlx_manager.observability.observed import dropped
 from mlx_manager.observability.setup import flush, metric_source
 from mlx_manager.traces.recording import recording
@@ -90,6 +91,7 @@ class Books:
 async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
     """Open the database, the audit log and the pool, and close them again in the opposite order."""
     async with AsyncExitStack() as stack:
+        stack.enter_context(kept_out(settings.secrets))
         # After the process's lifespan uvicorn may leave without exit handlers: what isn't sent by then is lost.
         stack.push_async_callback(asyncio.to_thread, flush, FLUSH_S)
         books = await _open_books(settings, stack)

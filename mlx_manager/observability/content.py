@@ -32,6 +32,7 @@ from mlx_manager.chat.events import (
 from mlx_manager.chat.request import ChatRequest, Conversation, Message, RawPrompt
 from mlx_manager.observability import attributes as names
 from mlx_manager.observability.instruments import SCOPE
+from mlx_manager.observability.known_secrets import without_secrets
 from mlx_manager.observability.redaction import CUT, Redactor
 
 Capture = Literal["off", "hashed", "on"]
@@ -55,7 +56,7 @@ class ContentRedactor(Redactor):
     def on_end(self, span: ReadableSpan) -> None:
         """Redact the rest."""
         content = {
-            name: value
+            name: without_secrets(value, len(value)) if isinstance(value, str) else value
             for name, value in (span.attributes or {}).items()
             if name in names.CONTENT and _is_ours(span)
         }
@@ -192,7 +193,7 @@ class _Words:
             # Half a surrogate pair can be in JSON, and so in a prompt.
             encoded = text.encode("utf-8", "surrogatepass")
             return f"hmac-sha256:{hmac.new(self._hash_key, encoded, hashlib.sha256).hexdigest()}"
-        shown = text if len(text) <= self._left else text[: self._left] + CUT
+        shown = without_secrets(text, self._left) + (CUT if len(text) > self._left else "")
         self._left -= min(len(text), self._left)
         return shown
 

@@ -24,6 +24,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.util.types import AttributeValue
 
 from mlx_manager.errors import ContentTooLarge, InvalidRequest
+from mlx_manager.observability.known_secrets import holds_secret
 from mlx_manager.observability.redaction import (
     clean_attributes,
     clean_event_attributes,
@@ -208,7 +209,11 @@ def _is_valid(span: Span) -> bool:
 
 
 def _is_id(value: bytes, length: int) -> bool:
-    return len(value) == length and any(value)
+    return len(value) == length and any(value) and not holds_secret(value.hex())
+
+
+def _has_plain_ids(link: Span.Link) -> bool:
+    return _is_id(link.trace_id, 16) and not holds_secret(link.span_id.hex())
 
 
 def _record(span: Span, scope: str, resource: Attributes) -> SpanRecord:
@@ -227,9 +232,7 @@ def _record(span: Span, scope: str, resource: Attributes) -> SpanRecord:
         attributes=cast(Attributes, clean_span_attributes(name, _attributes(span.attributes))),
         resource=resource,
         events=tuple(_event(event) for event in islice(span.events, MOST_EVENTS)),
-        links=tuple(
-            _link(link) for link in islice(span.links, MOST_LINKS) if _is_id(link.trace_id, 16)
-        ),
+        links=tuple(_link(link) for link in islice(span.links, MOST_LINKS) if _has_plain_ids(link)),
     )
 
 

@@ -6,6 +6,8 @@ from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import CarrierT, Getter, default_getter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from mlx_manager.observability.known_secrets import holds_secret
+
 # Every implementation has to pass on 512 characters: https://www.w3.org/TR/trace-context/#tracestate-limits
 HEADER_LENGTH = 512
 
@@ -35,6 +37,9 @@ class _ShortHeaders(Getter[CarrierT]):
     def get(self, carrier: CarrierT, key: str) -> list[str] | None:
         values = self._headers.get(carrier, key)
         if values is None or sum(map(len, values)) > HEADER_LENGTH:
+            return None
+        # A key of 32 hex digits would be the trace's id everywhere, one in `tracestate` in each exported span.
+        if any(map(holds_secret, values)):
             return None
         # Empty ones count, too: they are joined and taken apart again.
         return values[:32]

@@ -24,10 +24,15 @@ from opentelemetry.trace import Status
 from opentelemetry.util.types import AnyValue, AttributeValue
 
 from mlx_manager.observability import attributes as names
+from mlx_manager.observability.known_secrets import (
+    REDACTED,
+    holds_secret,
+    on_change,
+    without_secrets,
+)
 
 Attributes = dict[str, AttributeValue]
 
-REDACTED = "[redacted]"
 CUT = "…"
 
 # In characters; nothing of ours needs more.
@@ -201,16 +206,18 @@ def clean_any(name: str, value: AnyValue) -> AnyValue | None:
         items = ((key, clean_any(key, item)) for key, item in islice(value.items(), _MOST_ITEMS))
         return {key: clean for key, clean in items if clean is not None}
     if isinstance(value, bytes):
-        return value[:TEXT_LENGTH]
+        return without_secrets(value.decode("latin-1"), TEXT_LENGTH).encode("latin-1")
     return [clean_any(name, item) for item in value[:_MOST_ITEMS]]
 
 
 def clean_text(text: str, length: int = TEXT_LENGTH) -> str:
-    """Free text without what looks like a key, a password, a token or a query string.
+    """Free text without this process's own keys and what looks like a key, a password, a token or a query string.
 
     Cut behind `length` characters, and free of what has no encoding: the OTLP exporter would drop a whole batch.
     """
-    text = _encodable(text if len(text) <= length else text[:length] + CUT)
+    if len(text) > length or holds_secret(text):
+        text = _shortened(text, length)
+    text = _encodable(text)
     if not _SUSPECT.search(text):
         return text
     return _QUERY.sub(_drop_query, _SECRET_TEXT.sub(_keep_label, text))
@@ -235,7 +242,11 @@ def _is_dropped(name: str) -> bool:
         or name in _CONTENT
         or name.startswith(_DROPPED_PREFIXES)
         or _encodable(name) != name
+        or holds_secret(name)
     )
+
+
+on_change(_is_dropped.cache_clear)
 
 
 @lru_cache(maxsize=4096)
@@ -248,7 +259,7 @@ def _clean_string(name: str, value: str) -> str:
         return REDACTED
     length = _LENGTHS.get(name, TEXT_LENGTH)
     if name in _URLS:
-        value = clean_url(value if len(value) <= length else value[:length] + CUT)
+        value = clean_url(_shortened(value, length))
     return clean_text(value, length)
 
 
@@ -257,6 +268,12 @@ def _clean_items(name: str, items: Sequence[str | bool | int | float]) -> Attrib
     if any(issubclass(kind, str) for kind in set(map(type, kept))):
         return tuple(_clean_string(name, str(item)) for item in kept[:_MOST_ITEMS])
     return kept  # type: ignore[return-value]  # numbers of one kind, as they came
+
+
+def _shortened(text: str, length: int) -> str:
+    """Without known secrets, also the one that the cut would halve."""
+    whole = len(text) <= length
+    return without_secrets(text, length) + ("" if whole else CUT)
 
 
 def _encodable(text: str) -> str:

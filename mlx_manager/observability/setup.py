@@ -35,6 +35,7 @@ from mlx_manager.observability.destinations import (
 )
 from mlx_manager.observability.finished_spans import DirectWriter, SpanWriter, TracerWriter
 from mlx_manager.observability.instruments import SCOPE
+from mlx_manager.observability.known_secrets import keep_out, secrets_in
 from mlx_manager.observability.losses import Losses
 from mlx_manager.observability.observed import Observed, Source, dropped
 from mlx_manager.observability.prometheus import PrometheusReader, Scrape
@@ -103,6 +104,7 @@ def configure(
         if _process is not None:
             return False
         _prefer_current_conventions()
+        keep_out(secrets_in(os.environ))
         background, losses = Background("telemetry"), Losses()
         sinks = Sinks(losses)
         sampling = sampling_from(os.environ, options.sample_ratio, options.slow_s)

@@ -17,7 +17,7 @@ from mlx_manager.observability.finished_spans import (
     TracerWriter,
 )
 from mlx_manager.observability.instruments import SCOPE
-from mlx_manager.observability.redaction import REDACTED
+from mlx_manager.observability.known_secrets import REDACTED
 from mlx_manager.observability.setup import span_sink, span_writer
 from tests.support.spans import Spans, ids, spans
 

@@ -246,9 +246,9 @@ def test_secrets_and_content_of_others_are_not_spans_of(
         ({}, 401),
         ({"x-api-key": "wrong"}, 401),
         ({"Authorization": "Bearer wrong"}, 401),
-        ({"Authorization": "Basic right"}, 401),
-        ({"Authorization": "Bearer right"}, 200),
-        ({"x-api-key": "right"}, 200),
+        ({"Authorization": "Basic right-key"}, 401),
+        ({"Authorization": "Bearer right-key"}, 200),
+        ({"x-api-key": "right-key"}, 200),
     ],
 )
 def test_a_key_is_asked_for_where_one_is_set(
@@ -263,7 +263,7 @@ def test_a_key_is_asked_for_where_one_is_set(
 def locked(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[RunningServer]:
     """An inference server by itself that wants a key."""
     folder = tmp_path_factory.mktemp("locked")
-    with running(create_server(settings_for(folder, model_dir, otlp_key="right"))) as server:
+    with running(create_server(settings_for(folder, model_dir, otlp_key="right-key"))) as server:
         yield server
 
 

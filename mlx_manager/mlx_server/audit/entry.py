@@ -8,6 +8,7 @@ from mlx_manager.chat.events import Finished, FinishReason, Started, Timeline, U
 from mlx_manager.chat.request import Operation, Origin
 from mlx_manager.errors import MlxManagerError
 from mlx_manager.mlx_server.audit.tables import Outcome
+from mlx_manager.observability.known_secrets import without_secrets
 from mlx_manager.observability.redaction import clean_text
 from mlx_manager.wire.anthropic.errors import error_type as anthropic_error_type
 from mlx_manager.wire.dialects import dialect_of
@@ -177,5 +178,7 @@ def _fit_any(text: str | None, length: int = 255) -> str | None:
 
 def _fit(text: str, length: int = 255) -> str:
     """Make what a client wrote fit a column: no lone surrogate, no NUL, not too long, and no key in it."""
-    plain = text[:length].encode("utf-8", "replace").decode().replace("\0", "")
+    plain = (
+        without_secrets(text, length)[:length].encode("utf-8", "replace").decode().replace("\0", "")
+    )
     return clean_text(plain)[:length]

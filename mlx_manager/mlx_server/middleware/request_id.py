@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlx_manager.observability.known_secrets import holds_secret
 from mlx_manager.observability.paths import route_path
 from mlx_manager.wire.dialects import dialect_of
 
@@ -63,6 +64,6 @@ class RequestIdMiddleware:
 
 def accepted_or_new(offered: str | None) -> str:
     """Return the client's id when it is short and plain enough to stand in headers, logs and rows; else a new one."""
-    if offered is not None and ACCEPTED.fullmatch(offered):
+    if offered is not None and ACCEPTED.fullmatch(offered) and not holds_secret(offered):
         return offered
     return uuid.uuid4().hex

@@ -11,6 +11,8 @@ from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 
+from mlx_manager.observability.known_secrets import holds_secret
+
 SESSION_HEADER = "X-Session-ID"
 BAGGAGE_MEMBERS = ("gen_ai.conversation.id", "session.id")
 # Plain enough to stand in spans, rows and filters, and nothing that looks like a key.
@@ -23,7 +25,9 @@ BAGGAGE_COUNT = 64
 def session_of(headers: Headers) -> str | None:
     """Return the session's id; None when there is none, or none that is short and plain."""
     offered = [headers.get(SESSION_HEADER, ""), *_in_baggage(headers.getlist("baggage"))]
-    return next((value for value in offered if ACCEPTED.fullmatch(value)), None)
+    return next(
+        (value for value in offered if ACCEPTED.fullmatch(value) and not holds_secret(value)), None
+    )
 
 
 def _in_baggage(values: list[str]) -> Iterable[str]:
