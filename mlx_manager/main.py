@@ -20,7 +20,7 @@ configure_logfire(
     metrics=server_settings.metrics,
     sample_ratio=server_settings.trace_sample_ratio,
     slow_s=server_settings.trace_slow_s,
-    records_content=server_settings.capture_content != "off",
+    records_content=server_settings.records_content,
 )
 instrument_httpx()
 instrument_llm_clients()

@@ -19,6 +19,7 @@ from mlx_manager.observability.known_secrets import password_of
 # What an API key is known by wherever it must not be shown itself.
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 SHORTEST_KEY = 8
+Capture = Literal["off", "hashed", "on"]
 HOME = Path("~/.mlx-manager").expanduser()
 
 
@@ -58,10 +59,15 @@ class Settings(BaseSettings):
         description="Seconds beyond which a trace is sent whatever the share; so is, in any case, the slowest "
         "hundredth of each route.",
     )
-    capture_content: Literal["off", "hashed", "on"] = Field(
+    capture_content: Capture = Field(
         "off",
         description="Whether prompts and answers are recorded on spans, and so reach every sink: not at all, as "
         "hashes with lengths (under a key that is new with each start), or as they are.",
+    )
+    key_capture_content: Annotated[dict[KeyId, Capture], NoDecode] = Field(
+        {},
+        description="The same for the requests of single API keys, by the ids of the keys: `laptop=on,agent=off`; a "
+        "table in the TOML file.",
     )
     database_url: str = Field(
         f"sqlite+aiosqlite:///{HOME / 'mlx-manager.db'}",
@@ -286,6 +292,12 @@ class Settings(BaseSettings):
     )
 
     @property
+    def records_content(self) -> bool:
+        """Whether anything that is said is recorded, of whichever key's requests."""
+        captures = (self.capture_content, *self.key_capture_content.values())
+        return any(capture != "off" for capture in captures)
+
+    @property
     def time_limits_s(self) -> Mapping[Operation, float]:
         """Seconds that a request may take, by what it asks for."""
         return {
@@ -313,7 +325,7 @@ class Settings(BaseSettings):
                 yield key.get_secret_value()
         yield from password_of(self.database_url)
 
-    @field_validator("api_keys", "key_priorities", mode="before")
+    @field_validator("api_keys", "key_priorities", "key_capture_content", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
         if not isinstance(value, str):

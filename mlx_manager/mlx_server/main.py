@@ -20,7 +20,7 @@ configure_logfire(
     metrics=settings.metrics,
     sample_ratio=settings.trace_sample_ratio,
     slow_s=settings.trace_slow_s,
-    records_content=settings.capture_content != "off",
+    records_content=settings.records_content,
 )
 instrument_httpx()
 instrument_llm_clients()

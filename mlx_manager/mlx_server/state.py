@@ -164,13 +164,13 @@ async def _open_responses(
 
 def _observed_chats(local: LocalBackend, books: Books, settings: Settings) -> ChatBackend:
     """Return the backend with its books kept: who sees a request last is who began its span."""
-    audited = AuditedBackend(local, books.audit.entry_of, name="mlx")
-    recorded = recording_content(audited, settings.capture_content)
+    audited = AuditedBackend(local, books.audit.entry_of, name="local")
+    recorded = recording_content(audited, settings.capture_content, settings.key_capture_content)
     return InstrumentedBackend(recorded, later=books.afterwards.later)
 
 
 def _observed_embeddings(embeddings: LocalEmbeddings, books: Books) -> EmbeddingBackend:
-    audited = AuditedEmbeddings(embeddings, books.audit.entry_of, name="mlx")
+    audited = AuditedEmbeddings(embeddings, books.audit.entry_of, name="local")
     return InstrumentedEmbeddings(audited, later=books.afterwards.later)
 
 

@@ -87,10 +87,14 @@ SERVER_PORT: Final = "server.port"
 SYSTEM_INSTRUCTIONS: Final = "gen_ai.system_instructions"
 INPUT_MESSAGES: Final = "gen_ai.input.messages"
 OUTPUT_MESSAGES: Final = "gen_ai.output.messages"
+TOOL_DEFINITIONS: Final = "gen_ai.tool.definitions"
 CACHE_MISS_TEXT: Final = "mlx.cache.miss_text"
 CACHE_STORED_TEXT: Final = "mlx.cache.stored_text"
 CONTENT: Final = frozenset(
-    {SYSTEM_INSTRUCTIONS, INPUT_MESSAGES, OUTPUT_MESSAGES, CACHE_MISS_TEXT, CACHE_STORED_TEXT}
+    {
+        *(SYSTEM_INSTRUCTIONS, INPUT_MESSAGES, OUTPUT_MESSAGES, TOOL_DEFINITIONS),
+        *(CACHE_MISS_TEXT, CACHE_STORED_TEXT),
+    }
 )
 
 # Ours: how the work went.

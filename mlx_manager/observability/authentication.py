@@ -10,6 +10,13 @@ from mlx_manager.observability.finished_spans import FinishedSpan
 from mlx_manager.observability.setup import span_writer
 
 
+def note_refused(method: str, route: str) -> None:
+    """Say on the server span where a request wanted to go that never came to its route."""
+    request = trace.get_current_span()
+    request.set_attribute(names.HTTP_ROUTE, route)
+    request.update_name(f"{method} {route}")
+
+
 def note_authentication(key_id: str | None, start_ns: int, end_ns: int) -> None:
     """Write down whose key it was, by its id; None when it was nobody's."""
     request = trace.get_current_span()

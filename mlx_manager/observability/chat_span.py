@@ -288,7 +288,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.OPERATION_NAME: request.operation,
         names.PROVIDER_NAME: provider,
         names.BACKEND: backend,
-        names.OUTPUT_TYPE: "text",
+        names.OUTPUT_TYPE: _output_type(request),
         names.REQUEST_ID: request.origin.request_id,
         names.CONVERSATION_ID: request.origin.session,
         names.KEY_ID: request.origin.key_id,
@@ -319,6 +319,11 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
     return known(asked)
 
 
+def _output_type(request: ChatRequest) -> str:
+    """What the caller holds the answer to; a regular expression or a grammar of its own says nothing of JSON."""
+    return "json" if request.format and request.format.kind == "json_schema" else "text"
+
+
 def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
     """The figures one looks for first, so that reading one trace takes no arithmetic, and what did the work."""
     work: dict[str, AttributeValue | None] = {
@@ -333,7 +338,7 @@ def _work(timeline: Timeline, arrived_ns: int) -> Attributes:
         names.ENGINE_RESTARTS: timeline.engine_restarts,
         names.RESUMES: resumes(timeline),
     }
-    return known(work)
+    return known(work) | (_from_cache(timeline) if timeline.admitted_ns is not None else {})
 
 
 def _decoded(timeline: Timeline) -> Attributes:
@@ -357,14 +362,21 @@ def _decoded(timeline: Timeline) -> Attributes:
 def _prefilled(timeline: Timeline) -> Attributes:
     prefilled: dict[str, AttributeValue | None] = {
         names.PREFILL_TOKENS: timeline.prompt_tokens - timeline.cached_tokens,
-        names.CACHE_MATCHED_TOKENS: timeline.cached_tokens,
-        names.CACHE_OUTCOME: _cache_outcome(timeline),
-        names.CACHE_MISS_REASON: timeline.cache_miss_reason,
         names.CACHE_MISS_TOKEN: timeline.departure.token if timeline.departure else None,
         names.CACHE_MISS_FIELD: timeline.departure.field if timeline.departure else None,
         names.PREFILL_CHUNKS: timeline.prefill_chunks,
     }
-    return known(prefilled)
+    return known(prefilled) | _from_cache(timeline)
+
+
+def _from_cache(timeline: Timeline) -> Attributes:
+    """How the prefix cache did: on the chat, to filter and count by, and on `prefill`, which it explains."""
+    found: dict[str, AttributeValue | None] = {
+        names.CACHE_MATCHED_TOKENS: timeline.cached_tokens,
+        names.CACHE_OUTCOME: _cache_outcome(timeline),
+        names.CACHE_MISS_REASON: timeline.cache_miss_reason,
+    }
+    return known(found)
 
 
 def _cache_outcome(timeline: Timeline) -> str:

@@ -29,7 +29,7 @@ from mlx_manager.chat.events import (
     ToolCallDelta,
     ToolCallStarted,
 )
-from mlx_manager.chat.request import ChatRequest, Conversation, Message, RawPrompt
+from mlx_manager.chat.request import ChatRequest, Conversation, Message, RawPrompt, Tool
 from mlx_manager.observability import attributes as names
 from mlx_manager.observability.instruments import SCOPE
 from mlx_manager.observability.known_secrets import without_secrets
@@ -43,11 +43,17 @@ CONTENT_LENGTH = 32_000
 MOST_MESSAGES = 200
 
 
-def recording_content(backend: ChatBackend, capture: Capture) -> ChatBackend:
-    """`backend` itself when nothing is to be recorded, else one that records; the key of hashes is new each time."""
-    if capture == "off":
+def recording_content(
+    backend: ChatBackend, capture: Capture, by_key: Mapping[str, Capture] | None = None
+) -> ChatBackend:
+    """`backend` itself when nothing is to be recorded, else one that records; the key of hashes is new each time.
+
+    `by_key` says by the ids of API keys what holds for their requests instead of `capture`.
+    """
+    by_key = by_key or {}
+    if all(one == "off" for one in (capture, *by_key.values())):
         return backend
-    return ContentRecorder(backend, secrets.token_bytes(32) if capture == "hashed" else None)
+    return ContentRecorder(backend, capture, by_key, secrets.token_bytes(32))
 
 
 class ContentRedactor(Redactor):
@@ -68,19 +74,35 @@ class ContentRedactor(Redactor):
 class ContentRecorder:
     """A backend that writes what goes in and comes out on the span that is current when its stream begins.
 
-    Belongs directly inside the `InstrumentedBackend`. `hash_key` makes hashes that only this key can repeat; without
-    one the texts themselves are written.
+    Belongs directly inside the `InstrumentedBackend`. `hash_key` makes hashes that only this key can repeat, where
+    `hashed` holds; with `on` the texts themselves are written.
     """
 
-    def __init__(self, backend: ChatBackend, hash_key: bytes | None) -> None:
+    def __init__(
+        self,
+        backend: ChatBackend,
+        capture: Capture,
+        by_key: Mapping[str, Capture],
+        hash_key: bytes,
+    ) -> None:
         self._backend = backend
+        self._capture = capture
+        self._by_key = by_key
         self._hash_key = hash_key
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """Answer `request`, recorded."""
+    def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Answer `request`, recorded as is wanted for its key."""
+        capture = self._by_key.get(request.origin.key_id or "", self._capture)
+        if capture == "off":
+            return self._backend.stream(request)
+        return self._record(request, self._hash_key if capture == "hashed" else None)
+
+    async def _record(
+        self, request: ChatRequest, hash_key: bytes | None
+    ) -> AsyncGenerator[ChatEvent, None]:
         span, choices = trace.get_current_span(), defaultdict[int, list[Delta]](list)
         reasons = dict[int, str]()
-        span.set_attributes(self._asked(request))
+        span.set_attributes(_asked(request, hash_key))
         is_written = False
         try:
             async with aclosing(self._backend.stream(request)) as events:
@@ -89,8 +111,8 @@ class ContentRecorder:
                         # Before it is handed on: whoever has it ends the span.
                         is_written = True
                         reasons.setdefault(0, event.reason)
-                        span.set_attributes(self._answered(choices, reasons))
-                        span.set_attributes(self._departed(request.timeline.departure))
+                        span.set_attributes(_answered(choices, reasons, hash_key))
+                        span.set_attributes(_departed(request.timeline.departure, hash_key))
                     elif isinstance(event, OfChoice):
                         if isinstance(event.event, ChoiceFinished):
                             reasons[event.index] = event.event.reason
@@ -101,45 +123,52 @@ class ContentRecorder:
                     yield event
         finally:
             if not is_written:
-                span.set_attributes(self._answered(choices, reasons))
+                span.set_attributes(_answered(choices, reasons, hash_key))
 
-    def _asked(self, request: ChatRequest) -> dict[str, AttributeValue]:
-        words = _Words(self._hash_key)
-        if not isinstance(request.input, Conversation):
-            prompts = (request.input, *request.more_prompts)
-            asked_for = [_message("user", [words.text(_text_of(prompt))]) for prompt in prompts]
-            return {names.INPUT_MESSAGES: _json(asked_for)}
-        instructions, turns = _split(request.input.messages)
-        # From the newest back, so that it's the oldest that lose their text.
-        turned = [_message(turn.role, list(words.parts(turn))) for turn in reversed(turns)][::-1]
-        asked: dict[str, AttributeValue] = {names.INPUT_MESSAGES: _json(turned)}
-        if instructions:
-            words = _Words(self._hash_key)
-            parts = [words.text(message.content) for message in instructions]
-            asked[names.SYSTEM_INSTRUCTIONS] = _json(parts)
-        return asked
 
-    def _answered(
-        self, choices: Mapping[int, Sequence[Delta]], reasons: Mapping[int, str]
-    ) -> dict[str, AttributeValue]:
-        """A message for each choice; those that share the room for text are all of one answer."""
-        words, answers = _Words(self._hash_key), list[dict[str, Any]]()
-        for index in sorted({0, *choices, *reasons}):
-            parts = list(words.answer(choices.get(index, ())))
-            reason = reasons.get(index, "error")
-            answers.append(_message("assistant", parts) | {"finish_reason": reason})
-        return {names.OUTPUT_MESSAGES: _json(answers)}
+def _asked(request: ChatRequest, hash_key: bytes | None) -> dict[str, AttributeValue]:
+    words = _Words(hash_key)
+    if not isinstance(request.input, Conversation):
+        prompts = (request.input, *request.more_prompts)
+        asked_for = [_message("user", [words.text(_text_of(prompt))]) for prompt in prompts]
+        return {names.INPUT_MESSAGES: _json(asked_for)}
+    instructions, turns = _split(request.input.messages)
+    # From the newest back, so that it's the oldest that lose their text.
+    turned = [_message(turn.role, list(words.parts(turn))) for turn in reversed(turns)][::-1]
+    asked: dict[str, AttributeValue] = {names.INPUT_MESSAGES: _json(turned)}
+    if instructions:
+        words = _Words(hash_key)
+        parts = [words.text(message.content) for message in instructions]
+        asked[names.SYSTEM_INSTRUCTIONS] = _json(parts)
+    if request.input.tools:
+        words = _Words(hash_key)
+        tools = [words.tool(tool) for tool in request.input.tools[:MOST_MESSAGES]]
+        asked[names.TOOL_DEFINITIONS] = _json(tools)
+    return asked
 
-    def _departed(self, departure: Departure | None) -> dict[str, AttributeValue]:
-        """Where the prompt left what is stored in the prefix cache, in words."""
-        if departure is None:
-            return {}
-        words = _Words(self._hash_key)
-        said = {
-            names.CACHE_MISS_TEXT: departure.text,
-            names.CACHE_STORED_TEXT: departure.stored_text,
-        }
-        return {name: words.shown(text) for name, text in said.items() if text}
+
+def _answered(
+    choices: Mapping[int, Sequence[Delta]], reasons: Mapping[int, str], hash_key: bytes | None
+) -> dict[str, AttributeValue]:
+    """A message for each choice; those that share the room for text are all of one answer."""
+    words, answers = _Words(hash_key), list[dict[str, Any]]()
+    for index in sorted({0, *choices, *reasons}):
+        parts = list(words.answer(choices.get(index, ())))
+        reason = reasons.get(index, "error")
+        answers.append(_message("assistant", parts) | {"finish_reason": reason})
+    return {names.OUTPUT_MESSAGES: _json(answers)}
+
+
+def _departed(departure: Departure | None, hash_key: bytes | None) -> dict[str, AttributeValue]:
+    """Where the prompt left what is stored in the prefix cache, in words."""
+    if departure is None:
+        return {}
+    words = _Words(hash_key)
+    said = {
+        names.CACHE_MISS_TEXT: departure.text,
+        names.CACHE_STORED_TEXT: departure.stored_text,
+    }
+    return {name: words.shown(text) for name, text in said.items() if text}
 
 
 class _Words:
@@ -173,6 +202,16 @@ class _Words:
                 arguments[delta.index].append(delta.arguments)
         for call in calls:
             yield self._call(call.id, call.name, "".join(arguments[call.index]))
+
+    def tool(self, tool: Tool) -> Part:
+        """A definition; parameters that there is no room for are their beginning, as text."""
+        told: Part = {"type": "function", "name": tool.name}
+        if tool.description is not None:
+            told["description"] = self.shown(tool.description)
+        parameters = _json(tool.parameters)
+        fits = self._hash_key is None and len(parameters) <= self._left
+        shown = self.shown(parameters)
+        return told | {"parameters": tool.parameters if fits else shown}
 
     def text(self, text: str) -> Part:
         return self._words("text", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,8 +15,10 @@ from mlx_manager.database import Database
 from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.mlx_server.audit.search import RequestFilter, search
 from mlx_manager.mlx_server.audit.tables import AuditRow, Outcome
+from mlx_manager.traces.reader import TraceReader
 from mlx_manager.web.filters import PERIODS, Question, milliseconds, period_of
 from mlx_manager.web.shell import page
+from mlx_manager.web.store import CurrentTraces
 
 PAGE = 50
 OUTCOMES: Mapping[str, Outcome] = {
@@ -39,13 +42,16 @@ class RequestPage:
 
 
 @router.get("/requests")
-async def show_requests(request: Request, state: CurrentState, before: str = "") -> Response:
+async def show_requests(
+    request: Request, state: CurrentState, traces: CurrentTraces, before: str = ""
+) -> Response:
     """List the audit log."""
     question = Question.read(request.query_params)
     wanted = to_filter(question, datetime.now(UTC))
     found = await audited_requests(state.database, wanted, _row_id(before))
     context = {
         "found": found,
+        "lost_traces": await asyncio.to_thread(lost_traces, found.rows, traces),
         "models": found.models,
         "keys": sorted(state.settings.api_keys),
         "text_hint": "Request or trace id, model, error",
@@ -56,6 +62,12 @@ async def show_requests(request: Request, state: CurrentState, before: str = "")
         "statuses": OUTCOMES,
     }
     return page(request, "requests.html", context)
+
+
+def lost_traces(rows: Sequence[AuditRow], traces: TraceReader | None) -> frozenset[str]:
+    """Ids of the traces that were never written because the server was killed under the request."""
+    interrupted = {row.trace_id for row in rows if row.outcome == "interrupted" and row.trace_id}
+    return frozenset(one for one in interrupted if not (traces and traces.find_ids(one, limit=1)))
 
 
 def to_filter(question: Question, now: datetime) -> RequestFilter:

@@ -38,6 +38,7 @@ from mlx_manager.chat.request import (
     Message,
     Origin,
     RawPrompt,
+    Tool,
     ToolCall,
 )
 from mlx_manager.errors import EngineFailed
@@ -45,7 +46,7 @@ from mlx_manager.observability.content import (
     CONTENT_LENGTH,
     MOST_MESSAGES,
     Capture,
-    ContentRecorder,
+    _asked,
     recording_content,
 )
 from mlx_manager.observability.instrumented import InstrumentedBackend
@@ -81,11 +82,16 @@ def conversation(*messages: Message) -> ChatRequest:
 class Recorded:
     """What is on the span of a chat, as a processor in front of which nothing stands has it."""
 
-    def __init__(self, capture: Capture, backend: Says | None = None) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        backend: Says | None = None,
+        by_key: dict[str, Capture] | None = None,
+    ) -> None:
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        recorder = recording_content(backend or Says("Good ", "day"), capture)
+        recorder = recording_content(backend or Says("Good ", "day"), capture, by_key)
         self.backend = InstrumentedBackend(recorder, tracer=provider.get_tracer("test"))
 
     @property
@@ -194,20 +200,91 @@ async def test_each_choice_is_a_message_of_its_own() -> None:
 
 @pytest.mark.parametrize(("prompt", "content"), [("Once", "Once"), ((1, 2, 3), "1 2 3")])
 async def test_a_raw_prompt_is_one_message(prompt: str | tuple[int, ...], content: str) -> None:
-    recorder = ContentRecorder(Says("x"), None)
-    asked = recorder._asked(ChatRequest("m", RawPrompt(prompt), ORIGIN))
+    asked = _asked(ChatRequest("m", RawPrompt(prompt), ORIGIN), None)
 
     (message,) = json.loads(str(asked["gen_ai.input.messages"]))
     assert message["parts"] == [{"type": "text", "content": content}]
 
 
 async def test_several_prompts_are_a_message_each() -> None:
-    recorder = ContentRecorder(Says("x"), None)
     more = (RawPrompt((1, 2)), RawPrompt("Twice"))
-    asked = recorder._asked(ChatRequest("m", RawPrompt("Once"), ORIGIN, more_prompts=more))
+    asked = _asked(ChatRequest("m", RawPrompt("Once"), ORIGIN, more_prompts=more), None)
 
     messages = json.loads(str(asked["gen_ai.input.messages"]))
     assert [one["parts"][0]["content"] for one in messages] == ["Once", "1 2", "Twice"]
+
+
+TOOLS = (
+    Tool("weather", "Looks out", {"type": "object", "properties": {"city": {"type": "string"}}}),
+    Tool("time"),
+)
+
+
+def with_tools(*tools: Tool, key_id: str | None = None) -> ChatRequest:
+    origin = Origin("r-1", "/v1/chat/completions", key_id=key_id)
+    return ChatRequest("m", Conversation((Message("user", "Well?"),), tools=tools), origin)
+
+
+async def test_tools_are_recorded_as_they_were_defined() -> None:
+    recorded = Recorded("on")
+    await collect(recorded.backend.stream(with_tools(*TOOLS)))
+    assert json.loads(recorded.attributes["gen_ai.tool.definitions"]) == [
+        {
+            "type": "function",
+            "name": "weather",
+            "description": "Looks out",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+        {"type": "function", "name": "time", "parameters": {}},
+    ]
+
+
+async def test_of_tools_hashes_give_names_only() -> None:
+    recorded = Recorded("hashed")
+    await collect(recorded.backend.stream(with_tools(*TOOLS)))
+    weather, _ = json.loads(recorded.attributes["gen_ai.tool.definitions"])
+    assert weather["name"] == "weather"
+    assert weather["description"].startswith("hmac-sha256:")
+    assert weather["parameters"].startswith("hmac-sha256:")
+
+
+async def test_definitions_are_bounded() -> None:
+    recorded = Recorded("on")
+    tool = Tool("t", "x" * 1000, {"description": "y" * 1000})
+    await collect(recorded.backend.stream(with_tools(*[tool] * 500)))
+    definitions = json.loads(recorded.attributes["gen_ai.tool.definitions"])
+    assert len(definitions) == MOST_MESSAGES
+    assert len(json.dumps(definitions)) < CONTENT_LENGTH + MOST_MESSAGES * 100
+
+
+async def test_without_tools_there_are_no_definitions() -> None:
+    assert "gen_ai.tool.definitions" not in await Recorded("on").of(Message("user", "Hello"))
+
+
+@pytest.mark.parametrize(
+    ("capture", "by_key", "key_id", "is_recorded"),
+    [
+        ("off", {"laptop": "on"}, "laptop", True),
+        ("off", {"laptop": "on"}, "agent", False),
+        ("off", {"laptop": "on"}, None, False),
+        ("on", {"laptop": "off"}, "laptop", False),
+        ("on", {"laptop": "off"}, None, True),
+    ],
+)
+async def test_what_is_recorded_can_be_said_for_each_key(
+    capture: Capture, by_key: dict[str, Capture], key_id: str | None, is_recorded: bool
+) -> None:
+    recorded = Recorded(capture, by_key=by_key)
+    await collect(recorded.backend.stream(with_tools(*TOOLS, key_id=key_id)))
+    names = {"gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.tool.definitions"}
+    assert names & recorded.attributes.keys() == (names if is_recorded else set())
+
+
+async def test_hashes_may_hold_for_a_key_alone() -> None:
+    recorded = Recorded("on", by_key={"laptop": "hashed"})
+    await collect(recorded.backend.stream(with_tools(key_id="laptop")))
+    assert "Well?" not in str(recorded.attributes)
+    assert "hmac-sha256:" in recorded.attributes["gen_ai.input.messages"]
 
 
 async def test_hashes_find_equal_texts_and_give_nothing_away() -> None:
@@ -301,8 +378,10 @@ def test_redaction_lets_ours_through_only_when_it_is_switched_on(
         spans = {span.name: str(span.attributes) for span in collector.spans}
 
     assert ("marked-content" in spans["mlx_manager"]) is records
-    assert "marked-content" not in spans["some.sdk"]
-    assert all("marked-definitions" not in text for text in spans.values())
+    assert ("marked-definitions" in spans["mlx_manager"]) is records
+    assert not any(
+        marked in spans["some.sdk"] for marked in ("marked-content", "marked-definitions")
+    )
     assert all("marked-key" not in text for text in spans.values())
 
 

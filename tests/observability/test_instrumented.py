@@ -170,6 +170,8 @@ async def test_a_chat_is_a_span_with_what_was_asked_and_what_came(
         "mlx.time_per_output_token_s": 0.002,
         "mlx.batch.width_mean": 2.0,
         "mlx.batch.width_max": 3,
+        "mlx.cache.matched_tokens": 4,
+        "mlx.cache.outcome": "partial",
     }
     assert SECRET not in spans.text()
 

@@ -149,6 +149,17 @@ async def test_a_refusal_is_in_log_and_trace_without_what_was_sent(
     assert authenticate.status.status_code is StatusCode.ERROR
     assert (authenticate.attributes or {})["error.type"] == "invalid_api_key"
     assert "somebody" not in spans.text()
+    [server] = spans.of_kind(SpanKind.SERVER)
+    assert server.name == f"POST {CHAT}"
+    assert (server.attributes or {})["http.route"] == CHAT
+
+
+async def test_the_path_of_a_refusal_is_no_route(http: httpx.AsyncClient, spans: Spans) -> None:
+    await http.get("/v1/models/somebody-else-s-secret-of-some-length")
+    await eventually(lambda: bool(spans.of_kind(SpanKind.SERVER)))
+    [server] = spans.of_kind(SpanKind.SERVER)
+    assert "http.route" not in (server.attributes or {})
+    assert "somebody" not in str(dict(server.attributes or {}))
 
 
 @pytest.mark.parametrize(

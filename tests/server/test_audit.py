@@ -167,7 +167,7 @@ async def test_an_answer_leaves_one_row_with_all_that_was_done(
         None,
         None,
     )
-    assert (row.model, row.response_model, row.backend) == (MODEL, MODEL, "mlx")
+    assert (row.model, row.response_model, row.backend) == (MODEL, MODEL, "local")
     assert (row.stream, row.output_tokens, row.finish_reason) == (is_streamed, 3, "length")
     assert row.cached_tokens is not None
     assert (row.input_tokens or 0) > 0

@@ -72,3 +72,33 @@ def test_a_request_whose_server_was_killed_is_interrupted_after_the_next_start(
     _, seconds = rows(tmp_path)["killed"]
     assert seconds is not None
     assert seconds > 0
+
+
+def test_the_page_leads_to_no_trace_that_was_lost_with_its_server(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    arguments = ("serve", "--model-dir", str(model_dir))
+    with started(tmp_path, *arguments) as victim:
+        whole = httpx.post(
+            f"{victim.url}/v1/completions",
+            json=ENDLESS | {"stream": False, "max_tokens": 2},
+            timeout=60,
+        )
+        with answering(victim, tmp_path, "killed"):
+            victim.process.kill()
+            victim.wait()
+    with started(tmp_path, *arguments) as next_one:
+        wait_until(lambda: outcome(tmp_path, "killed") == "interrupted", 10)
+        page = httpx.get(f"{next_one.url}/requests")
+        [trace_id] = trace_ids(tmp_path, "killed")
+        assert httpx.get(f"{next_one.url}/traces/{trace_id}").status_code == 404
+    assert page.status_code == 200
+    assert "its trace was lost with the server" in page.text
+    assert f"/traces/{trace_id}" not in page.text
+    assert f"/traces/{whole.headers['X-Trace-ID']}" in page.text, "others have their links"
+
+
+def trace_ids(folder: Path, request_id: str) -> list[str]:
+    with closing(sqlite3.connect(folder / "mlx.db")) as database:
+        query = "SELECT trace_id FROM audit_log WHERE request_id = ?"
+        return [trace_id for (trace_id,) in database.execute(query, [request_id])]

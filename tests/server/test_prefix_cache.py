@@ -56,7 +56,11 @@ async def test_a_prompt_is_computed_from_where_it_differs(
     await ask(openai, *conversation("One way to go on"), max_tokens=5)
     response = await ask(openai, *conversation("Quite another way to go on"), max_tokens=5)
     assert 50 < cached(response) < response.usage.prompt_tokens - 1
-    prefill = attributes_of("prefill", await spans.of_answer(response.id))
+    chat, *phases = await spans.of_answer(response.id)
+    prefill = attributes_of("prefill", phases)
+    whole = dict(chat.attributes or {})
+    for name in ("mlx.cache.outcome", "mlx.cache.matched_tokens", "mlx.cache.miss_reason"):
+        assert whole[name] == prefill[name], "on the chat, too: one filters by it there"
     assert prefill["mlx.cache.outcome"] == "partial"
     assert prefill["mlx.cache.miss_reason"] == "diverged"
     assert prefill["mlx.cache.matched_tokens"] == cached(response)

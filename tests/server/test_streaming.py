@@ -180,7 +180,7 @@ async def test_a_client_that_reads_nothing_until_the_time_is_up_has_timed_out(
     await answer(backend, Connection(takes=10 * TOKENS), max_tokens=1)  # loads the model
     client, entry = Connection(takes=3), Entry(Origin("1", "/"), None, 0)
     limited = LocalBackend(pool, {"chat": 0.3})
-    audited = AuditedBackend(limited, lambda origin: entry, name="mlx")
+    audited = AuditedBackend(limited, lambda origin: entry, name="local")
     await answer(InstrumentedBackend(audited), client, max_tokens=3000, limit_s=1)
     assert (len(client.pieces), client.is_complete) == (3, False)
     entry.status = 200

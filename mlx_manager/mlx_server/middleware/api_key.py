@@ -13,10 +13,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlx_manager.errors import InvalidApiKey, MlxManagerError
-from mlx_manager.observability.authentication import note_authentication
+from mlx_manager.mlx_server.audit.entry import OPERATIONS
+from mlx_manager.observability.authentication import note_authentication, note_refused
 from mlx_manager.observability.paths import route_path
 
 MODEL_API = "/v1/"
+# Those without a parameter, which might be anything. A refused request is never matched against the routes.
+PLAIN_ROUTES = frozenset({*OPERATIONS, "/v1/models", "/v1/messages/count_tokens"})
 
 
 class ApiKeys:
@@ -65,6 +68,8 @@ class ApiKeyMiddleware:
             scope["state"]["key_id"] = key_id
             await self._app(scope, receive, send)
             return
+        if route_path(scope) in PLAIN_ROUTES:
+            note_refused(scope["method"], scope["path"])
         response = self._to_response(Request(scope), _refusal(scope))
         response.headers["WWW-Authenticate"] = "Bearer"
         await response(scope, receive, send)

@@ -1,0 +1,64 @@
+"""The trace says whether an answer was held to JSON, whichever API asked for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.trace import SpanKind
+
+from tests.conftest import TINY
+from tests.support.running import RunningServer, eventually
+from tests.support.spans import Spans
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "boolean"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+MESSAGES = [{"role": "user", "content": "Say something."}]
+CHAT, MESSAGE = "/v1/chat/completions", "/v1/messages"
+COMPLETION, RESPONSE = "/v1/completions", "/v1/responses"
+NAMED = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "output_type"),
+    [
+        (CHAT, {}, "text"),
+        (CHAT, {"response_format": {"type": "text"}}, "text"),
+        (CHAT, {"response_format": {"type": "json_object"}}, "json"),
+        (CHAT, {"response_format": NAMED}, "json"),
+        (CHAT, {"structured_outputs": {"json": SCHEMA}}, "json"),
+        (CHAT, {"structured_outputs": {"choice": ["yes", "no"]}}, "text"),
+        (COMPLETION, {"structured_outputs": {"json": SCHEMA}}, "json"),
+        (MESSAGE, {"output_format": {"type": "json_schema", "schema": SCHEMA}}, "json"),
+        (MESSAGE, {}, "text"),
+        (
+            RESPONSE,
+            {"text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}},
+            "json",
+        ),
+        (RESPONSE, {"text": {"format": {"type": "json_object"}}}, "json"),
+        (RESPONSE, {}, "text"),
+    ],
+)
+async def test_output_type(
+    server: RunningServer, spans: Spans, path: str, asked: dict[str, Any], output_type: str
+) -> None:
+    words: dict[str, dict[str, Any]] = {
+        CHAT: {"messages": MESSAGES, "max_tokens": 40},
+        MESSAGE: {"messages": MESSAGES, "max_tokens": 40},
+        COMPLETION: {"prompt": "Say", "max_tokens": 40},
+        RESPONSE: {"input": "Say", "store": False, "max_output_tokens": 40},
+    }
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        response = await http.post(path, json={"model": TINY, **words[path], **asked})
+    assert response.status_code == 200, response.text
+    await eventually(lambda: bool(spans.of_kind(SpanKind.SERVER)))
+    await server.close_books()
+    operation = "text_completion" if path == COMPLETION else "chat"
+    chat = spans.one(f"{operation} {TINY}")
+    assert (chat.attributes or {})["gen_ai.output.type"] == output_type
