@@ -16,6 +16,7 @@ from logfire.testing import TestExporter
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
+from pydantic import SecretStr
 
 from mlx_manager.mlx_server.app import create_app
 from mlx_manager.observability.setup import TelemetryOptions, configure, span_sink
@@ -25,6 +26,7 @@ from tests.support.spans import UntracedTransport
 
 CHAT = "/v1/chat/completions"
 LIMIT_S = 0.5
+KEY = "a-key-of-the-laptop"
 
 # One span a line, below its parent, in the order of time. Behind its name stand its kind unless that is internal, its
 # status unless that is unset, and those of the `SHOWN` attributes that it has.
@@ -97,6 +99,59 @@ POST /v1/chat/completions SERVER ERROR http.response.status_code=503 error.type=
     queue ERROR error.type=overloaded
 """
 
+FAILED = """
+POST /v1/chat/completions SERVER http.response.status_code=200
+  chat test/tiny ERROR gen_ai.request.stream=True gen_ai.usage.output_tokens=* error.type=engine_failed
+    route
+    tokenize
+    queue
+    prefill
+    decode ERROR mlx.decode.tokens=* error.type=engine_failed
+"""
+FAILED_WHOLE = """
+POST /v1/chat/completions SERVER ERROR http.response.status_code=503 error.type=503
+  chat test/tiny ERROR gen_ai.request.stream=False gen_ai.usage.output_tokens=* error.type=engine_failed
+    route
+    tokenize
+    queue
+    prefill
+    decode ERROR mlx.decode.tokens=* error.type=engine_failed
+"""
+LOADED = """
+POST /v1/chat/completions SERVER http.response.status_code=200
+  authenticate
+  chat test/late gen_ai.request.stream=False gen_ai.response.finish_reasons=length gen_ai.usage.output_tokens=5
+    route
+    model.load
+    tokenize
+    queue
+    prefill
+    decode mlx.decode.tokens=5
+"""
+REFUSED = """
+POST /v1/chat/completions SERVER http.response.status_code=401
+  authenticate ERROR error.type=invalid_api_key
+"""
+PARSED = """
+POST /v1/chat/completions SERVER http.response.status_code=200
+  chat mlx-manager/starter gen_ai.request.stream=False gen_ai.response.finish_reasons=tool_calls gen_ai.usage.output_tokens=*
+    route
+    tokenize
+    queue
+    prefill
+    decode mlx.decode.tokens=*
+    parse
+"""  # noqa: E501
+STREAMED_TIMED_OUT = """
+POST /v1/chat/completions SERVER http.response.status_code=200
+  chat test/tiny ERROR gen_ai.request.stream=True gen_ai.usage.output_tokens=* error.type=request_timeout
+    route
+    tokenize
+    queue
+    prefill
+    decode ERROR mlx.decode.tokens=* error.type=request_timeout
+"""
+
 
 class Trees:
     """What the server's requests have left so far."""
@@ -109,7 +164,9 @@ class Trees:
         spans = list(self.exporter.exported_spans)
         return [span for span in spans if span.context and span.context.trace_id == trace_id]
 
-    async def whole(self, server: RunningServer, response: httpx.Response) -> list[ReadableSpan]:
+    async def whole(
+        self, server: RunningServer, response: httpx.Response, *, has_work: bool = True
+    ) -> list[ReadableSpan]:
         """The response's spans, once the outermost has ended and no work is put off."""
 
         def has_ended() -> bool:
@@ -120,7 +177,7 @@ class Trees:
                 "gen_ai.operation.name" in (one.attributes or {}) for one in self.of(response)
             )
 
-        await eventually(lambda: has_ended() and has_chat())
+        await eventually(lambda: has_ended() and (has_chat() or not has_work))
         await server.close_books()
         return self.of(response)
 
@@ -200,6 +257,26 @@ def narrow(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterato
         answer = httpx.post(f"{server.url}/v1/completions", json=warm_up, timeout=60)
         assert answer.status_code == 200
         yield server
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[RunningServer]:
+    """A server that asks for a key, and gives a request up with its engine."""
+    keys = {"laptop": SecretStr(KEY)}
+    folder = tmp_path_factory.mktemp("fragile")
+    settings = settings_for(folder, model_dir, max_resumes=0, api_keys=keys, preload=TINY)
+    with running(create_app(settings)) as server:
+        yield server
+
+
+@pytest.fixture
+async def caller(fragile: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the key."""
+    transport, headers = UntracedTransport(), {"Authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(
+        base_url=fragile.url, transport=transport, headers=headers, timeout=60
+    ) as client:
+        yield client
 
 
 @pytest.fixture
@@ -292,3 +369,83 @@ async def test_one_request_too_many(
     response = await hurried.post(CHAT, json=body())
     asking.cancel()
     assert drawn(await trees.whole(narrow, response)) == OVERLOADED
+
+
+def kill_the_engine(server: RunningServer) -> None:
+    engine = server.resident(TINY).engine
+    assert engine is not None
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+
+
+def without_authentication(tree: str) -> str:
+    """What `LOADED` shows already."""
+    return tree.replace("  authenticate\n", "")
+
+
+async def test_a_stream_whose_engine_is_killed_and_which_is_given_up(
+    caller: httpx.AsyncClient, fragile: RunningServer, trees: Trees
+) -> None:
+    async with caller.stream("POST", CHAT, json=ENDLESS) as response:
+        lines = response.aiter_lines()
+        await first_text(lines)
+        kill_the_engine(fragile)
+        assert "engine_failed" in "".join([line async for line in lines])
+    tree = without_authentication(drawn(await trees.whole(fragile, response)))
+    assert loosened(tree, FAILED) == FAILED
+
+
+async def test_an_answer_whose_engine_is_killed_and_which_is_given_up(
+    caller: httpx.AsyncClient, fragile: RunningServer, trees: Trees
+) -> None:
+    # What runs beside it shows that the engine decodes.
+    async with caller.stream("POST", CHAT, json=ENDLESS) as beside:
+        asking = asyncio.create_task(caller.post(CHAT, json=ENDLESS | {"stream": False}))
+        await eventually(lambda: fragile.active(TINY) == 2)
+        lines = beside.aiter_lines()
+        for _ in range(200):
+            await first_text(lines)
+        kill_the_engine(fragile)
+        response = await asking
+    tree = without_authentication(drawn(await trees.whole(fragile, response)))
+    assert loosened(tree, FAILED_WHOLE) == FAILED_WHOLE
+
+
+async def test_a_model_that_is_loaded_for_a_caller_with_a_key(
+    caller: httpx.AsyncClient, fragile: RunningServer, trees: Trees
+) -> None:
+    response = await caller.post(CHAT, json=body(model="test/late"))
+    assert drawn(await trees.whole(fragile, response)) == LOADED
+
+
+async def test_a_caller_without_a_key(
+    caller: httpx.AsyncClient, fragile: RunningServer, trees: Trees
+) -> None:
+    response = await caller.post(CHAT, json=body(), headers={"Authorization": "Bearer nobody-s"})
+    assert drawn(await trees.whole(fragile, response, has_work=False)) == REFUSED
+
+
+async def test_an_answer_that_thinks_and_calls(
+    client: httpx.AsyncClient, server: RunningServer, trees: Trees
+) -> None:
+    function = {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}
+    asked = {
+        "model": "mlx-manager/starter",
+        "messages": [{"role": "user", "content": "What is the weather in Oslo?"}],
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": "required",
+        "max_tokens": 200,
+        "temperature": 0,
+    }
+    await client.post(CHAT, json=asked)
+    response = await client.post(CHAT, json=asked)
+    tree = drawn(await trees.whole(server, response))
+    assert loosened(tree, PARSED) == PARSED
+
+
+async def test_a_stream_that_takes_too_long(
+    hurried: httpx.AsyncClient, narrow: RunningServer, trees: Trees
+) -> None:
+    response = await hurried.post(CHAT, json=ENDLESS)
+    tree = drawn(await trees.whole(narrow, response))
+    assert loosened(tree, STREAMED_TIMED_OUT) == STREAMED_TIMED_OUT
