@@ -20,6 +20,7 @@ from openai import AsyncOpenAI
 from opentelemetry.trace import StatusCode
 
 from mlx_manager.mlx_server.app import create_app
+from mlx_manager.mlx_server.audit.search import RequestFilter, search
 from mlx_manager.observability.setup import TelemetryOptions, configure
 from tests.conftest import TINY
 from tests.support.encoders import HIDDEN, SENTENCES, Kind, expected, make_encoder, token_ids
@@ -260,6 +261,29 @@ async def test_a_request_is_one_trace_with_its_phases_and_one_row(
     assert (row.input_tokens, row.output_tokens) == (said["gen_ai.usage.input_tokens"], 0)
 
 
+async def test_the_audit_log_says_what_was_done(
+    client: httpx.AsyncClient, server: RunningServer
+) -> None:
+    response = await client.post(PATH, json={"model": BERT, "input": ["a", "a b"]})
+    request_id = response.headers["X-Request-ID"]
+    await eventually(lambda: len(server.audited(request_id)) == 1)
+    async with server.state.database.sessions() as session:
+        [row] = await search(session, RequestFilter(request_id=request_id), 10)
+    assert (row.endpoint, row.operation, row.backend) == (PATH, "embeddings", "local")
+    assert (row.model, row.response_model, row.stream) == (BERT, BERT, False)
+    assert (row.status, row.outcome, row.error_code, row.error_type) == (
+        200,
+        "completed",
+        None,
+        None,
+    )
+    assert row.input_tokens == response.json()["usage"]["prompt_tokens"]
+    assert (row.cached_tokens, row.output_tokens, row.finish_reason) == (0, 0, None)
+    assert (row.time_to_first_token_s, row.client_address) == (None, "127.0.0.1")
+    assert 0 <= (row.queue_s or 0.0) <= (row.duration_s or 0.0)
+    assert row.trace_id == response.headers["X-Trace-ID"]
+
+
 async def test_a_refusal_is_an_error_of_the_phase_in_which_it_happened(
     client: httpx.AsyncClient, server: RunningServer, spans: Spans
 ) -> None:
@@ -345,6 +369,10 @@ async def test_a_request_whose_time_is_up_is_ended(
                 response = await client.post(PATH, json={"model": ROBERTA, "input": "a"})
             finally:
                 os.kill(pid, signal.SIGCONT)
+        request_id = response.headers["X-Request-ID"]
+        await eventually(lambda: len(slow.audited(request_id)) == 1)
+        (row,) = slow.audited(request_id)
+    assert (row.status, row.outcome, row.output_tokens) == (504, "failed", None)
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "request_timeout"
     assert "Send fewer inputs" in response.json()["error"]["message"]

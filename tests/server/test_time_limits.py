@@ -1,0 +1,114 @@
+"""A limit that passes in the middle of a stream is that API's own event of an error, and a failure in the audit log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai as sdk
+import pytest
+from openai import AsyncOpenAI
+
+from mlx_manager.mlx_server.app import create_app
+from tests.conftest import ENDLESS_TOKENS, TINY
+from tests.support.running import RunningServer, eventually, running, settings_for
+
+COMPLETION, RESPONSE = "/v1/completions", "/v1/responses"
+ASKED: dict[str, dict[str, Any]] = {
+    COMPLETION: {"prompt": "Count.", "max_tokens": ENDLESS_TOKENS},
+    RESPONSE: {"input": "Count.", "max_output_tokens": ENDLESS_TOKENS, "store": False},
+}
+
+
+@pytest.fixture(scope="module")
+def hurried(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[RunningServer]:
+    """A server that gives any answer half a second."""
+    limits = {"chat_timeout_s": 0.5, "completion_timeout_s": 0.5}
+    folder = tmp_path_factory.mktemp("hurried")
+    with running(create_app(settings_for(folder, model_dir, preload=TINY, **limits))) as server:
+        yield server
+
+
+@pytest.fixture
+async def http(hurried: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=hurried.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(hurried: RunningServer) -> AsyncIterator[AsyncOpenAI]:
+    url = f"{hurried.url}/v1"
+    async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+async def outcome(server: RunningServer, response: httpx.Response) -> tuple[int | None, str]:
+    request_id = response.headers["X-Request-ID"]
+    await eventually(lambda: len(server.audited(request_id)) == 1)
+    (row,) = server.audited(request_id)
+    return row.status, row.outcome
+
+
+@pytest.mark.parametrize("path", ASKED)
+async def test_an_answer_that_takes_too_long_is_a_504(
+    hurried: RunningServer, http: httpx.AsyncClient, path: str
+) -> None:
+    response = await http.post(path, json={"model": TINY, "temperature": 0, **ASKED[path]})
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "request_timeout"
+    assert "longer than 0.5 s" in response.json()["error"]["message"]
+    assert await outcome(hurried, response) == (504, "failed")
+    await eventually(lambda: hurried.active(TINY) == 0)
+
+
+async def test_a_stream_of_a_text_completion_ends_with_an_error_that_the_sdk_raises(
+    client: AsyncOpenAI,
+) -> None:
+    asked = ASKED[COMPLETION]
+    stream = await client.completions.create(model=TINY, temperature=0, stream=True, **asked)
+    texts = list[str]()
+
+    async def read() -> None:
+        async for chunk in stream:
+            texts.append(chunk.choices[0].text)
+
+    with pytest.raises(sdk.APIError, match=r"longer than 0\.5 s") as met:
+        await read()
+    assert len("".join(texts)) > 0
+    assert met.value.code == "request_timeout"
+
+
+async def test_a_stream_of_a_text_completion_says_no_more_after_its_error(
+    hurried: RunningServer, http: httpx.AsyncClient
+) -> None:
+    asked = {"model": TINY, "temperature": 0, "stream": True, **ASKED[COMPLETION]}
+    response = await http.post(COMPLETION, json=asked)
+    events = [line for line in response.text.split("\n\n") if line]
+    last = json.loads(events[-1].removeprefix("data: "))
+    assert last["error"]["code"] == "request_timeout"
+    assert await outcome(hurried, response) == (200, "failed")
+
+
+async def test_a_stream_of_a_response_ends_as_failed(
+    hurried: RunningServer, client: AsyncOpenAI, http: httpx.AsyncClient
+) -> None:
+    asked = ASKED[RESPONSE]
+    stream = await client.responses.create(model=TINY, temperature=0, stream=True, **asked)
+    events = [event async for event in stream]
+    kinds = [event.type for event in events]
+    assert kinds[0] == "response.created"
+    assert "response.output_text.delta" in kinds
+    last = events[-1]
+    assert last.type == "response.failed"
+    assert last.response.status == "failed"
+    assert last.response.error is not None
+    assert "longer than 0.5 s" in last.response.error.message
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+
+    response = await http.post(
+        RESPONSE, json={"model": TINY, "temperature": 0, "stream": True, **asked}
+    )
+    assert await outcome(hurried, response) == (200, "failed")
