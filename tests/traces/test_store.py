@@ -188,6 +188,46 @@ def test_a_killed_process_loses_no_batch_that_was_written(tmp_path: Path) -> Non
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+# The same at its ease: nobody waits for a span to be stored, and each is told of once it was handed over.
+STEADY_WRITER = """
+import sys
+import time
+from pathlib import Path
+from mlx_manager.traces.store import StoreOptions, TraceStore
+from tests.traces.records import server
+
+store = TraceStore(Path(sys.argv[1]), StoreOptions(batch=int(sys.argv[2])))
+for number in range(1, 1_000_000):
+    assert store.put(lambda number=number: server(number, at_s=number))
+    print(number, flush=True)
+    time.sleep(0.005)
+"""
+BATCH = 100
+
+
+@pytest.mark.parametrize("written", [BATCH * 2, BATCH * 4 + 17])
+def test_a_killed_process_loses_its_last_batch_at_most(tmp_path: Path, written: int) -> None:
+    path = tmp_path / "traces.db"
+    with subprocess.Popen(
+        [sys.executable, "-c", STEADY_WRITER, str(path), str(BATCH)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as process:
+        assert process.stdout is not None
+        told = [int(line) for line in islice(process.stdout, written)]
+        process.send_signal(signal.SIGKILL)
+        told += [int(line) for line in process.stdout]
+    assert process.returncode == -signal.SIGKILL
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with TraceStore(path) as store:
+        stored = [number for number in told if store.get_trace(trace_id(number))]
+    assert len(stored) >= told[-1] - BATCH
+    assert stored == told[: len(stored)], "what is lost is the end, without a gap"
+    assert not list(tmp_path.glob("*.broken*"))
+
+
 def test_two_processes_write_one_file_while_a_third_reads(tmp_path: Path) -> None:
     path = tmp_path / "traces.db"
     with writer(path, 1, 60) as one, writer(path, 30, 60) as other:
