@@ -77,7 +77,10 @@ names = {name for span in spans for name in (*span.attributes, *span.resource.at
 names |= {name for span in spans for event in span.events for name in event.attributes}
 names |= {name for _, point in points for name in point.attributes}
 print(json.dumps([statuses, sorted(names), sorted({(metric.name, metric.unit) for metric, _ in points})]))
+print(json.dumps([sorted(spans[0].resource.attributes), sorted({span.name for span in spans}),
+                  sorted({event.name for span in spans for event in span.events})]))
 """
+PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 
 
 def test_every_name_of_ours_is_in_the_conventions() -> None:
@@ -106,7 +109,7 @@ def test_what_chats_really_emit_is_in_the_conventions(python: Python, model_dir:
     done = python(CHATS % {"model": TINY, "model_dir": str(model_dir)})
 
     assert done.returncode == 0, done.stderr
-    statuses, names, metrics = json.loads(done.stdout.splitlines()[-1])
+    statuses, names, metrics = json.loads(done.stdout.splitlines()[-2])
     assert statuses == [200, 200, 404]
     assert {"gen_ai.usage.input_tokens", "http.route", "db.query.text", "service.name"} <= {*names}
     assert {"error.type", "network.peer.address", "url.full"} <= {*names}
@@ -115,6 +118,32 @@ def test_what_chats_really_emit_is_in_the_conventions(python: Python, model_dir:
     theirs = {name: unit for name, unit in metrics if _is_theirs(name)}
     assert "http.client.request.duration" in theirs
     assert theirs == {name: known.get(name, ("", "unknown"))[1] for name in theirs}
+
+
+def test_the_page_has_every_name_that_is_really_emitted_and_no_other(
+    python: Python, model_dir: Path
+) -> None:
+    done = python(CHATS % {"model": TINY, "model_dir": str(model_dir)})
+
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines()[-2:])
+    _, names, metrics = first
+    resource, spans, events = second
+    described = set(re.findall(r"`([^`\n]+)`", PAGE.read_text()))
+    assert {*names, *events, *(name for name, _ in metrics)} - described == set()
+    # Requests and statements are named by their methods, in capitals, and `chat {model}` by its first word.
+    kinds = {name.split()[0] for name in spans}
+    unsaid = kinds - {one.split()[0] for one in described}
+    assert {name for name in unsaid if not name.isupper()} == set()
+    assert set(listed_below("## Resource")) == set(resource)
+    assert set(listed_below("### On HTTP and SQL spans")) - set(names) == set()
+
+
+def listed_below(heading: str) -> list[str]:
+    """The names in the first column of the tables of a section of the page."""
+    section = re.split(r"^#+ ", PAGE.read_text().split(f"{heading}\n", 1)[1], flags=re.MULTILINE)[0]
+    firsts = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return [name for first in firsts for name in re.findall(r"`([^`]+)`", first)]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,17 @@ def test_telemetry_lists_every_name_that_is_emitted_and_no_other() -> None:
     assert ours - emitted_names() == set(), "described, and never emitted"
 
 
+def test_the_tables_of_spans_have_nothing_that_is_never_emitted() -> None:
+    """But for what the libraries write: tests of the conventions compare that with a running server."""
+    spans = (DOCS / "telemetry.md").read_text().split("\n## Spans\n", 1)[1].split("\n## ", 1)[0]
+    ours = spans.split("### On HTTP and SQL spans", maxsplit=1)[0]
+    firsts = [line.split("|")[1] for line in ours.splitlines() if line.startswith("| `")]
+    listed = {name for first in firsts for name in re.findall(r"`([a-z_.]+)`", first)}
+    assert len(listed) > 80
+    # The span that Anthropic's SDK makes itself.
+    assert listed - emitted_names() == {"anthropic.messages.create"}
+
+
 ROW = re.compile(
     r"^\| `(?P<name>[a-z_.]+)` \| (?P<kind>counter|gauge|histogram), (?P<unit>\S+) \| [^|]+ \|(?P<buckets>[^|]*)\|$",
     re.MULTILINE,
