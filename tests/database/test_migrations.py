@@ -154,9 +154,10 @@ async def test_what_the_audit_log_held_before_it_took_every_request_is_still_the
     async with database.engine.connect() as connection:
         left = await connection.run_sync(differences)
         rows = await connection.execute(
-            text("SELECT request_id, stream, duration_s, error_type FROM audit_log")
+            text("SELECT request_id, backend, stream, duration_s, error_type FROM audit_log")
         )
-        assert rows.fetchall() == [("old", 1, 1.5, None)]
+        # Traces have always called that backend `local`.
+        assert rows.fetchall() == [("old", "local", 1, 1.5, None)]
     await database.close()
     assert left == []
 
