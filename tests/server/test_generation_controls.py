@@ -54,6 +54,16 @@ def bytes_of(tokens: list[ChatCompletionTokenLogprob]) -> bytes:
     return b"".join(bytes(token.bytes or ()) for token in tokens)
 
 
+async def test_behind_thoughts_the_tokens_that_have_logprobs_are_those_of_the_text(
+    openai: AsyncOpenAI,
+) -> None:
+    # A line break or two stand between them, and are part of neither.
+    answer = await ask(openai, model=STARTER, logprobs=True, reasoning_effort="low", max_tokens=200)
+    text = answer.choices[0].message.content
+    assert text
+    assert "".join(token.token for token in logprobs_of(answer)) == text
+
+
 async def test_logprobs_change_no_answer_and_come_only_when_asked_for(openai: AsyncOpenAI) -> None:
     seeded: dict[str, Any] = {"temperature": 1, "seed": 5}
     plain = await ask(openai, **seeded)

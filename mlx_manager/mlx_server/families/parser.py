@@ -30,6 +30,7 @@ class AnswerParser:
     """Reads one answer of a model of `family` that may call `tools`; without any, a call is text like any other.
 
     `is_parallel` False ends the answer behind its first call; how much comes behind it is noted when it is finished.
+    `is_behind_thoughts` is so while nothing but white space has followed them, which is part of nothing.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class AnswerParser:
         note: Note = silent,
     ) -> None:
         self.is_reasoning = False
+        self.is_behind_thoughts = False
         self._family = family
         self._note = note
         self._cursor = Cursor()
@@ -125,7 +127,9 @@ class AnswerParser:
         self._space.clear()
         if mark is not None:
             self._note("reasoning_ended", None)
+            self.is_behind_thoughts = True
             yield from self._cursor.space()
+            self.is_behind_thoughts = False
 
     def _bare_call(self) -> Reading[None]:
         """Read an answer that may be nothing but calls, without a mark before them."""

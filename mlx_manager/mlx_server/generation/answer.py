@@ -157,7 +157,8 @@ class AnswerReader:
             return self._feed_one(token_id)
         offset, was_reasoning = self._read_characters, self._is_reasoning
         deltas = self._feed_one(token_id)
-        if not (token_id in self._end_token_ids or was_reasoning or self._is_reasoning):
+        is_of_thoughts = was_reasoning or self._is_reasoning or self._is_behind_thoughts
+        if not (is_of_thoughts or token_id in self._end_token_ids):
             self._logprobs.add(token_id, likely, offset)
         return self._logprobs.go_with(deltas, self._certain_characters)
 
@@ -175,6 +176,10 @@ class AnswerReader:
     @property
     def _is_reasoning(self) -> bool:
         return self._parser is not None and self._parser.is_reasoning
+
+    @property
+    def _is_behind_thoughts(self) -> bool:
+        return self._parser is not None and self._parser.is_behind_thoughts
 
     def _parsed(self, text: str) -> list[Delta]:
         self._read_characters += len(text)
