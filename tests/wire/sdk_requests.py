@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 import anthropic as anthropic_sdk
 import openai as openai_sdk
 
+from tests.wire.response_calls import RESPONSES
+
 RECORDED = Path(__file__).parent / "recorded"
 SCHEMA = {
     "type": "object",
@@ -165,7 +167,7 @@ ANTHROPIC: Mapping[str, Ask] = {
 }
 
 
-NAMES = (*OPENAI, *ANTHROPIC)
+NAMES = (*OPENAI, *RESPONSES, *ANTHROPIC)
 
 
 class Listener(BaseHTTPRequestHandler):
@@ -198,9 +200,10 @@ def listening() -> Iterator[str]:
 
 def sent_by(name: str, address: str) -> dict[str, Any]:
     """Return what the SDK sends to `address` for the call of this name: its path and its body."""
-    if name in OPENAI:
+    asks = {**OPENAI, **RESPONSES}
+    if name in asks:
         with openai_sdk.OpenAI(base_url=f"{address}/v1", api_key="k", max_retries=0) as openai:
-            _refused(lambda: OPENAI[name](openai), openai_sdk.APIStatusError)
+            _refused(lambda: asks[name](openai), openai_sdk.APIStatusError)
     else:
         with anthropic_sdk.Anthropic(base_url=address, api_key="k", max_retries=0) as anthropic:
             _refused(lambda: ANTHROPIC[name](anthropic), anthropic_sdk.APIStatusError)
