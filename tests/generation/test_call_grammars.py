@@ -284,6 +284,86 @@ def test_a_format_holds_for_the_last_message_of_harmony(model_text: Make) -> Non
     assert set(found) <= {"yes", "no"}
 
 
+SAID = {"name": "Bern", "days": 3}
+FORMAT = AnswerFormat(
+    "json_schema",
+    {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["name", "days"],
+        "additionalProperties": False,
+    },
+    "response_format.json_schema.schema",
+)
+REFERRING = Tool(
+    "get_weather",
+    None,
+    {**SCHEMA, "properties": {"city": {"type": "string"}, "place": {"$ref": "#/$defs/place"}}, "required": ["place"]},
+    is_strict=True,
+)  # fmt: skip
+
+
+def lets_through(text: ModelText, constraint: Constraint, answer: str) -> bool:
+    """Whether a grammar has this text, whatever tokens it is written with."""
+    matcher = Vocabulary(path_of(text)).matcher(constraint.grammar)
+    for token in text.tokenizer.encode(answer, add_special_tokens=False):
+        bits, _ = matcher.allowed()
+        if not bits[token]:
+            return False
+        matcher.take(token)
+    return matcher.allowed()[1]
+
+
+@pytest.mark.parametrize("family", SAYABLE, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "tools", [STRICT, LOOSE, (REFERRING,)], ids=["strict", "loose", "referring"]
+)
+def test_beside_tools_an_answer_is_of_its_format_or_a_call(
+    model_text: Make, family: Family, tools: tuple[Tool, ...]
+) -> None:
+    text, request = model_text(family), request_for(tools, ToolChoice(), FORMAT)
+    constraint = constraint_for(request, text, text.encode(request.input).opening)
+    assert constraint is not None
+    said = ("<|channel|>final<|message|>" if family.in_messages else "") + json.dumps(SAID)
+    assert lets_through(text, constraint, said)
+    assert read(request, text, said) == ([], json.dumps(SAID))
+    assert lets_through(text, constraint, said.replace("Bern", tools[0].name))
+    assert not lets_through(text, constraint, said.replace("3", "three"))
+    assert not lets_through(text, constraint, said.replace('"days"', '"parameters"'))
+    called = forced_call(text, family, tools)
+    assert lets_through(text, constraint, called), called
+    calls, _ = read(request, text, called)
+    assert {name for name, _ in calls} <= {tool.name for tool in tools}
+    assert calls
+
+
+def forced_call(text: ModelText, family: Family, tools: tuple[Tool, ...]) -> str:
+    """An answer that had to be calls."""
+    request = request_for(tools, ToolChoice("required"))
+    opening = text.encode(request.input).opening
+    constraint = constraint_for(request, text, opening)
+    assert constraint is not None
+    walk = Walk(text, path_of(text), seed=len(family.name))
+    drawn = (walk.draw(constraint, closers_of(family)) for _ in range(WALKS))
+    return opening + next(one for one in drawn if one is not None)
+
+
+def test_a_format_beside_calls_that_no_grammar_says_is_refused(model_text: Make) -> None:
+    text = model_text(one_of("deepseek-v3.2"))
+    with pytest.raises(UnsupportedParameter, match="Leave out one of 'tools' and") as caught:
+        constraint_for(request_for(LOOSE, ToolChoice(), FORMAT), text, "")
+    assert caught.value.param == FORMAT.param
+    assert constraint_for(request_for(LOOSE, ToolChoice("none"), FORMAT), text, "") is not None
+
+
+def test_a_format_says_nothing_of_calls_that_must_be_made(model_text: Make) -> None:
+    text = model_text(one_of("hermes"))
+    for choice in (ToolChoice("required"), ToolChoice("required", "wait")):
+        opening = text.encode(request_for(STRICT, choice).input).opening
+        alone = constraint_for(request_for(STRICT, choice), text, opening)
+        assert constraint_for(request_for(STRICT, choice, FORMAT), text, opening) == alone
+
+
 def named(family: Family, schema: dict[str, Any]) -> ChatRequest:
     return request_for((Tool("look", None, schema, is_strict=True),), ToolChoice())
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 import openai as sdk
 import pytest
+from anthropic import AsyncAnthropic
 from jsonschema import Draft202012Validator
 from openai import AsyncOpenAI
 from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
 
+import mlx_manager
 from tests.server.test_tools import MODEL, WEATHER, ask
 from tests.support.running import RunningServer
 from tests.support.spans import Spans
 
+STARTER = Path(mlx_manager.__file__).parent / "starter"
 QUESTION = {"role": "user", "content": "What is MLX Manager?"}
 SCHEMA = {
     "type": "object",
@@ -27,7 +32,7 @@ SCHEMA = {
     "required": ["name", "stars"],
     "additionalProperties": False,
 }
-STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
+STRICT: Any = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
 
 
 class Place(BaseModel):
@@ -143,6 +148,106 @@ async def test_with_strict_tools_an_answer_may_still_be_text(openai: AsyncOpenAI
     assert offered.choices[0].message.tool_calls is None
 
 
+# It knows no JSON but that of calls, and would rather call once more.
+CALL_TOKEN = 1532
+NO_CALL = {str(CALL_TOKEN): -100}
+WEATHER_QUESTION = {"role": "user", "content": "What is the weather in Bern?"}
+RESULT = [
+    WEATHER_QUESTION,
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "call_1",
+                "type": "function",
+                "function": {"name": "get_weather", "arguments": '{"city": "Bern"}'},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call_1", "content": "sunny, 21 C"},
+]
+
+
+def test_the_token_that_begins_a_call_is_the_one_that_is_meant() -> None:
+    tokenizer = Tokenizer.from_file(str(STARTER / "tokenizer.json"))
+    assert tokenizer.id_to_token(CALL_TOKEN) == "<tool_call>"
+
+
+@pytest.mark.parametrize("tool", [WEATHER, STRICT], ids=["loose", "strict"])
+@pytest.mark.parametrize("effort", [None, "low"], ids=["at once", "behind thoughts"])
+async def test_with_tools_and_a_format_the_model_calls_first_and_answers_in_the_format_then(
+    openai: AsyncOpenAI, tool: Any, effort: str | None
+) -> None:
+    fields: dict[str, Any] = {"tools": [tool], "response_format": schema_format(SCHEMA)}
+    if effort is not None:
+        fields["reasoning_effort"] = effort
+    called = (await ask(openai, WEATHER_QUESTION, **fields)).choices[0]
+    assert called.finish_reason == "tool_calls"
+    assert called.message.content is None
+    (call,) = called.message.tool_calls
+    assert set(json.loads(call.function.arguments)) == {"city"}
+    shy: dict[str, Any] = {"logit_bias": NO_CALL, "max_tokens": 400}
+    answered = (await ask(openai, *RESULT, **fields, **shy)).choices[0]
+    assert answered.finish_reason == "stop"
+    assert Draft202012Validator(SCHEMA).is_valid(json.loads(answered.message.content))
+
+
+async def test_a_parsed_response_may_call_its_strict_tools_first(openai: AsyncOpenAI) -> None:
+    tool: Any = {"type": "function", **STRICT["function"]}
+    asked: dict[str, Any] = {"model": MODEL, "tools": [tool], "text_format": Place}
+    question: Any = [WEATHER_QUESTION]
+    called = await openai.responses.parse(input=question, temperature=0, **asked)
+    [call] = called.output
+    assert call.type == "function_call"
+    assert called.output_parsed is None
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny, 21 C"}
+    answered = await openai.responses.parse(
+        input=[result],  # type: ignore[list-item]
+        previous_response_id=called.id,
+        temperature=0,
+        extra_body={"logit_bias": NO_CALL},
+        **asked,
+    )
+    assert isinstance(answered.output_parsed, Place)
+
+
+async def test_a_message_with_strict_tools_and_a_format_calls_or_answers_in_its_format(
+    anthropic: AsyncAnthropic,
+) -> None:
+    tool: Any = {
+        "name": "get_weather",
+        "description": "Get the weather of a place",
+        "input_schema": STRICT["function"]["parameters"],
+        "strict": True,
+    }
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "max_tokens": 400,
+        "tools": [tool],
+        "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+        "extra_body": {"temperature": 0},
+    }
+    called = await anthropic.messages.create(messages=[WEATHER_QUESTION], **asked)  # type: ignore[list-item]
+    assert called.stop_reason == "tool_use"
+    [use] = called.content
+    assert use.type == "tool_use"
+    joke: Any = [{"role": "user", "content": "Tell me a joke"}]
+    answered = await anthropic.messages.create(messages=joke, **asked)
+    assert answered.stop_reason == "end_turn"
+    [block] = answered.content
+    assert block.type == "text"
+    assert Draft202012Validator(SCHEMA).is_valid(json.loads(block.text))
+
+
+async def test_a_format_beside_a_call_that_must_be_made_is_no_hindrance(
+    openai: AsyncOpenAI,
+) -> None:
+    fields: dict[str, Any] = {"tools": [STRICT], "response_format": schema_format(SCHEMA)}
+    response = await ask(openai, QUESTION, tool_choice="required", max_tokens=400, **fields)
+    assert response.choices[0].finish_reason == "tool_calls"
+
+
 @pytest.mark.parametrize("temperature", [0, 1.3])
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}]
@@ -154,7 +259,7 @@ async def test_a_call_that_must_be_made_is_one_of_the_tools_and_well_formed(
     response = await openai.chat.completions.create(
         model=MODEL,
         messages=[question],  # type: ignore[list-item]
-        tools=[STRICT],  # type: ignore[list-item]
+        tools=[STRICT],
         tool_choice=choice,
         temperature=temperature,
         seed=1,
@@ -204,7 +309,6 @@ async def test_a_call_that_must_be_made_is_one_of_the_tools_and_well_formed(
          "structured_outputs.regex", "one format"),
         ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
         ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "Leave"),
-        ({"response_format": {"type": "json_object"}, "tools": [STRICT]}, "response_format", "together"),
     ],
 )  # fmt: skip
 async def test_what_can_not_be_kept_to_is_refused_before_any_token(

@@ -82,8 +82,26 @@ def call_or_text(tools: Sequence[Tool], form: CallForm, says: Says) -> str:
     return rules.lark(f"{_any_call(rules, tools, form)} | {rules.terminal(NO_CALL)}")
 
 
-def messages(tools: Sequence[Tool], says: Says, *, must_call: bool) -> str:
-    """Return the grammar of an answer in Harmony's form that ends with a call of one of `tools`, or may do so."""
+def calls_or(
+    body: str, tools: Sequence[Tool], form: CallForm, says: Says, *, is_parallel: bool
+) -> str:
+    """Return the grammar of an answer that is calls, or says `body` and nothing else."""
+    rules = _Rules(says)
+    said = rules.rule(body)
+    if not form.begin:
+        # Of JSON, piece by piece: a longer piece, read in one go, would hide what else may begin like it.
+        return rules.lark(" | ".join([said, *(rules.json_call(tool) for tool in tools)]))
+    call = _any_call(rules, tools, form)
+    more = _more(rules, form, call, is_parallel)
+    called = rules.rule(f"{rules.text(form.opening)} {call} {more} {rules.text(form.last)}")
+    return rules.lark(f"{called} | {said}")
+
+
+def messages(tools: Sequence[Tool], says: Says, *, must_call: bool, body: str | None = None) -> str:
+    """Return the grammar of an answer in Harmony's form that ends with a call of one of `tools`, or may do so.
+
+    An answer that doesn't says `body`, or whatever it likes.
+    """
     rules = _Rules(says)
     channel, end = says.mark(harmony.CHANNEL), says.mark(harmony.END)
     begin, middle = says.mark(harmony.START), says.mark(harmony.MESSAGE)
@@ -95,7 +113,9 @@ def messages(tools: Sequence[Tool], says: Says, *, must_call: bool) -> str:
         f"{middle} {rules.json_arguments(tool)}"
         for tool in tools
     ]
-    last = some if must_call else [*some, f'{channel} "final" {middle} {text}']
+    json_final = "" if body is None else f'(" "? {json_mark} "json")?'
+    final = f'{channel} "final" {json_final} {middle} {text if body is None else rules.rule(body)}'
+    last = some if must_call else [*some, final]
     return rules.lark(f"({said})* ({' | '.join(last)})")
 
 
@@ -196,6 +216,13 @@ class _Rules:
         schema = tool.parameters if tool.is_strict else {}
         return self.rule(self.says.json({"type": "object", **schema}))
 
+    def json_call(self, tool: Tool) -> str:
+        """Return the expression of a call that is a JSON object with its arguments as `parameters`."""
+        own = tool.parameters if tool.is_strict else {}
+        members = {"name": {"const": tool.name}, "parameters": _moved({"type": "object", **own})}
+        call = {"type": "object", "properties": members, "required": [*members]}
+        return self.rule(self.says.json({**call, "additionalProperties": False}))
+
     def json(self, schema: Any, root: Mapping[str, Any]) -> str:
         """Return the expression of a value of `schema`, which may refer to definitions of `root`."""
         defined = {key: root[key] for key in ("$defs", "definitions") if key in root}
@@ -233,6 +260,20 @@ class _Rules:
             first = self.rule(begun if is_required else f"{begun} | {first}")
             later = more if is_required else self.rule(f"{more} | {later}")
         return first
+
+
+def _moved(schema: Any) -> Any:
+    """Return the schema of arguments with its references to itself as they are within the schema of a call."""
+    if isinstance(schema, list):
+        return [_moved(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        key: f"#/properties/parameters{value[1:]}"
+        if key == "$ref" and isinstance(value, str) and value.startswith("#")
+        else _moved(value)
+        for key, value in schema.items()
+    }
 
 
 def _conditions(schema: Mapping[str, Any]) -> list[str]:

@@ -50,29 +50,21 @@ def constraint_for(request: ChatRequest, text: ModelText, opening: str) -> Const
     `opening` is what the answer begins with already. Raises InvalidRequest for a format that would be too much work
     and UnsupportedParameter where this model's can't be kept to.
     """
-    found = _constraint_for(request, text, opening)
-    if found is None:
+    if not isinstance(request.input, Conversation):
+        tools, must_call = tuple[Tool, ...](), False
+    else:
+        tools = tuple(callable_tools(request.input))
+        must_call = request.input.tool_choice.mode == "required"
+    if tools and (must_call or (request.format is None and any(one.is_strict for one in tools))):
+        # Of an answer that is calls a format has nothing to say.
+        found, param = _of_calls(request, tools, text, opening), "tools"
+    elif request.format is not None:
+        found = _of_format(request, request.format, tools, text, opening)
+        param = request.format.param
+    else:
         return None
     _check_ends(request)
-    return replace(found, param="tools" if request.format is None else request.format.param)
-
-
-def _constraint_for(request: ChatRequest, text: ModelText, opening: str) -> Constraint | None:
-    tools = callable_tools(request.input) if isinstance(request.input, Conversation) else ()
-    must_call = (
-        isinstance(request.input, Conversation) and request.input.tool_choice.mode == "required"
-    )
-    if request.format is not None:
-        if must_call or any(tool.is_strict for tool in tools):
-            raise UnsupportedParameter(
-                f"{request.format.param!r} can't be asked for together with calls that must be made or kept to a "
-                "schema. Ask for one of them.",
-                param=request.format.param,
-            )
-        return _of_format(request, request.format, text, opening)
-    if tools and (must_call or any(tool.is_strict for tool in tools)):
-        return _of_calls(request, tools, text, opening)
-    return None
+    return replace(found, param=param)
 
 
 def _check_ends(request: ChatRequest) -> None:
@@ -89,21 +81,47 @@ def _check_ends(request: ChatRequest) -> None:
 
 
 def _of_format(
-    request: ChatRequest, asked: AnswerFormat, text: ModelText, opening: str
+    request: ChatRequest, asked: AnswerFormat, tools: Sequence[Tool], text: ModelText, opening: str
 ) -> Constraint:
-    body = _body(asked)
-    if text.family.in_messages:
-        says = call_grammars.Says(partial(_mark, text), partial(_json, param="tools"))
-        return Constraint(_checked(call_grammars.message_of(body, says), asked.param))
-    if not _may_think(request, text, opening):
-        return Constraint(_checked(f"start: {body}", asked.param))
+    """Return what holds an answer to its format, or to calls where the model may choose to make some."""
+    lark = _said_or_called(request, asked, tools, text)
+    if text.family.in_messages or not _may_think(request, text, opening):
+        return Constraint(_checked(lark, asked.param))
     ends = _ids(text, text.family.reasoning[1] if text.family.reasoning else "")
     if len(ends) != 1:
         raise UnsupportedParameter(
             f"The thoughts of {text.model_id} can't be told from a format. Switch its reasoning off.",
             param=asked.param,
         )
-    return Constraint(_checked(f"start: {LEAD} {body}", asked.param), tuple(ends))
+    return Constraint(_checked(_behind_space(lark), asked.param), tuple(ends))
+
+
+def _said_or_called(
+    request: ChatRequest, asked: AnswerFormat, tools: Sequence[Tool], text: ModelText
+) -> str:
+    """Return the grammar of an answer of the format asked for; of one or some calls, too, where there are tools."""
+    body = _body(asked)
+    says = call_grammars.Says(partial(_mark, text), partial(_json, param="tools"))
+    if not tools:
+        in_messages = text.family.in_messages
+        return call_grammars.message_of(body, says) if in_messages else f"start: {body}"
+    assert isinstance(request.input, Conversation)
+    _check_sayable(tools, text, says)
+    if text.family.in_messages:
+        return call_grammars.messages(tools, says, must_call=False, body=body)
+    if text.family.form is None:
+        raise UnsupportedParameter(
+            f"{text.model_id} writes calls in a form that can't be told from a format yet. Leave out one of 'tools' "
+            f"and {asked.param!r}, or send 'tool_choice' \"none\".",
+            param=asked.param,
+        )
+    is_parallel = request.input.tool_choice.is_parallel
+    return call_grammars.calls_or(body, tools, text.family.form, says, is_parallel=is_parallel)
+
+
+def _behind_space(lark: str) -> str:
+    """Return a grammar with what a model puts between its thoughts and its answer before it."""
+    return lark.replace("start: ", f"start: {LEAD} answer\nanswer: ", 1)
 
 
 def _may_think(request: ChatRequest, text: ModelText, opening: str) -> bool:
@@ -177,8 +195,7 @@ def _of_free_calls(
         return Constraint(_checked(body, "tools"))
     assert text.family.reasoning is not None
     thought_ends = tuple(_ids(text, text.family.reasoning[1]))
-    lark = body.replace("start: ", f"start: {LEAD} answer\nanswer: ", 1)
-    return Constraint(_checked(lark, "tools"), thought_ends)
+    return Constraint(_checked(_behind_space(body), "tools"), thought_ends)
 
 
 def _check_sayable(tools: Sequence[Tool], text: ModelText, says: call_grammars.Says) -> None:
