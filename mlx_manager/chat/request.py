@@ -68,11 +68,19 @@ class AnswerFormat:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether the model may call a tool, must call one, or must call the one named `name`; and several at once."""
+    """Whether the model may call a tool, must call one, or must call the one named `name`; and several at once.
+
+    With `allowed` it is told of all tools, and may call only those of these names.
+    """
 
     mode: Literal["auto", "none", "required"] = "auto"
     name: str | None = None
     is_parallel: bool = True
+    allowed: tuple[str, ...] | None = None
+
+    def allows(self, tool: Tool) -> bool:
+        """Whether a tool may be called, if any may."""
+        return self.allowed is None or tool.name in self.allowed
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,6 +284,40 @@ def test_a_format_holds_for_the_last_message_of_harmony(model_text: Make) -> Non
     assert set(found) <= {"yes", "no"}
 
 
+@pytest.mark.parametrize("family", SAYABLE, ids=lambda one: one.name)
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_of_all_tools_only_those_that_are_allowed_can_be_called(
+    model_text: Make, family: Family, mode: Any
+) -> None:
+    text = model_text(family)
+    request = request_for(LOOSE, ToolChoice(mode, allowed=("look",)))
+    encoded = text.encode(request.input)
+    # Of both the model is told, which keeps the prefix of its prompt.
+    both = request_for(LOOSE, ToolChoice(mode))
+    assert encoded.token_ids == text.encode(both.input).token_ids
+    constraint = constraint_for(request, text, encoded.opening)
+    assert constraint is not None
+    begin = family.form.begin if family.form and constraint.trigger_token_ids else ""
+    for tool in LOOSE:
+        called = forced_call(text, family, (tool,), is_parallel=False)
+        called = called.removeprefix(encoded.opening)
+        called = called[called.index(begin) + len(begin) :]
+        if family.form and begin and begin in (family.form.between or ""):
+            called = called.removesuffix(family.form.last)
+        assert begins(text, constraint, called) is (tool.name == "look"), called
+
+
+def begins(text: ModelText, constraint: Constraint, answer: str) -> bool:
+    """Whether a grammar has a text that begins so."""
+    matcher = Vocabulary(path_of(text)).matcher(constraint.grammar)
+    for token in text.tokenizer.encode(answer, add_special_tokens=False):
+        bits, _ = matcher.allowed()
+        if not bits[token]:
+            return False
+        matcher.take(token)
+    return True
+
+
 SAID = {"name": "Bern", "days": 3}
 FORMAT = AnswerFormat(
     "json_schema",
@@ -337,9 +371,11 @@ def test_beside_tools_an_answer_is_of_its_format_or_a_call(
     assert calls
 
 
-def forced_call(text: ModelText, family: Family, tools: tuple[Tool, ...]) -> str:
-    """An answer that had to be calls."""
-    request = request_for(tools, ToolChoice("required"))
+def forced_call(
+    text: ModelText, family: Family, tools: tuple[Tool, ...], *, is_parallel: bool = True
+) -> str:
+    """An answer that had to be calls, or one call."""
+    request = request_for(tools, ToolChoice("required", is_parallel=is_parallel))
     opening = text.encode(request.input).opening
     constraint = constraint_for(request, text, opening)
     assert constraint is not None

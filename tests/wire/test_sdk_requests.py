@@ -69,6 +69,18 @@ def test_a_body_of_openai_s_client_comes_back_as_the_same_request(name: str) -> 
     assert openai_request(chat_body(request)) == request
 
 
+def test_a_choice_among_some_tools_comes_back_and_anthropic_has_no_word_for_it() -> None:
+    some = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "weather"}}]}
+    body = recorded("openai-tools")["body"]
+    body["tool_choice"] = {"type": "allowed_tools", "allowed_tools": some}
+    request = openai_request(body)
+    assert isinstance(request.input, Conversation)
+    assert request.input.tool_choice == ToolChoice("auto", is_parallel=False, allowed=("weather",))
+    assert openai_request(chat_body(request)) == request
+    with pytest.raises(UnsupportedParameter, match="only some of the tools"):
+        message_body(replace(request, sampling=Sampling()), SIGNER)
+
+
 @pytest.mark.parametrize("name", ANTHROPIC)
 def test_a_body_of_anthropic_s_client_comes_back_as_the_same_request(name: str) -> None:
     request = anthropic_request(recorded(name)["body"])

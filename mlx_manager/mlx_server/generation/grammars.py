@@ -51,11 +51,13 @@ def constraint_for(request: ChatRequest, text: ModelText, opening: str) -> Const
     and UnsupportedParameter where this model's can't be kept to.
     """
     if not isinstance(request.input, Conversation):
-        tools, must_call = tuple[Tool, ...](), False
+        tools, must_call, is_some = tuple[Tool, ...](), False, False
     else:
-        tools = tuple(callable_tools(request.input))
-        must_call = request.input.tool_choice.mode == "required"
-    if tools and (must_call or (request.format is None and any(one.is_strict for one in tools))):
+        choice = request.input.tool_choice
+        tools = tuple(filter(choice.allows, callable_tools(request.input)))
+        must_call, is_some = choice.mode == "required", choice.allowed is not None
+    is_held = must_call or is_some or any(one.is_strict for one in tools)
+    if tools and is_held and (must_call or request.format is None):
         # Of an answer that is calls a format has nothing to say.
         found, param = _of_calls(request, tools, text, opening), "tools"
     elif request.format is not None:
@@ -106,7 +108,7 @@ def _said_or_called(
         in_messages = text.family.in_messages
         return call_grammars.message_of(body, says) if in_messages else f"start: {body}"
     assert isinstance(request.input, Conversation)
-    _check_sayable(tools, text, says)
+    _check_sayable(request.input, text, says)
     if text.family.in_messages:
         return call_grammars.messages(tools, says, must_call=False, body=body)
     if text.family.form is None:
@@ -166,7 +168,7 @@ def _of_calls(
     assert isinstance(request.input, Conversation)
     choice = request.input.tool_choice
     says = call_grammars.Says(partial(_mark, text), partial(_json, param="tools"))
-    _check_sayable(tools, text, says)
+    _check_sayable(request.input, text, says)
     if choice.name is not None:
         tools = [tool for tool in tools if tool.name == choice.name]
     if text.family.in_messages:
@@ -198,10 +200,17 @@ def _of_free_calls(
     return Constraint(_checked(_behind_space(body), "tools"), thought_ends)
 
 
-def _check_sayable(tools: Sequence[Tool], text: ModelText, says: call_grammars.Says) -> None:
-    """Raise UnsupportedParameter where a strict tool is more than a grammar of the model's calls can say."""
-    for number, tool in enumerate(tools):
-        if not tool.is_strict:
+def _check_sayable(conversation: Conversation, text: ModelText, says: call_grammars.Says) -> None:
+    """Raise UnsupportedParameter where strict tools, or some of all, are more than a grammar of calls can say."""
+    choice = conversation.tool_choice
+    is_free = choice.mode == "auto" and choice.allowed is not None
+    if is_free and (reason := _unmarked(text)) is not None:
+        raise UnsupportedParameter(
+            f"{text.model_id} writes calls in a form that {reason}. Send only the tools that it may call.",
+            param="tool_choice",
+        )
+    for number, tool in enumerate(conversation.tools):
+        if not (tool.is_strict and choice.allows(tool)):
             continue
         try:
             reason = _unsayable(tool, text, says)
@@ -216,6 +225,15 @@ def _check_sayable(tools: Sequence[Tool], text: ModelText, says: call_grammars.S
 
 def _unsayable(tool: Tool, text: ModelText, says: call_grammars.Says) -> str | None:
     """Return why a strict call can't be said; None when it can. Raises Unsayable."""
+    if (reason := _unmarked(text)) is not None:
+        return reason
+    if text.family.form is not None:
+        call_grammars.call_of(tool, text.family.form, says)
+    return None
+
+
+def _unmarked(text: ModelText) -> str | None:
+    """Return why calls can't be told from text before they are written; None when they can."""
     family = text.family
     if family.in_messages:
         is_marked = all(len(_ids(text, mark)) == 1 for mark in harmony.MARKS)
@@ -224,7 +242,6 @@ def _unsayable(tool: Tool, text: ModelText, says: call_grammars.Says) -> str | N
         return "can't be held to a schema yet"
     if family.form.begin and len(_ids(text, family.form.begin)) != 1:
         return "does not begin with a token of its own"
-    call_grammars.call_of(tool, family.form, says)
     return None
 
 

@@ -51,6 +51,12 @@ def _check(request: ChatRequest) -> None:
             "Anthropic's API takes 'temperature', 'top_p' and 'top_k'. Leave other ways of sampling out.",
             param="temperature",
         )
+    assert isinstance(request.input, Conversation)
+    if request.input.tool_choice.allowed is not None:
+        raise UnsupportedParameter(
+            "Anthropic's API has no way to allow only some of the tools. Send those alone.",
+            param="tool_choice",
+        )
     if request.format is not None and request.format.kind != "json_schema":
         raise UnsupportedParameter(
             "Anthropic's API holds answers to JSON schemas only. Ask for one.",

@@ -89,6 +89,9 @@ def _tools(tools: tuple[Tool, ...], choice: ToolChoice) -> dict[str, Any]:
     if not tools:
         return {}
     mode: Any = choice.mode
+    if choice.allowed is not None:
+        some = [{"type": "function", "function": {"name": name}} for name in choice.allowed]
+        mode = {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": some}}
     if choice.name is not None:
         mode = {"type": "function", "function": {"name": choice.name}}
     return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from mlx_manager.chat.request import (
@@ -30,6 +31,7 @@ from mlx_manager.wire.openai.parameters import (
 )
 from mlx_manager.wire.openai.schema import (
     MAX_CHOICES,
+    AllowedToolChoice,
     ChatCompletionBody,
     ChatMessage,
     CompletionBody,
@@ -129,6 +131,10 @@ def _tool(tool: ToolDefinition) -> Tool:
 
 def _tool_choice(body: ChatCompletionBody) -> ToolChoice:
     choice, is_parallel = body.tool_choice or "auto", body.parallel_tool_calls is not False
+    if isinstance(choice, AllowedToolChoice):
+        names = [tool.function.name for tool in choice.allowed_tools.tools]
+        allowed = allowed_names(names, {tool.function.name for tool in body.tools or ()})
+        return ToolChoice(choice.allowed_tools.mode, is_parallel=is_parallel, allowed=allowed)
     if not isinstance(choice, NamedToolChoice):
         if choice == "required" and not body.tools:
             raise InvalidRequest(
@@ -141,6 +147,17 @@ def _tool_choice(body: ChatCompletionBody) -> ToolChoice:
             f"'tool_choice' names {name!r}, which is not one of 'tools'.", param="tool_choice"
         )
     return ToolChoice("required", name, is_parallel=is_parallel)
+
+
+def allowed_names(names: Iterable[str], known: AbstractSet[str]) -> tuple[str, ...]:
+    """Return names of tools that may be called, each once. Raises InvalidRequest for one that no tool has."""
+    found = tuple(dict.fromkeys(names))
+    for name in found:
+        if name not in known:
+            raise InvalidRequest(
+                f"'tool_choice' allows {name!r}, which is not one of 'tools'.", param="tool_choice"
+            )
+    return found
 
 
 def _check(body: GenerationBody) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -86,6 +86,53 @@ class NamedToolChoice(BaseModel):
 
     type: Literal["function"]
     function: NamedFunction
+
+
+class AllowedFunction(BaseModel):
+    """The name of a function; clients may describe it once more."""
+
+    name: str
+
+
+class AllowedTool(BaseModel):
+    """A tool that may be called."""
+
+    type: Literal["function"]
+    function: AllowedFunction
+
+
+class AllowedTools(BaseModel):
+    """Which tools may be called, and whether one of them must be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+
+
+class AllowedToolChoice(BaseModel):
+    """Some of the tools, of which alone the model may choose."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+def _form_of_choice(value: object) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    if kind is None and not isinstance(value, dict):
+        return "Word"
+    return "Allowed" if kind == "allowed_tools" else "Named"
+
+
+# By its form, so that a refusal is about that form alone.
+ChatToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("Word")]
+    | Annotated[NamedToolChoice, Tag("Named")]
+    | Annotated[AllowedToolChoice, Tag("Allowed")],
+    Discriminator(_form_of_choice),
+]
 
 
 class ChatMessage(BaseModel):
@@ -212,7 +259,7 @@ class ChatCompletionBody(GenerationBody):
     tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = (
         None
     )
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = None
     thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (

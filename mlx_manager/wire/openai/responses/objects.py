@@ -11,7 +11,7 @@ from mlx_manager.wire.left_out import hosted_beside_others
 from mlx_manager.wire.openai.errors import error_type
 from mlx_manager.wire.openai.responses.items import ItemObject
 from mlx_manager.wire.openai.responses.parameters import ENCRYPTED, LOGPROBS
-from mlx_manager.wire.openai.responses.schema import ResponsesBody, ToolChoiceObject
+from mlx_manager.wire.openai.responses.schema import ResponsesBody
 from mlx_manager.wire.signature import Signer
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -73,7 +73,7 @@ def _tools(body: ResponsesBody) -> list[dict[str, Any]]:
 
 def _tool_choice(body: ResponsesBody) -> str | dict[str, Any]:
     choice = body.tool_choice or "auto"
-    return choice.model_dump() if isinstance(choice, ToolChoiceObject) else choice
+    return choice if isinstance(choice, str) else choice.model_dump(exclude_unset=True)
 
 
 def failure(error: MlxManagerError) -> dict[str, Any]:

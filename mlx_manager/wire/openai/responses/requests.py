@@ -20,6 +20,7 @@ from mlx_manager.wire.json_text import check_writable
 from mlx_manager.wire.left_out import hosted_beside_others, is_hosted, not_to_be_chosen
 from mlx_manager.wire.openai.formats import the_only
 from mlx_manager.wire.openai.requests import (
+    allowed_names,
     check_min_tokens,
     priority,
     sampling,
@@ -33,6 +34,7 @@ from mlx_manager.wire.openai.responses.parameters import (
     check_tool,
 )
 from mlx_manager.wire.openai.responses.schema import (
+    AllowedToolsChoice,
     FunctionTool,
     ResponsesBody,
     RetrieveQuery,
@@ -126,15 +128,28 @@ def _tool(tool: FunctionTool, index: int) -> Tool:
 
 def _tool_choice(body: ResponsesBody) -> ToolChoice:
     choice, is_parallel = body.tool_choice or "auto", body.parallel_tool_calls is not False
+    if isinstance(choice, AllowedToolsChoice):
+        return ToolChoice(choice.mode, is_parallel=is_parallel, allowed=_allowed(choice, body))
     if not isinstance(choice, ToolChoiceObject):
         if choice == "required" and not body.tools:
             raise InvalidRequest(
                 "'tool_choice' is \"required\", and there are no 'tools'.", param="tool_choice"
             )
         return ToolChoice(choice, is_parallel=is_parallel)
+    return ToolChoice("required", _named(choice, body), is_parallel=is_parallel)
+
+
+def _named(choice: ToolChoiceObject, body: ResponsesBody) -> str | None:
+    """Return the name of the one tool that must be called."""
     if is_hosted(choice.type):
         raise UnsupportedParameter(
             not_to_be_chosen(choice.type, '"auto"'), param="tool_choice.type"
+        )
+    if choice.type == "allowed_tools":
+        raise InvalidRequest(
+            "'tool_choice' of type 'allowed_tools' needs a 'mode', \"auto\" or \"required\", and 'tools', some of "
+            "those of the request by type and name, and nothing else.",
+            param="tool_choice",
         )
     if choice.type != "function":
         raise UnsupportedParameter(
@@ -149,7 +164,22 @@ def _tool_choice(body: ResponsesBody) -> ToolChoice:
             f"'tool_choice' names {choice.name!r}, which is not one of 'tools'.",
             param="tool_choice",
         )
-    return ToolChoice("required", choice.name, is_parallel=is_parallel)
+    return choice.name
+
+
+def _allowed(choice: AllowedToolsChoice, body: ResponsesBody) -> tuple[str, ...]:
+    """Return the names of the tools that may be called: those that run at OpenAI are left out here as everywhere."""
+    some = [tool for tool in choice.tools if not is_hosted(tool.type)]
+    if not some:
+        raise InvalidRequest(not_to_be_chosen(choice.tools[0].type, '"auto"'), param="tool_choice")
+    for tool in some:
+        if tool.type != "function":
+            raise UnsupportedParameter(
+                f"'tool_choice' allows a tool of type {tool.type!r}. This version knows 'function'.",
+                param="tool_choice.tools",
+            )
+    known = {tool.name or "" for tool in body.tools or () if tool.type == "function"}
+    return allowed_names((tool.name or "" for tool in some), known)
 
 
 def _top_logprobs(body: ResponsesBody) -> int | None:

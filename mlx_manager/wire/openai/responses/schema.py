@@ -82,6 +82,18 @@ class ToolChoiceObject(BaseModel):
     name: str | None = None
 
 
+class AllowedToolsChoice(BaseModel):
+    """Some of the tools, of which alone the model may choose."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[
+        list[ToolChoiceObject], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
+    ]
+
+
 class TextFormat(BaseModel):
     """What the text of an answer must be; `name`, `schema` and what belongs to it are those of `json_schema`."""
 
@@ -158,7 +170,10 @@ class ResponsesBody(GenerationBody):
     reasoning: Reasoning | None = None
     thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoiceObject | None = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | AllowedToolsChoice | ToolChoiceObject | None,
+        Field(union_mode="left_to_right"),
+    ] = None
     parallel_tool_calls: bool | None = None
     metadata: (
         Annotated[dict[MetadataName, MetadataValue], Field(max_length=MAX_METADATA)] | None
