@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http
+import math
 import re
+from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any, cast
 
@@ -60,13 +62,22 @@ async def _invalid(request: Request, exception: Exception) -> Response:
     _note_asked(request, invalid.body)
     first = invalid.errors()[0]
     param = _field(first["loc"][1:])
-    message = f"{param}: {first['msg']}" if param else str(first["msg"])
+    message = f"{param}: {_said(first)}" if param else _said(first)
     is_body = first["loc"][0] == "body"
     if is_body and "json" not in request.headers.get("content-type", ""):
         message = "The body must be JSON, sent with the header Content-Type: application/json."
     status = 400 if _dialect(request) else 422
     kind = InvalidRequest if is_body else InvalidQuery
     return _rendered(request, status, kind.code, kind.title, message, param, {})
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    """Return what is wrong; of a number that JSON has none of, which Python reads all the same, the number too."""
+    if error["type"] != "finite_number":
+        return str(error["msg"])
+    number = float(error["input"])
+    name = "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+    return f"{error['msg']}, and not {name}."
 
 
 def _note_asked(request: Request, body: object) -> None:

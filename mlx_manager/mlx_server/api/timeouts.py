@@ -12,7 +12,7 @@ from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.mlx_server.time_limits.limits import Source, TimeLimits
 
 LONGEST_S = 86_400
-Seconds = Annotated[float, Field(gt=0, le=LONGEST_S, strict=True)]
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_S, strict=True, allow_inf_nan=False)]
 OPERATIONS: dict[str, Operation] = {
     "chat_s": "chat",
     "completions_s": "text_completion",
