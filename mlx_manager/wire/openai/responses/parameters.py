@@ -40,6 +40,8 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "prompt_cache_options.prewarm": (False,),
     "image": (),
     "text.verbosity": ("medium",),
+    # The SDK's `parse` sends it so.
+    "verbosity": ("medium",),
     "reasoning.summary": ("auto",),
     "reasoning.generate_summary": ("auto",),
     "reasoning.context": ("auto",),
