@@ -37,6 +37,7 @@ from mlx_manager.conformance.subject import (
 from mlx_manager.conformance.words import ARGUMENTS, CALL, QUESTION, RESULT, USE, WEATHER
 
 FORCED = "this family of models can't be made to call a tool"
+HELD = "the calls of this family of models can't be held to anything"
 FINAL = {
     "type": "function",
     "function": {
@@ -45,6 +46,16 @@ FINAL = {
         "parameters": OBJECT_SCHEMA,
     },
 }
+PLACE_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "Place",
+        "description": "A place",
+        "strict": True,
+        "schema": OBJECT_SCHEMA,
+    },
+}
+STRICT_WEATHER = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
 FLAT_WEATHER = {"type": "function", "strict": False, **WEATHER["function"]}
 FLAT_CALL = {
     "type": "function_call",
@@ -88,6 +99,19 @@ PYDANTIC_AI = (
             "tool_choice": "auto",
             "stream": False,
         },
+    ),
+    Recorded(
+        "pydantic-ai",
+        "native output with tools",
+        CHAT,
+        {
+            "messages": [SYSTEM, USER],
+            "tools": [WEATHER],
+            "tool_choice": "auto",
+            "response_format": PLACE_FORMAT,
+            "stream": False,
+        },
+        may_refuse=HELD,
     ),
     Recorded(
         "pydantic-ai",
@@ -147,16 +171,21 @@ LANGCHAIN = (
         {
             "messages": [USER],
             "stream": False,
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {
-                    "name": "Place",
-                    "description": "A place",
-                    "strict": True,
-                    "schema": OBJECT_SCHEMA,
-                },
-            },
+            "response_format": PLACE_FORMAT,
         },
+    ),
+    Recorded(
+        "LangChain",
+        "bind_tools with a response_format",
+        CHAT,
+        {
+            "messages": [USER],
+            "stream": False,
+            "tools": [STRICT_WEATHER],
+            "parallel_tool_calls": False,
+            "response_format": PLACE_FORMAT,
+        },
+        may_refuse=HELD,
     ),
     Recorded(
         "LangChain",
