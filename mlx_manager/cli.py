@@ -36,6 +36,7 @@ from mlx_manager.observability.redaction import clean_any
 from mlx_manager.traces import terminal
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import TraceFilter, TraceStatus
+from mlx_manager.traces.trace_table import list_screen
 
 # What answers need to be written out once their requests have been ended.
 CLOSING_S = 5
@@ -123,7 +124,7 @@ def traces(
     """List the traces kept on this machine, with or without a running server."""
     show = terminal.follow_traces if follow else terminal.print_traces
     with _trace_reader(config) as reader:
-        show(reader, TraceFilter(model=model, status=status), limit, screen)
+        show(reader, TraceFilter(model=model, status=status), limit, list_screen())
 
 
 @app.command()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -16,15 +15,18 @@ from mlx_manager.observability import attributes as names
 from mlx_manager.observability.span_record import SpanRecord
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import Trace, TraceFilter, TraceSummary
+from mlx_manager.traces.trace_table import (
+    STATUS_STYLES,
+    elapsed_text,
+    plain,
+    time_text,
+    trace_table,
+)
 
-NS_PER_S = 1_000_000_000
 FOLLOW_EVERY_S = 1.0
 # Traces that are looked at each time: more of them in a second are not all told.
 LOOK = 500
-# Ids begin with their time: those of one millisecond share 12 digits.
-SHOWN_ID = 16
 INDENT = "  "
-STATUS_STYLES = {"ok": "green", "error": "bold red", "cancelled": "yellow"}
 KIND_STYLES = {"server": "cyan", "client": "magenta"}
 
 # What one looks for first on a span, in this order, and how it is said.
@@ -62,14 +64,14 @@ def find_trace(reader: TraceReader, prefix: str) -> Trace:
 def print_traces(reader: TraceReader, wanted: TraceFilter, limit: int, screen: Console) -> None:
     """Print the newest traces that fit, the newest first."""
     traces = reader.list_traces(wanted, limit).traces
-    screen.print(_table(traces) if traces else "No trace fits.")
+    screen.print(trace_table(traces, screen.width) if traces else "No trace fits.")
 
 
 def follow_traces(reader: TraceReader, wanted: TraceFilter, limit: int, screen: Console) -> None:
     """Print the last `limit` traces and then each new one, once nothing more is added to it, until Ctrl-C."""
     looks = settled(reader, wanted, limit, lambda: time.sleep(FOLLOW_EVERY_S))
     for number, traces in enumerate(looks):
-        screen.print(_table(traces, has_header=number == 0))
+        screen.print(trace_table(traces, screen.width, has_header=number == 0))
 
 
 def settled(
@@ -103,15 +105,24 @@ def waterfall(trace: Trace) -> RenderableType:
     for depth, span in _tree(trace.spans):
         style = _style(span)
         table.add_row(
-            Text(INDENT * depth + _plain(span.name), style),
+            Text(INDENT * depth + plain(span.name), style),
             Bar(trace.summary, span.start_ns, span.end_ns, style),
-            _duration(span.duration_ns),
+            elapsed_text(span.duration_ns),
             Text(_facts(span), "red" if span.status == "error" else "dim"),
         )
         for mark, at_ns, said in _marks(span):
             place = Bar(trace.summary, at_ns, at_ns, "yellow", mark) if at_ns else ""
             table.add_row(Text(INDENT * (depth + 1) + said, "yellow"), place, "", "")
-    return Group(_heading(trace.summary), "", table)
+    return Group(_heading(trace.summary), "", table, *_links(trace.spans))
+
+
+def _links(spans: Sequence[SpanRecord]) -> Iterator[RenderableType]:
+    """Whole, since one goes on from their ids: above they are cut where the terminal is narrow."""
+    linked = [(span, link) for span in spans for link in span.links]
+    if linked:
+        yield ""
+    for span, link in linked:
+        yield Text(f"{plain(span.name)} →\n{link.trace_id}", "yellow", overflow="fold")
 
 
 class Bar:
@@ -138,48 +149,21 @@ class Bar:
         return round(width * elapsed_ns / max(1, self._trace.duration_ns))
 
 
-def _table(traces: Iterable[TraceSummary], *, has_header: bool = True) -> Table:
-    table = Table(
-        box=None, show_header=has_header, pad_edge=False, header_style="bold", expand=True
-    )
-    table.add_column("Started", no_wrap=True, width=19)
-    table.add_column("Trace", no_wrap=True, width=SHOWN_ID)
-    table.add_column("Status", no_wrap=True, width=9)
-    table.add_column("Took", justify="right", no_wrap=True, width=9)
-    table.add_column("First", justify="right", no_wrap=True, width=9)
-    table.add_column("In", justify="right", no_wrap=True, width=6)
-    table.add_column("Out", justify="right", no_wrap=True, width=6)
-    table.add_column("What", no_wrap=True, overflow="ellipsis", ratio=1)
-    for trace in traces:
-        first_s = trace.time_to_first_token_s
-        table.add_row(
-            _time(trace.started_ns),
-            trace.trace_id[:SHOWN_ID],
-            Text(trace.status, STATUS_STYLES[trace.status]),
-            _duration(trace.duration_ns),
-            "" if first_s is None else _duration(round(first_s * NS_PER_S)),
-            _number(trace.input_tokens),
-            _number(trace.output_tokens),
-            Text(_plain(" · ".join(filter(None, (trace.model, trace.name, trace.error_type))))),
-        )
-    return table
-
-
 def _heading(summary: TraceSummary) -> Text:
     facts = [
-        _time(summary.started_ns),
-        _duration(summary.duration_ns),
+        time_text(summary.started_ns),
+        elapsed_text(summary.duration_ns),
         f"{summary.span_count} spans",
         summary.model,
         None if summary.request_id is None else f"request {summary.request_id}",
     ]
     status = summary.error_type if summary.status == "error" else None
     return Text.assemble(
-        (f"{_plain(summary.name)}\n", "bold"),
+        (f"{plain(summary.name)}\n", "bold"),
         (f"trace {summary.trace_id}\n", "dim"),
-        _plain(" · ".join(filter(None, facts))),
+        plain(" · ".join(filter(None, facts))),
         " · ",
-        (_plain(status or summary.status), STATUS_STYLES[summary.status]),
+        (plain(status or summary.status), STATUS_STYLES[summary.status]),
     )
 
 
@@ -210,14 +194,14 @@ def _marks(span: SpanRecord) -> Iterator[tuple[str, int, str]]:
     """What stands below a span: its events with their time, its links."""
     for event in span.events:
         kind = event.attributes.get("exception.type")
-        yield "◆", event.at_ns, _plain(f"◆ {event.name}" + (f" {kind}" if kind else ""))
+        yield "◆", event.at_ns, plain(f"◆ {event.name}" + (f" {kind}" if kind else ""))
     for link in span.links:
         yield "", 0, f"→ trace {link.trace_id}"
 
 
 def _facts(span: SpanRecord) -> str:
     found = ((form, span.attributes.get(name)) for name, form in FACTS)
-    return _plain(" · ".join(_fact(form, value) for form, value in found if value is not None))
+    return plain(" · ".join(_fact(form, value) for form, value in found if value is not None))
 
 
 def _fact(form: str, value: object) -> str:
@@ -230,22 +214,3 @@ def _fact(form: str, value: object) -> str:
 
 def _style(span: SpanRecord) -> str:
     return "bold red" if span.status == "error" else KIND_STYLES.get(span.kind, "blue")
-
-
-def _time(at_ns: int) -> str:
-    return datetime.fromtimestamp(at_ns // NS_PER_S).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _duration(ns: int) -> str:
-    if ns >= NS_PER_S:
-        return f"{ns / NS_PER_S:.2f} s"
-    return f"{ns / 1e6:.1f} ms" if ns >= 1_000_000 else f"{ns / 1e3:.0f} µs"
-
-
-def _number(value: int | None) -> str:
-    return "" if value is None else str(value)
-
-
-def _plain(text: str) -> str:
-    """Without control characters: a name that others chose must not steer the terminal."""
-    return "".join(character if character.isprintable() else "�" for character in text)

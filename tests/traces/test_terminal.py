@@ -66,6 +66,25 @@ def test_a_bar_stands_where_its_span_was(told: TraceStore, width: int) -> None:
     assert decode_at + decode_long == left + whole
 
 
+@pytest.mark.parametrize("width", [20, 40, 72, 80, 120, 250])
+def test_ids_are_whole_however_narrow_the_terminal_is(told: TraceStore, width: int) -> None:
+    put(told, span(0xA1, 9, 2, name="queue", links=(SpanLink(trace_id(0xB3), span_id(8)),)))
+    page = StringIO()
+    screen = Console(file=page, width=width)
+    terminal.print_traces(told, TraceFilter(), 5, screen)
+    listed = page.getvalue()
+    screen.print(terminal.waterfall(terminal.find_trace(told, trace_id(0xA1))))
+    shown = page.getvalue().removeprefix(listed)
+
+    # Narrower than an id it is broken, and nothing else stands beside it.
+    joined = [text.replace("\n", "") if width < 32 else text for text in (listed, shown)]
+    assert all(trace_id(number) in joined[0] for number in (0xA1, 0xA2, 0xB3))
+    assert trace_id(0xA1) in joined[1]
+    assert joined[1].rstrip().endswith(trace_id(0xB3))
+    assert all(len(line) <= width for line in page.getvalue().splitlines())
+    assert ("cancelled" in listed) == (width >= 42)
+
+
 def test_a_waterfall_says_what_one_looks_for(told: TraceStore) -> None:
     text = "\n".join(drawn(terminal.find_trace(told, trace_id(0xA1)), 160))
     for said in (trace_id(0xA1), "request-161", "4 spans", "tiny", "4.00 s"):
@@ -150,6 +169,7 @@ def test_the_commands_read_the_file_without_a_server(told: TraceStore, tmp_path:
     assert listed.returncode == 0, listed.stderr
     rows = listed.stdout.splitlines()
     assert [row.split()[3] for row in rows[1:]] == ["cancelled", "error", "ok"]
+    assert [row.split()[2] for row in rows[1:]] == [trace_id(n) for n in (0xB3, 0xA2, 0xA1)]
     assert len(run(tmp_path, "traces", "--limit", "1").stdout.splitlines()) == 2
     only = run(tmp_path, "traces", "--model", "large", "--status", "error").stdout.splitlines()
     assert len(only) == 2
