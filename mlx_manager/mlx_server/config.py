@@ -201,7 +201,8 @@ class Settings(BaseSettings):
     chat_timeout_s: float = Field(
         900.0,
         gt=0,
-        description="Seconds that a chat completion may take from arrival to last byte.",
+        description="Seconds that a chat completion, a message or a response may take from arrival to last byte; "
+        "counting, encoding and decoding tokens, too.",
     )
     completion_timeout_s: float = Field(
         600.0,

@@ -266,7 +266,7 @@ def test_exports_hold_what_the_filter_shows(site: Site, page: Page) -> None:
 
 def test_timeouts_are_changed_and_a_wrong_one_is_explained(site: Site, page: Page) -> None:
     page.goto(f"{site.url}/settings")
-    chat = page.get_by_label("Chat completions")
+    chat = page.get_by_label("Chats, messages and responses")
     expect(chat).to_have_value("900")
 
     chat.fill("-3")
@@ -279,6 +279,17 @@ def test_timeouts_are_changed_and_a_wrong_one_is_explained(site: Site, page: Pag
     expect(page.get_by_role("status")).to_have_text("Saved.")
     page.reload()
     expect(chat).to_have_value("450")
+
+
+def test_a_limit_names_every_path_that_keeps_to_it(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/settings")
+    named = page.locator("timeouts-form code").all_inner_texts()
+    paths = httpx.get(f"{site.url}/openapi.json").json()["paths"]
+    asking = [path for path, said in paths.items() if path.startswith("/v1/") and "post" in said]
+
+    assert set(named) <= set(asking)
+    for path in asking:
+        assert any(path == one or path.startswith(f"{one}/") for one in named), path
 
 
 @pytest.mark.parametrize(
