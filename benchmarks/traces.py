@@ -19,7 +19,7 @@ from mlx_manager.observability.span_record import Attributes, SpanRecord
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.schema import open_for_writing
 from mlx_manager.traces.summary import TraceFilter
-from mlx_manager.traces.writing import store_spans
+from mlx_manager.traces.writing import store_records
 
 NS_PER_S = 1_000_000_000
 DAY_NS = 86_400 * NS_PER_S
@@ -58,7 +58,7 @@ def _build(path: Path, traces: int) -> str:
     for first in range(0, traces, TRACES_PER_BATCH):
         last = min(first + TRACES_PER_BATCH, traces)
         spans = [span for n in range(first, last) for span in _trace(numbers, n, traces, now_ns)]
-        store_spans(connection, spans, now_ns)
+        store_records(connection, spans, now_ns)
     elapsed_s = time.perf_counter() - begin_s
     connection.close()
     spans_total, size = traces * SPANS_PER_TRACE, path.stat().st_size

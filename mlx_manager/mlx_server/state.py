@@ -24,6 +24,7 @@ from mlx_manager.mlx_server.generation.local import LocalBackend
 from mlx_manager.mlx_server.generation.running import RunningRequests
 from mlx_manager.mlx_server.generation.tokenizing import LocalTokenizing
 from mlx_manager.mlx_server.observability.engine_metrics import EngineMetrics, engine_figures
+from mlx_manager.mlx_server.observability.gauge_samples import sampling
 from mlx_manager.mlx_server.observability.logfire_config import instrument_sqlalchemy
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.draining import draining
@@ -96,6 +97,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         stack.push_async_callback(asyncio.to_thread, flush, FLUSH_S)
         books = await _open_books(settings, stack)
         pool = _open_pool(settings, stack)
+        if books.traces is not None:
+            await stack.enter_async_context(sampling(pool, books.traces.put_sample))
         limits = TimeLimits(books.database, settings.time_limits_s, settings.time_limits_set)
         await limits.load()
         running = RunningRequests()

@@ -16,6 +16,7 @@ from mlx_manager.observability.otlp_json import to_otlp_json
 from mlx_manager.traces.schemas import (
     LAST_NS,
     NS_PER_S,
+    GaugesBody,
     StatsBody,
     StatsQuery,
     TraceBody,
@@ -57,10 +58,18 @@ async def list_traces(query: Annotated[TraceQuery, Query()], store: CurrentStore
 @router.get("/stats", response_model=StatsBody)
 async def get_stats(query: Annotated[StatsQuery, Query()], store: CurrentStore) -> Response:
     """Say requests, tokens and percentiles over a time: by model, and in columns for a chart."""
-    until_ns = to_ns(query.until) if query.until else min(time.time_ns(), LAST_NS)
-    since_ns = to_ns(query.since) if query.since else max(until_ns - DAY_NS, 0)
+    since_ns, until_ns = _time_of(query)
     return await _answer(
         lambda: store.stats(since_ns, until_ns, query.model, query.buckets), StatsBody
+    )
+
+
+@router.get("/gauges", response_model=GaugesBody)
+async def get_gauges(query: Annotated[StatsQuery, Query()], store: CurrentStore) -> Response:
+    """Say how long queues, how wide batches and how full memory were over a time, in columns for a chart."""
+    since_ns, until_ns = _time_of(query)
+    return await _answer(
+        lambda: store.gauges(since_ns, until_ns, query.model, query.buckets), GaugesBody
     )
 
 
@@ -79,6 +88,12 @@ async def export_trace(trace_id: str, store: CurrentStore) -> Response:
 
     headers = {"Content-Disposition": f'attachment; filename="trace-{trace_id[:32]}.json"'}
     return Response(await asyncio.to_thread(export), headers=headers, media_type=JSON_MEDIA_TYPE)
+
+
+def _time_of(query: StatsQuery) -> tuple[int, int]:
+    """From when, until when, in nanoseconds: a day up to now, unless something else was asked."""
+    until_ns = to_ns(query.until) if query.until else min(time.time_ns(), LAST_NS)
+    return to_ns(query.since) if query.since else max(until_ns - DAY_NS, 0), until_ns
 
 
 def _found(store: TraceStore, trace_id: str) -> Trace:

@@ -97,6 +97,7 @@ def _buckets(
             requests=found.requests,
             errors=found.errors,
             input_tokens=found.input_tokens,
+            cached_tokens=found.cached_tokens,
             output_tokens=found.output_tokens,
             p50_s=percentiles.p50_s,
             p95_s=percentiles.p95_s,

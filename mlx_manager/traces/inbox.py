@@ -1,4 +1,4 @@
-"""Where spans wait for the store's thread: bounded, and cheap for whoever puts one in."""
+"""Where records wait for the store's thread: bounded, and cheap for whoever puts one in."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections import deque
 from collections.abc import Callable
 
 from mlx_manager.observability.span_record import SpanRecord
+from mlx_manager.traces.samples import Sample
 
-Promise = Callable[[], SpanRecord]
+Record = SpanRecord | Sample
+Promise = Callable[[], Record]
 
 
 class Inbox:
-    """Takes promises of spans from any thread, the event loop's too, and gives them out in batches."""
+    """Takes promises of records from any thread, the event loop's too, and gives them out in batches."""
 
     def __init__(self, capacity: int, batch: int) -> None:
         self._capacity = capacity

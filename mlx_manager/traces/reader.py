@@ -11,8 +11,9 @@ from typing import Self
 
 from mlx_manager.database import explain
 from mlx_manager.errors import TracesUnavailable
-from mlx_manager.traces import figures, listing
+from mlx_manager.traces import figures, listing, samples
 from mlx_manager.traces.connections import Connections
+from mlx_manager.traces.samples import Gauges
 from mlx_manager.traces.summary import Stats, Trace, TraceFilter, TracePage
 
 
@@ -49,6 +50,13 @@ class TraceReader:
         """Requests, tokens and percentiles in `[since_ns, until_ns)`, of one model or of all."""
         with self._reading() as connection:
             return figures.stats(connection, since_ns, until_ns, model, buckets)
+
+    def gauges(
+        self, since_ns: int, until_ns: int, model: str | None = None, buckets: int = 60
+    ) -> Gauges:
+        """How busy and how full models were in `[since_ns, until_ns)`, one of them or all together."""
+        with self._reading() as connection:
+            return samples.gauges(connection, since_ns, until_ns, model, buckets)
 
     def models(self) -> tuple[str, ...]:
         """Names of the models that kept traces speak of, in order."""

@@ -6,6 +6,7 @@ import logging
 import sqlite3
 from dataclasses import dataclass
 
+from mlx_manager.traces.samples import delete_samples
 from mlx_manager.traces.schema import transaction
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class Retention:
         contents = _delete_contents(connection, now_ns - self._limits.max_content_age_ns)
         traces = _delete_traces(connection, now_ns, self._limits)
         self._is_tainted = was_tainted or traces + contents > 0
+        # They name nothing but models, and their few pages are soon used again: nothing to overwrite or give back.
+        _delete_samples(connection, now_ns - self._limits.max_age_ns)
         if self._is_tainted:
             _forget_origins(connection)
             _free(connection)
@@ -80,7 +83,19 @@ def _delete_traces(connection: sqlite3.Connection, now_ns: int, limits: Limits) 
             if not (oldest := _oldest(connection, share=1 - goal / used)):
                 break
             deleted += _delete(connection, oldest)
+        _delete_samples(connection, _first_stored_ns(connection))
     return deleted
+
+
+def _delete_samples(connection: sqlite3.Connection, before_ns: int) -> None:
+    with transaction(connection):
+        delete_samples(connection, before_ns)
+
+
+def _first_stored_ns(connection: sqlite3.Connection) -> int:
+    """When the oldest trace that is left was stored; samples from before it would tell of nothing else."""
+    row = connection.execute("SELECT stored_ns FROM traces ORDER BY id LIMIT 1").fetchone()
+    return int(row[0]) if row else 0
 
 
 def _delete_contents(connection: sqlite3.Connection, before_ns: int) -> int:

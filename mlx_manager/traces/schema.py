@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 # "MLXT": tells our file from any other SQLite file that a setting may point to by mistake.
 APPLICATION_ID = 0x4D4C5854
-VERSION = 2
+VERSION = 3
 BUSY_TIMEOUT_S = 5.0
 # Written back after about 4 MiB, and never left larger than 16 MiB on the disk.
 _CHECKPOINT_PAGES = 1000
@@ -27,8 +27,25 @@ _CACHE_KIB = 512
 
 # `traces.id` counts up, and a span's key begins with it: new spans are appended in the file instead of spread over it,
 # and the oldest, which go first, lie side by side. `requests` holds what the figures read, in the order of time.
-# `contents` holds what was said, apart from the spans that it belongs to, since it goes before them.
-SCHEMA = """
+# `contents` holds what was said, apart from the spans that it belongs to, since it goes before them. `samples` says how
+# busy and how full models were, a row a model every few seconds.
+SAMPLES = """
+CREATE TABLE samples (
+    at_ns INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    waiting_mean REAL NOT NULL,
+    waiting_peak INTEGER NOT NULL,
+    running_mean REAL NOT NULL,
+    running_peak INTEGER NOT NULL,
+    weights_bytes INTEGER NOT NULL,
+    kv_bytes INTEGER NOT NULL,
+    prefix_cache_bytes INTEGER NOT NULL,
+    buffers_bytes INTEGER NOT NULL,
+    PRIMARY KEY (at_ns, process, model)
+) WITHOUT ROWID;
+"""
+SCHEMA = f"""
 CREATE TABLE traces (
     id INTEGER PRIMARY KEY,
     trace_id BLOB NOT NULL UNIQUE,
@@ -108,7 +125,9 @@ CREATE TABLE requests (
     PRIMARY KEY (started_ns, trace, number)
 ) WITHOUT ROWID;
 CREATE INDEX requests_by_trace ON requests (trace);
-"""
+{SAMPLES}"""
+# By the version that a file has: what makes the next one of it. A file of any other older version begins anew.
+ADDITIONS = {2: SAMPLES}
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
@@ -183,6 +202,8 @@ def _prepared(path: Path) -> sqlite3.Connection:
             raise _other_version(path, version)
         if version == VERSION:
             return connection
+        if version in ADDITIONS:
+            return _with_additions(connection, path)
         if version:
             logger.warning(
                 "trace store outdated: %(path)s is from an older version and begins anew",
@@ -203,6 +224,17 @@ def _created(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
+    return connection
+
+
+def _with_additions(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Bring a file up to this version with all that is in it."""
+    with transaction(connection):
+        # Another process may have been faster.
+        for version in range(_version(connection, path), VERSION):
+            for statement in ADDITIONS[version].split(";"):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {VERSION}")
     return connection
 
 

@@ -87,7 +87,7 @@ class TraceQuery(BaseModel):
 
 
 class StatsQuery(BaseModel):
-    """The query of `GET /api/traces/stats`."""
+    """The query of `GET /api/traces/stats` and `/api/traces/gauges`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -213,6 +213,7 @@ class BucketBody(_Told):
     requests: int
     errors: int
     input_tokens: int
+    cached_tokens: int
     output_tokens: int
     p50_s: float | None
     p95_s: float | None
@@ -226,3 +227,30 @@ class StatsBody(_Told):
     bucket_s: Elapsed = Field(validation_alias="bucket_ns")
     models: list[ModelStatsBody]
     buckets: list[BucketBody]
+
+
+class GaugeBucketBody(_Told):
+    """One column of a chart; null where nobody was there to look.
+
+    Means are those of the column's time, the others the most at any time in it; bytes by what they hold, and together.
+    """
+
+    start_at: Moment = Field(validation_alias="start_ns")
+    waiting_mean: float | None
+    waiting_peak: int | None
+    running_mean: float | None
+    running_peak: int | None
+    weights_bytes: int | None
+    kv_bytes: int | None
+    prefix_cache_bytes: int | None
+    buffers_bytes: int | None
+    held_bytes: int | None
+
+
+class GaugesBody(_Told):
+    """How busy and how full models were over a time, in columns of `bucket_s` seconds."""
+
+    since: Moment = Field(validation_alias="since_ns")
+    until: Moment = Field(validation_alias="until_ns")
+    bucket_s: Elapsed = Field(validation_alias="bucket_ns")
+    buckets: list[GaugeBucketBody]

@@ -13,11 +13,11 @@ from types import TracebackType
 
 from mlx_manager.database import explain
 from mlx_manager.errors import TracesUnavailable
-from mlx_manager.observability.span_record import SpanRecord
 from mlx_manager.traces import writing
-from mlx_manager.traces.inbox import Inbox, Promise
+from mlx_manager.traces.inbox import Inbox, Promise, Record
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.retention import Limits, Retention
+from mlx_manager.traces.samples import Sample
 from mlx_manager.traces.schema import is_broken, move_aside, open_for_writing
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class StoreOptions:
 
 
 class TraceStore(TraceReader):
-    """A `TraceReader` that also takes spans. Raises TracesUnavailable when the file can't be opened."""
+    """A `TraceReader` that also takes spans and samples. Raises TracesUnavailable when the file can't be opened."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class TraceStore(TraceReader):
 
     @property
     def dropped(self) -> int:
-        """Spans that were lost since the start: too many at once, or the file could not be written."""
+        """Spans and samples that were lost since the start: too many at once, or the file could not be written."""
         return self._dropped
 
     @property
@@ -80,7 +80,7 @@ class TraceStore(TraceReader):
         return len(self._inbox) < self._options.capacity // 2
 
     def put(self, promise: Promise) -> bool:
-        """Take a span that `promise` makes on the store's thread; False when it was dropped. Never waits."""
+        """Take a record that `promise` makes on the store's thread; False when it was dropped. Never waits."""
         # The lock is held for as long as an append takes.
         with self._lock:
             if self._is_closing or not self._inbox.put(promise):
@@ -88,6 +88,10 @@ class TraceStore(TraceReader):
                 return False
             self._taken += 1
             return True
+
+    def put_sample(self, sample: Sample) -> bool:
+        """Take a sample as it is, in the same way."""
+        return self.put(lambda: sample)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until what was taken so far can be read; False when `timeout_s` passed first."""
@@ -134,14 +138,16 @@ class TraceStore(TraceReader):
         self._connection.close()
 
     def _write(self, promises: list[Promise]) -> None:
-        spans = list(self._kept(promises))
-        lost = self._guarded(lambda: writing.store_spans(self._connection, spans, self._clock_ns()))
-        self._drop(len(promises) - len(spans) + (len(spans) if lost is None else lost))
+        records = list(self._kept(promises))
+        lost = self._guarded(
+            lambda: writing.store_records(self._connection, records, self._clock_ns())
+        )
+        self._drop(len(promises) - len(records) + (len(records) if lost is None else lost))
         with self._progress:
             self._settled += len(promises)
             self._progress.notify_all()
 
-    def _kept(self, promises: list[Promise]) -> Iterator[SpanRecord]:
+    def _kept(self, promises: list[Promise]) -> Iterator[Record]:
         for promise in promises:
             try:
                 yield promise()

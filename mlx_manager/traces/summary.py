@@ -115,6 +115,7 @@ class StatsBucket:
     requests: int = 0
     errors: int = 0
     input_tokens: int = 0
+    cached_tokens: int = 0
     output_tokens: int = 0
     p50_s: float | None = None
     p95_s: float | None = None

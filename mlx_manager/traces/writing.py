@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from mlx_manager.observability.span_record import SpanRecord
+from mlx_manager.traces.inbox import Record
 from mlx_manager.traces.rows import (
     CONTENT_COLUMNS,
     REQUEST_COLUMNS,
@@ -22,6 +23,7 @@ from mlx_manager.traces.rows import (
     to_summary_row,
     with_content,
 )
+from mlx_manager.traces.samples import Sample, store_samples
 from mlx_manager.traces.schema import transaction
 from mlx_manager.traces.summarise import model_requests, summarise
 
@@ -57,12 +59,17 @@ ON CONFLICT (digest) DO UPDATE SET last_trace = max(last_trace, excluded.last_tr
 """
 
 
-def store_spans(connection: sqlite3.Connection, spans: Iterable[SpanRecord], now_ns: int) -> int:
-    """Store all or, when it raises, none of `spans`; return how many found no room in their trace any more."""
+def store_records(connection: sqlite3.Connection, records: Iterable[Record], now_ns: int) -> int:
+    """Store all or, when it raises, none of `records`; return how many spans found no room in their trace any more."""
     traces: defaultdict[str, dict[str, SpanRecord]] = defaultdict(dict)
-    for span in spans:
-        traces[span.trace_id][span.span_id] = span
+    samples: list[Sample] = []
+    for record in records:
+        if isinstance(record, Sample):
+            samples.append(record)
+        else:
+            traces[record.trace_id][record.span_id] = record
     with transaction(connection):
+        store_samples(connection, samples)
         batch = _Batch(connection, now_ns)
         return sum(batch.store(trace_id, found) for trace_id, found in traces.items())
 

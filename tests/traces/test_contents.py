@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from mlx_manager.observability.span_record import SpanRecord
-from mlx_manager.traces.schema import VERSION, open_for_writing
+from mlx_manager.traces.schema import ADDITIONS, open_for_writing
 from mlx_manager.traces.store import StoreOptions, TraceStore
-from mlx_manager.traces.writing import store_spans
+from mlx_manager.traces.writing import store_records
 from tests.support.process import started
 from tests.support.running import wait_until
 from tests.traces.records import START_NS, S, chat, put, server, span, span_id, trace_id
@@ -152,7 +152,7 @@ def test_a_reader_holds_the_erasing_up_only_while_it_reads(tmp_path: Path) -> No
 def test_what_a_killed_sweep_left_goes_with_the_next_start(tmp_path: Path) -> None:
     path = tmp_path / "traces.db"
     with closing(open_for_writing(path)) as killed:
-        store_spans(killed, [telling(1, SAID * 1000)], START_NS)
+        store_records(killed, [telling(1, SAID * 1000)], START_NS)
         killed.execute(DELETE)
         assert is_written(path)
         with TraceStore(path, SWEPT_OFTEN, clock_ns=lambda: START_NS):
@@ -162,7 +162,7 @@ def test_what_a_killed_sweep_left_goes_with_the_next_start(tmp_path: Path) -> No
 def test_deleting_erases_pages_that_are_not_given_back_yet(tmp_path: Path) -> None:
     path = tmp_path / "traces.db"
     with closing(open_for_writing(path)) as connection:
-        store_spans(connection, [telling(1, SAID * 1000)], START_NS)
+        store_records(connection, [telling(1, SAID * 1000)], START_NS)
         connection.execute(DELETE)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         assert connection.execute("PRAGMA freelist_count").fetchone() > (0,)
@@ -172,8 +172,8 @@ def test_deleting_erases_pages_that_are_not_given_back_yet(tmp_path: Path) -> No
 def test_what_an_older_file_held_is_erased_with_it(tmp_path: Path) -> None:
     path = tmp_path / "traces.db"
     with closing(open_for_writing(path)) as connection:
-        store_spans(connection, [telling(1, SAID * 1000)], START_NS)
-        connection.execute(f"PRAGMA user_version = {VERSION - 1}")
+        store_records(connection, [telling(1, SAID * 1000)], START_NS)
+        connection.execute(f"PRAGMA user_version = {min(ADDITIONS) - 1}")
     assert is_written(path)
     with TraceStore(path, SWEPT_OFTEN) as store:
         assert store.get_trace(trace_id(1)) is None

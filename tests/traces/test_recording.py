@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -14,28 +15,31 @@ from mlx_manager.app import create_app
 from mlx_manager.observability.setup import TelemetryOptions, configure
 from mlx_manager.observability.span_record import SpanEvent, SpanLink, SpanRecord
 from mlx_manager.observability.span_records import SpanRecorder
-from mlx_manager.traces.inbox import Promise
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.store import TraceStore
 from tests.support.running import running, settings_for
 from tests.traces.conftest import TINY, PlainTransport
 from tests.traces.records import span_id, trace_id
 
+SpanPromise = Callable[[], SpanRecord]
+
 
 @pytest.fixture
-def taken() -> list[Promise]:
+def taken() -> list[SpanPromise]:
     return []
 
 
 @pytest.fixture
-def provider(taken: list[Promise]) -> TracerProvider:
+def provider(taken: list[SpanPromise]) -> TracerProvider:
     """OpenTelemetry's own SDK, with the recorder behind it."""
     provider = TracerProvider(resource=Resource({"service.name": "mlx-test"}))
     provider.add_span_processor(SpanRecorder(taken.append))
     return provider
 
 
-def test_a_record_says_what_its_span_said(provider: TracerProvider, taken: list[Promise]) -> None:
+def test_a_record_says_what_its_span_said(
+    provider: TracerProvider, taken: list[SpanPromise]
+) -> None:
     tracer = provider.get_tracer("lib")
     other = SpanContext(5, 6, is_remote=True, trace_flags=TraceFlags(1))
     with tracer.start_as_current_span("outer", kind=SpanKind.SERVER) as outer:
@@ -66,7 +70,7 @@ def test_a_record_says_what_its_span_said(provider: TracerProvider, taken: list[
 
 
 def test_pending_spans_and_lonely_statements_are_not_taken(
-    provider: TracerProvider, taken: list[Promise]
+    provider: TracerProvider, taken: list[SpanPromise]
 ) -> None:
     tracer = provider.get_tracer("lib")
     tracer.start_span("begun", attributes={"logfire.span_type": "pending_span"}).end()

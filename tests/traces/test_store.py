@@ -20,7 +20,8 @@ from mlx_manager.errors import TracesUnavailable
 from mlx_manager.observability.span_record import SpanEvent, SpanLink, SpanRecord
 from mlx_manager.traces import writing
 from mlx_manager.traces.reader import TraceReader
-from mlx_manager.traces.schema import APPLICATION_ID, VERSION
+from mlx_manager.traces.samples import Sample
+from mlx_manager.traces.schema import ADDITIONS, APPLICATION_ID, VERSION
 from mlx_manager.traces.store import StoreOptions, TraceStore
 from mlx_manager.traces.summary import TraceFilter
 from tests.support.running import wait_until
@@ -338,10 +339,25 @@ def test_an_older_file_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "traces.db"
     change(path, "CREATE TABLE spans (something)")
     change(path, f"PRAGMA application_id = {APPLICATION_ID}")
-    change(path, f"PRAGMA user_version = {VERSION - 1}")
+    change(path, f"PRAGMA user_version = {min(ADDITIONS) - 1}")
     with TraceStore(path) as store:
         put(store, span(1, 1))
         assert store.get_trace(trace_id(1)) is not None
+
+
+@pytest.mark.parametrize("version", ADDITIONS)
+def test_a_file_that_only_lacks_a_table_keeps_its_traces(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "traces.db"
+    with TraceStore(path) as store:
+        put(store, span(1, 1))
+    change(path, "DROP TABLE samples")
+    change(path, f"PRAGMA user_version = {version}")
+    with TraceStore(path, clock_ns=lambda: START_NS) as store:
+        assert store.get_trace(trace_id(1)) is not None
+        assert store.put_sample(Sample(START_NS, 1, "m", waiting_peak=3))
+        assert store.flush(30)
+        (column,) = store.gauges(START_NS, START_NS + S, buckets=1).buckets
+        assert column.waiting_peak == 3
 
 
 def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
+from mlx_manager.traces.samples import Sample
 from tests.support.browser import Complaints
 from tests.web.conftest import HOSTILE_TRACE, MANY, Site
 
 PATHS = ("/", "/dashboard", "/traces", "/requests", "/settings")
+DAY_NS = 86_400 * 10**9
 ROWS = "#results tbody tr"
 
 
@@ -222,7 +226,7 @@ def test_a_trace_is_downloaded_as_otlp_json(site: Site, page: Page) -> None:
 
 def test_a_percentile_on_the_dashboard_opens_a_trace(site: Site, page: Page) -> None:
     page.goto(f"{site.url}/dashboard?time=15m")
-    page.wait_for_function("document.querySelectorAll('time-chart canvas').length === 3")
+    page.wait_for_function("document.querySelectorAll('time-chart canvas').length === 6")
 
     row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="test/tiny"))
     row.get_by_role("link").last.click()
@@ -240,6 +244,45 @@ def test_the_time_of_the_dashboard_is_chosen_and_kept_in_the_address(
 
     page.wait_for_url("**/dashboard?time=7d")
     expect(page.locator(".tiles")).to_contain_text("in 7 days")
+
+
+def test_queue_and_memory_of_days_ago_are_on_the_dashboard(site: Site, page: Page) -> None:
+    at_ns = time.time_ns() - 3 * DAY_NS
+    site.store.put_sample(
+        Sample(at_ns, 1, "test/gone", 1.5, 7, 2.0, 4, 2**30, 2**20, 3 * 2**20, 2**10)
+    )
+    assert site.store.flush(10)
+    page.goto(f"{site.url}/dashboard?time=7d")
+    titles = page.locator("figure h2").all_inner_texts()
+    assert {"Queue and batch", "Memory", "Prompt tokens from the cache"} <= set(titles)
+    chart = page.get_by_role("img", name="Memory over time")
+    expect(chart.locator(".u-legend")).to_contain_text("prefix cache")
+
+    page.get_by_text("Figures of the charts as a table").click()
+
+    row = page.get_by_role("row").filter(has_text="1.00 MiB")
+    cells = row.get_by_role("cell").all_inner_texts()
+    assert cells[7:] == [
+        "1.5",
+        "7",
+        "2.0",
+        "4",
+        *"1.00 GiB|1.00 MiB|3.00 MiB|1.00 KiB|1.00 GiB".split("|"),
+    ]
+    page.goto(f"{site.url}/dashboard?time=24h")
+    expect(page.get_by_role("row").filter(has_text="1.00 MiB")).to_have_count(0)
+
+
+def test_the_table_of_the_charts_stays_open_when_the_figures_change(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/dashboard?time=15m")
+    expect(page.locator(".live")).to_have_attribute("data-state", "live")
+    page.get_by_text("Figures of the charts as a table").click()
+    before = page.locator(".tiles dd").first.inner_text()
+
+    site.ask()
+
+    expect(page.locator(".tiles dd").first).not_to_have_text(before, timeout=15_000)
+    expect(page.get_by_role("region", name="Figures over time")).to_be_visible()
 
 
 def test_a_row_of_the_audit_log_leads_to_its_trace(site: Site, page: Page) -> None:

@@ -181,9 +181,10 @@ const relative = (seconds) => {
 const showTimes = () => {
   for (const element of document.querySelectorAll("time[datetime]")) {
     const then = new Date(element.dateTime);
-    element.textContent = relative((Date.now() - then) / 1000);
+    if (!("absolute" in element.dataset)) element.textContent = relative((Date.now() - then) / 1000);
     element.title ||= "";
     if (!element.dataset.told) {
+      if ("absolute" in element.dataset) element.textContent = then.toLocaleString("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" });
       element.title = then.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
       element.dataset.told = "yes";
     }
@@ -200,6 +201,21 @@ showTimes();
 setInterval(() => document.hidden || showTimes(), 5000);
 document.addEventListener("visibilitychange", () => document.hidden || showTimes());
 document.addEventListener("htmx:afterSwap", showTimes);
+
+// What a person has opened or scrolled to is there after the figures have changed, too.
+const opened = new Map();
+document.addEventListener("htmx:beforeSwap", ({ target }) => {
+  for (const one of target.querySelectorAll("details[id]")) opened.set(one.id, one.open);
+  for (const one of target.querySelectorAll(".scroll[id]")) opened.set(one.id, [one.scrollLeft, one.scrollTop]);
+});
+document.addEventListener("htmx:afterSwap", () => {
+  for (const [id, was] of opened) {
+    const one = document.getElementById(id);
+    if (one instanceof HTMLDetailsElement) one.open = was;
+    else if (one) [one.scrollLeft, one.scrollTop] = was;
+  }
+  opened.clear();
+});
 
 // A filter's address holds what was asked for, not every empty field.
 document.addEventListener("htmx:configRequest", (event) => {

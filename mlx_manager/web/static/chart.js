@@ -8,6 +8,13 @@ const seconds = (value) => {
   return `${DIGITS.format(value)} s`;
 };
 
+const POWERS = Array.from({ length: 50 }, (_, power) => 2 ** power);
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+const bytes = (value) => {
+  const at = value < 1 ? 0 : Math.min(Math.floor(Math.log2(value) / 10), UNITS.length - 1);
+  return `${DIGITS.format(value / 1024 ** at)} ${UNITS[at]}`;
+};
+
 // Points only where there is no line to see: a value between two holes.
 const alone = (plot, series) => {
   const values = plot.data[series];
@@ -47,14 +54,20 @@ class TimeChart extends HTMLElement {
 
   #say(value) {
     if (value == null) return "–";
-    return this.dataset.unit === "s" ? seconds(value) : `${DIGITS.format(value)} ${this.dataset.unit}`;
+    return "s bytes".split(" ").includes(this.dataset.unit) ? this.#mark(value) : `${DIGITS.format(value)} ${this.dataset.unit}`;
+  }
+
+  // A number of the axis: the unit stands above the chart, unless it changes with the number.
+  #mark(value) {
+    if (this.dataset.unit === "s") return seconds(value);
+    return this.dataset.unit === "bytes" ? bytes(value) : DIGITS.format(value);
   }
 
   #draw() {
     this.#plot?.destroy();
     const style = getComputedStyle(this);
     const colour = (name) => style.getPropertyValue(name).trim();
-    const [first, second] = "bars" in this.dataset ? ["--accent", "--bad"] : ["--accent", "--second"];
+    const colours = "bars" in this.dataset ? ["--accent", "--bad"] : ["--accent", "--second", "--k-load", "--k-queue"];
     const columns = JSON.parse(this.dataset.columns);
     const bars = "bars" in this.dataset ? { paths: uPlot.paths.bars({ size: [0.7, 24], radius: 0.2 }) } : {};
     const axis = { stroke: colour("--quiet"), font: "11px Inter, sans-serif", grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
@@ -67,17 +80,17 @@ class TimeChart extends HTMLElement {
         legend: { live: true },
         scales: { x: { time: true, range: () => [Number(this.dataset.since), Number(this.dataset.until)] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
         axes: [
-          { ...axis, grid: { show: false }, space: 60, values: (_, marks) => marks.map((mark) => this.#when(mark)) },
-          { ...axis, size: 64, space: 32, values: (_, marks) => marks.map((mark) => (this.dataset.unit === "s" ? seconds(mark) : DIGITS.format(mark))) },
+          { ...axis, grid: { show: false }, space: 60, size: 28, values: (_, marks) => marks.map((mark) => this.#when(mark)) },
+          { ...axis, size: 64, space: 32, ...(this.dataset.unit === "bytes" ? { incrs: POWERS } : {}), values: (_, marks) => marks.map((mark) => this.#mark(mark)) },
         ],
         series: [
           { label: "Time", value: (_, at) => (at == null ? "–" : this.#when(at)) },
           ...JSON.parse(this.dataset.curves).map((label, index) => ({
             label,
-            stroke: colour(index ? second : first),
-            fill: "bars" in this.dataset ? colour(index ? second : first) : undefined,
+            stroke: colour(colours[index]),
+            fill: "bars" in this.dataset ? colour(colours[index]) : undefined,
             width: "bars" in this.dataset ? 0 : 1.5,
-            points: { show: !("bars" in this.dataset), size: 5, fill: colour(index ? second : first), filter: alone },
+            points: { show: !("bars" in this.dataset), size: 5, fill: colour(colours[index]), filter: alone },
             spanGaps: false,
             value: (_, value) => this.#say(value),
             ...bars,
