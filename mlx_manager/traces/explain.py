@@ -235,14 +235,20 @@ def request_was_admitted(trace: Trace) -> Iterator[Finding]:
 
 
 def cloud_was_called(trace: Trace) -> Iterator[Finding]:
-    """Somebody else's model answered."""
+    """Somebody else's model answered, perhaps because ours had failed."""
     for span in trace.spans:
         provider = span.attributes.get(names.PROVIDER_NAME)
         if span.kind != "client" or not isinstance(provider, str) or provider == "mlx":
             continue
         model = span.attributes.get(names.REQUEST_MODEL)
         what = f"{provider}’s {model}" if isinstance(model, str) else provider
-        sentence = f"The call of {what} took {duration_text(_seconds(span))}."
+        took = duration_text(_seconds(span))
+        failed = _failed_here_before(trace, span)
+        sentence = (
+            f"Fell back to {what} when {failed}: that call took {took}."
+            if failed
+            else f"The call of {what} took {took}."
+        )
         yield _finding("cloud", span, sentence)
 
 
@@ -289,6 +295,16 @@ RULES: tuple[Rule, ...] = (
 
 def _finding(rule: str, span: SpanRecord, sentence: str, trace_id: str | None = None) -> Finding:
     return Finding(rule, span.duration_ns, sentence, span.span_id, trace_id)
+
+
+def _failed_here_before(trace: Trace, call: SpanRecord) -> str:
+    """Say which chat of a local model had failed when a cloud was called; nothing when none had."""
+    for span in trace.spans:
+        is_ours = _is_chat(span) and span.attributes.get(names.PROVIDER_NAME) == "mlx"
+        if is_ours and span.status == "error" and span.end_ns <= call.start_ns:
+            kind = span.attributes.get(names.ERROR_TYPE)
+            return f"{span.name} failed{f' with {kind}' if isinstance(kind, str) else ''}"
+    return ""
 
 
 def _traces(others: list[str]) -> str:

@@ -352,6 +352,23 @@ def test_a_call_of_a_cloud_provider_is_named() -> None:
     assert silent(rules.cloud_was_called, chat_trace(span("GET", 10, 900, kind="client")))
 
 
+def test_a_cloud_that_was_called_when_ours_had_failed_was_fallen_back_to() -> None:
+    route = "POST /v1/chat/completions"
+    cloud = span("chat gpt-5", 300, 900, route, kind="client", gen_ai__provider__name="openai",
+                 gen_ai__operation__name="chat", gen_ai__request__model="gpt-5")  # fmt: skip
+    ours = span("chat tiny", 1, 290, route, status="error", gen_ai__provider__name="mlx",
+                gen_ai__operation__name="chat", error__type="engine_failed")  # fmt: skip
+    server = span(route, 0, 910, None, kind="server")
+
+    assert only(rules.cloud_was_called, trace(server, ours, cloud)).sentence == (
+        "Fell back to openai’s gpt-5 when chat tiny failed with engine_failed: that call took 600 ms."
+    )
+    # One that failed later, or beside it, is no reason.
+    late = span("chat tiny", 301, 890, route, status="error", gen_ai__provider__name="mlx",
+                gen_ai__operation__name="chat")  # fmt: skip
+    assert "Fell back" not in only(rules.cloud_was_called, trace(server, late, cloud)).sentence
+
+
 def test_only_the_innermost_failure_is_told() -> None:
     failed = trace(
         span("POST /v1/chat/completions", 0, 100, None, kind="server", status="error"),
