@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -22,6 +23,7 @@ from tests.conftest import ENDLESS_TOKENS, TINY
 from tests.observability.conftest import Python
 from tests.support.process import Started, started
 from tests.support.promql import Query, Selector, parse
+from tests.support.promql_value import Window, quantile
 from tests.support.running import wait_until
 from tests.support.scrape import Scrape, rise
 
@@ -298,11 +300,7 @@ def unsampled():
     context = trace.SpanContext(1, 1, is_remote=True, trace_flags=trace.TraceFlags(0))
     return trace.use_span(trace.NonRecordingSpan(context))
 
-with (
-    running(app) as server,
-    openai.OpenAI(base_url=server.url + "/v1", api_key="k", max_retries=0) as gpt,
-    anthropic.Anthropic(base_url=server.url, api_key="k", max_retries=0) as claude,
-):
+def call_all(gpt, claude):
     chats = gpt.chat.completions
     chats.create(model="gpt", messages=MESSAGES)
     usage = {"include_usage": True}
@@ -318,16 +316,31 @@ with (
     claude.messages.create(model="claude", messages=MESSAGES, max_tokens=9)
     with claude.messages.stream(model="claude", messages=MESSAGES, max_tokens=9) as stream:
         stream.get_final_text()
-    print(scrape("").body.decode())
+
+with (
+    running(app) as server,
+    openai.OpenAI(base_url=server.url + "/v1", api_key="k", max_retries=0) as gpt,
+    anthropic.Anthropic(base_url=server.url, api_key="k", max_retries=0) as claude,
+):
+    for _ in range(2):
+        call_all(gpt, claude)
+        print(scrape("").body.decode())
 """
 
 
 @pytest.fixture(scope="module")
-def calls(module_python: Python) -> Scrape:
-    """What a process has measured that called both providers."""
+def both_calls(module_python: Python) -> list[Scrape]:
+    """What a process has measured that called both providers, and what when it had done so again."""
     done = module_python(CALLS)
     assert done.returncode == 0, done.stderr
-    return Scrape.parsed(done.stdout.rstrip("\n") + "\n")
+    end = "# EOF\n"
+    return [Scrape.parsed(text.lstrip() + end) for text in done.stdout.split(end)[:2]]
+
+
+@pytest.fixture(scope="module")
+def calls(both_calls: list[Scrape]) -> Scrape:
+    """What it has measured when it had called them once."""
+    return both_calls[0]
 
 
 def test_calls_of_cloud_providers_are_in_the_conventions_metrics(calls: Scrape) -> None:
@@ -396,6 +409,102 @@ def test_every_query_of_the_dashboard_finds_what_it_asks_for(
             label for sample in everything.matching(selector.metric) for label in sample.labels
         }
         assert query.grouping | {one.label for one in selector.matchers} <= known
+
+
+def use(server: Started) -> None:
+    """Something of everything that a dashboard shows: answers, a failure, a client that leaves, a fresh engine."""
+    left = cancelled(server)
+    killed = engine_pid(server)
+    for _ in range(3):
+        ask(server)
+    ask(server, model="no/such")
+    leave(server)
+    before = Scrape.of(server.url)
+    os.kill(killed, signal.SIGKILL)
+    loads = "mlx_model_load_duration_seconds_count"
+    wait_until(lambda: rise(before, Scrape.of(server.url))(loads) == 1, timeout_s=120)
+    ask(server)
+    wait_until(lambda: cancelled(server) > left)
+    # What engines say, they say once a second.
+    wait_until(lambda: Scrape.of(server.url).total("mlx_memory_bytes", kind="buffers") > 0)
+    time.sleep(1.5)
+
+
+@pytest.fixture(scope="module")
+def window(server: Started, both_calls: list[Scrape]) -> Window:
+    """Two scrapes, a minute apart as the dashboard is told, with the same things before and between them."""
+    scrapes = []
+    for called in both_calls:
+        use(server)
+        scrapes.append(Scrape([*Scrape.of(server.url).families, *called.families]))
+    return Window(scrapes[0], scrapes[1], 60)
+
+
+def panels() -> list[str]:
+    """The queries of panels, which have a value; those of variables have names."""
+    return [query for query in expressions() if not query.startswith("label_values(")]
+
+
+@pytest.mark.parametrize("expression", panels())
+def test_every_panel_has_a_figure_after_real_traffic(window: Window, expression: str) -> None:
+    found = window.value(expression)
+    assert any(math.isfinite(value) for value in found.values()), found
+
+
+def test_the_figures_of_panels_are_those_of_the_traffic(window: Window) -> None:
+    def value(query: str) -> float:
+        [found] = window.value(query).values()
+        return found
+
+    per_model = "gen_ai_server_request_duration_seconds_count"
+    ok, failed = (f'{per_model}{{error_type{sign}""}}[1m]' for sign in ("=", "!="))
+    assert value(f"sum(increase({ok}))") == 4
+    assert value(f"sum(rate({failed}))") == pytest.approx(1 / 60)
+    assert value(f"sum(rate({failed})) / sum(rate({per_model}[1m]))") == pytest.approx(1 / 5)
+    assert value("sum(increase(mlx_requests_cancelled_total[1m]))") == 1
+    assert value("sum(increase(mlx_worker_restarts_total[1m]))") == 1
+    slow, fast = (
+        value(f"histogram_quantile({share}, sum by (le) (rate({per_model[:-6]}_bucket[1m])))")
+        for share in (0.99, 0.01)
+    )
+    assert 0 < fast < slow < 82
+
+
+def test_values_follow_the_rules_of_prometheus() -> None:
+    def scraped(*lines: str) -> Scrape:
+        return Scrape.parsed("\n".join(("# TYPE c counter", *lines, "# EOF", "")))
+
+    window = Window(
+        scraped('c_total{a="x",b="1"} 10', 'c_total{a="x",b="2"} 50'),
+        scraped('c_total{a="x",b="1"} 40', 'c_total{a="x",b="2"} 20', 'c_total{a="y",b="1"} 5'),
+        10,
+    )
+    x, y = frozenset({("a", "x")}), frozenset({("a", "y")})
+    # The second began anew, and the third has been seen once.
+    assert window.value("sum by (a) (rate(c_total[1m]))") == {x: 5.0}
+    assert window.value("sum by (a) (c_total)") == {x: 60.0, y: 5.0}
+    assert window.value('sum(c_total{b=~"1|3"})') == {frozenset(): 45.0}
+    assert window.value("sum by (a) (increase(c_total[1m])) / sum by (a) (c_total)") == {x: 50 / 60}
+    nothing = window.value("sum(c_total) / sum(increase(c_total{b='3'}[1m]))".replace("'", '"'))
+    assert nothing == {}
+    for unknown in ("sum(c_total) c_total", "rate(c_total)", "c_total{"):
+        with pytest.raises(ValueError, match=r"\S"):
+            window.value(unknown)
+
+
+def test_a_quantile_lies_on_a_line_between_the_bounds_of_its_bucket() -> None:
+    def histogram(*counts: float) -> dict[frozenset[tuple[str, str]], float]:
+        bounds = ("0.1", "0.5", "1.0", "+Inf")
+        return {frozenset({("le", le)}): count for le, count in zip(bounds, counts, strict=True)}
+
+    def of(share: float, *counts: float) -> float:
+        return quantile(share, histogram(*counts))[frozenset()]
+
+    assert of(0.5, 0, 10, 10, 10) == pytest.approx(0.3)
+    assert of(0.5, 10, 10, 10, 10) == pytest.approx(0.05)
+    assert of(0.95, 2, 8, 10, 10) == pytest.approx(0.875)
+    assert of(0.99, 0, 0, 1, 10) == 1.0
+    assert math.isnan(of(0.5, 0, 0, 0, 0))
 
 
 @pytest.mark.parametrize(

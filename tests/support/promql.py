@@ -48,10 +48,11 @@ class Query:
 
 def parse(text: str) -> Query:
     """Take a query apart. Raises ValueError for what it doesn't know, and for brackets that don't match."""
-    return _Parser(list(_tokens(text))).query()
+    return _Parser(list(tokens(text))).query()
 
 
-def _tokens(text: str) -> Iterator[tuple[str, str]]:
+def tokens(text: str) -> Iterator[tuple[str, str]]:
+    """The words and signs of a query, each with its kind. Raises ValueError for what is none."""
     position, opened = 0, list[str]()
     while position < len(text):
         found = TOKEN.match(text, position)
