@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.templating import Jinja2Templates
+from markupsafe import Markup, escape
 from starlette.staticfiles import StaticFiles
 
 from mlx_manager import __version__
@@ -103,8 +106,22 @@ def ns_text(ns: float) -> str:
     return duration_text(ns / 1e9)
 
 
+def number_text(value: float) -> str:
+    """A number as it stands in a trace, without digits that nobody measured; the export has all of them."""
+    if isinstance(value, int) or not isfinite(value):
+        return str(value)
+    return f"{value:.6f}".rstrip("0").rstrip(".") if abs(value) >= 0.001 else f"{value:.4g}"
+
+
+def breakable(name: str) -> Markup:
+    """A dotted name that may go on in the next line after a dot or an underscore, and not within a word."""
+    return Markup(re.sub(r"(?<=[._])(?=[^._])", "<wbr>", str(escape(name))))
+
+
 templates.env.filters.update(
     {
+        "number": number_text,
+        "breakable": breakable,
         "duration": duration_text,
         "ns": ns_text,
         "count": count_text,
