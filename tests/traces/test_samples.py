@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from mlx_manager.errors import InvalidQuery
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.samples import Gauges, Sample
 from mlx_manager.traces.store import StoreOptions, TraceStore
+from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import running, settings_for, wait_until
 from tests.traces.conftest import TINY
 from tests.traces.records import START_NS, S, put, server, trace_id
@@ -149,6 +152,28 @@ def test_a_server_that_is_used_and_stopped_has_written_down_what_its_engine_held
     with closing(sqlite3.connect(settings.traces_path)) as connection:
         rows = connection.execute("SELECT DISTINCT model FROM samples").fetchall()
     assert rows == [(TINY,)]
+
+
+def test_a_queue_between_two_samples_is_in_the_next_one(tmp_path: Path, model_dir: Path) -> None:
+    settings = settings_for(tmp_path, model_dir, preload=(TINY,), max_batch=1)
+    body = {"model": TINY, "prompt": "x", "max_tokens": ENDLESS_TOKENS, "temperature": 0}
+    with ThreadPoolExecutor() as threads, running(create_app(settings)) as server:
+        for _ in range(3):
+            threads.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=300)
+        engine = server.resident(TINY).engine
+        assert engine is not None
+        wait_until(lambda: engine.vitals is not None and engine.vitals.waiting >= 1)
+        # The next look comes within a second.
+        time.sleep(1.5)
+
+    with TraceReader(settings.traces_path) as reader:
+        (column,) = reader.gauges(0, 2**62, TINY, 1).buckets
+    assert column.running_peak == 1
+    assert column.waiting_peak is not None
+    assert column.waiting_mean is not None
+    assert 1 <= column.waiting_peak <= 2
+    assert 0 < column.waiting_mean < column.waiting_peak
+    assert column.kv_bytes
 
 
 def test_a_query_of_gauges_that_makes_no_sense_is_a_problem_that_names_it(
