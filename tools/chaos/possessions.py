@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -64,9 +65,12 @@ async def held_at_rest(server: Server, before: Held | None = None) -> Held:
 
 async def _held(server: Server) -> Held:
     process, metrics = psutil.Process(server.pid), await server.figures()
+    # An engine that has just come up says nothing of itself for a second: that isn't nothing to do.
+    unsaid = math.inf if server.engines else 0.0
     return Held(
         {
-            **{name: metrics[name] for name in (*NOTHING_TO_DO, LOST)},
+            **{name: metrics.get(name, unsaid) for name in NOTHING_TO_DO},
+            LOST: metrics[LOST],
             REQUESTS: await server.active(),
             "engine processes": len(server.engines),
             "child processes": len(process.children(recursive=True)),
