@@ -31,7 +31,7 @@ from mlx_manager.mlx_server.engine.messages import Constraint
 from mlx_manager.mlx_server.families.family import FAMILIES, Family
 from mlx_manager.mlx_server.families.forms import Parameters
 from mlx_manager.mlx_server.families.harmony import MARKS
-from mlx_manager.mlx_server.generation.call_grammars import MARK
+from mlx_manager.mlx_server.generation.grammar_rules import MARK
 from mlx_manager.mlx_server.generation.grammars import constraint_for
 from mlx_manager.mlx_server.generation.local import parser_for
 from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text

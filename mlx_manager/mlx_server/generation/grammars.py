@@ -22,6 +22,7 @@ from mlx_manager.mlx_server.engine.messages import Constraint
 from mlx_manager.mlx_server.families import harmony
 from mlx_manager.mlx_server.families.forms import CallForm
 from mlx_manager.mlx_server.generation import call_grammars
+from mlx_manager.mlx_server.generation.grammar_rules import Says, Unsayable, slashed
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools
 from mlx_manager.mlx_server.generation.schema_limits import (
     MOST_LEVELS,
@@ -103,7 +104,7 @@ def _said_or_called(
 ) -> str:
     """Return the grammar of an answer of the format asked for; of one or some calls, too, where there are tools."""
     body = _body(asked)
-    says = call_grammars.Says(partial(_mark, text), partial(_json, param="tools"))
+    says = Says(partial(_mark, text), partial(_json, param="tools"))
     if not tools:
         in_messages = text.family.in_messages
         return call_grammars.message_of(body, says) if in_messages else f"start: {body}"
@@ -139,7 +140,7 @@ def _body(asked: AnswerFormat) -> str:
         return _json(asked.value, asked.param)
     assert isinstance(asked.value, str)
     if asked.kind == "regex":
-        return f"/{call_grammars.slashed(asked.value)}/"
+        return f"/{slashed(asked.value)}/"
     return f"%lark {{\n{asked.value}\n}}"
 
 
@@ -167,7 +168,7 @@ def _of_calls(
     """Return what holds the answer to calls in the form of the model's family."""
     assert isinstance(request.input, Conversation)
     choice = request.input.tool_choice
-    says = call_grammars.Says(partial(_mark, text), partial(_json, param="tools"))
+    says = Says(partial(_mark, text), partial(_json, param="tools"))
     _check_sayable(request.input, text, says)
     if choice.name is not None:
         tools = [tool for tool in tools if tool.name == choice.name]
@@ -188,7 +189,7 @@ def _of_free_calls(
     request: ChatRequest, form: CallForm, tools: Sequence[Tool], text: ModelText, opening: str
 ) -> Constraint:
     """Return what holds for the calls of an answer, and for nothing else in it."""
-    says = call_grammars.Says(partial(_mark, text), partial(_json, param="tools"))
+    says = Says(partial(_mark, text), partial(_json, param="tools"))
     if form.begin:
         lark = _checked(call_grammars.marked_call(tools, form, says), "tools")
         return Constraint(lark, tuple(_ids(text, form.begin)), repeats=True)
@@ -200,7 +201,7 @@ def _of_free_calls(
     return Constraint(_checked(_behind_space(body), "tools"), thought_ends)
 
 
-def _check_sayable(conversation: Conversation, text: ModelText, says: call_grammars.Says) -> None:
+def _check_sayable(conversation: Conversation, text: ModelText, says: Says) -> None:
     """Raise UnsupportedParameter where strict tools, or some of all, are more than a grammar of calls can say."""
     choice = conversation.tool_choice
     is_free = choice.mode == "auto" and choice.allowed is not None
@@ -214,7 +215,7 @@ def _check_sayable(conversation: Conversation, text: ModelText, says: call_gramm
             continue
         try:
             reason = _unsayable(tool, text, says)
-        except call_grammars.Unsayable as error:
+        except Unsayable as error:
             reason = f"can't be held to {error}"
         if reason is not None:
             raise UnsupportedParameter(
@@ -223,7 +224,7 @@ def _check_sayable(conversation: Conversation, text: ModelText, says: call_gramm
             )
 
 
-def _unsayable(tool: Tool, text: ModelText, says: call_grammars.Says) -> str | None:
+def _unsayable(tool: Tool, text: ModelText, says: Says) -> str | None:
     """Return why a strict call can't be said; None when it can. Raises Unsayable."""
     if (reason := _unmarked(text)) is not None:
         return reason
