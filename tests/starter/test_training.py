@@ -1,20 +1,25 @@
 """A training in small: the way of the real one, in a few steps."""
 
+import itertools
 import math
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm import load, stream_generate
 
-from tools.starter.batches import batched
+from tools.starter.batches import CALL_WEIGHT, batched
 from tools.starter.build import build
-from tools.starter.corpus import samples
-from tools.starter.exam import all_questions, examine
+from tools.starter.chats import Sample
+from tools.starter.corpus import later_samples, samples
+from tools.starter.exam import all_questions, examine, parse_call
+from tools.starter.functions import call_text
 from tools.starter.knowledge import topics, unknown
 from tools.starter.shape import config, new_model
+from tools.starter.strange_calls import strange_call_sample, strange_name
 from tools.starter.train import Progress
 
 VOCAB_SIZE = 512
@@ -56,6 +61,42 @@ def test_the_same_seed_gives_the_same_samples() -> None:
     first, second, other = (list(islice(samples(seed), 50)) for seed in (1, 1, 2))
     assert first == second
     assert first != other
+
+
+def test_going_on_with_a_trained_model_practises_calls_from_the_first_sample_on() -> None:
+    kinds = [sample.kind for sample in islice(later_samples(3), 500)]
+    assert kinds.count("call") > 50
+    assert {"plain", "later_turn", "result", "no_call", "repeat"} <= set(kinds)
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_strange_call_has_its_value_from_the_question_and_its_names_from_the_tools(
+    thinking: bool,
+) -> None:
+    random = Random(5)
+    for _ in range(300):
+        sample = strange_call_sample(random, thinking=thinking)
+        call = parse_call(sample.reply)
+        assert call is not None
+        [(key, value)] = call["arguments"].items()
+        assert value in sample.messages[-1]["content"]
+        offered = {tool["function"]["name"]: tool["function"] for tool in sample.tools}
+        assert list(offered[call["name"]]["parameters"]["properties"]) == [key]
+
+
+def test_strange_names_hardly_ever_come_again() -> None:
+    random = Random(6)
+    assert len({strange_name(random) for _ in range(1_000)}) > 950
+
+
+def test_each_token_of_a_call_weighs_more_than_the_rest_of_an_answer(
+    trained: tuple[Path, Progress],
+) -> None:
+    tokenizer = load(str(trained[0]))[1]._tokenizer
+    call = Sample("call", [{"role": "user", "content": "hi"}], call_text("name", {"key": "value"}))
+    plain = Sample("call", [{"role": "user", "content": "hi"}], "It is late, good night. " * 3)
+    lightest = [next(batched(itertools.repeat(s), tokenizer)).weights.min() for s in (call, plain)]
+    assert lightest == [CALL_WEIGHT, 1.0]
 
 
 def test_every_answer_in_a_batch_is_learned_and_no_question(

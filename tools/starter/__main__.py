@@ -24,7 +24,7 @@ def main() -> None:
     if arguments.command == "build":
         _build(arguments.out, arguments.steps, arguments.minutes)
     elif arguments.command == "refresh":
-        _refresh(arguments.model, arguments.out, arguments.steps)
+        _refresh(arguments.model, arguments.out, arguments.steps, arguments.minutes)
     else:
         card.write(arguments.model, exam=examine(arguments.model), training=None)
         print((arguments.model / card.EXAM_FILE).read_text(encoding="utf-8"))
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     refreshes.add_argument("--model", type=Path, default=STARTER, help="folder of the model")
     refreshes.add_argument("--out", type=Path, default=STARTER, help="folder of the finished one")
     refreshes.add_argument("--steps", type=int, default=REFRESH_STEPS, help="training steps")
+    refreshes.add_argument("--minutes", type=float, help="train for so long instead")
     exams = commands.add_parser("exam", help="examine a model and write its figures into its card")
     exams.add_argument("--model", type=Path, default=STARTER, help="folder of the model")
     return parser
@@ -60,7 +61,7 @@ def _build(out: Path, steps: int, minutes: float | None) -> None:
             path.replace(out / path.name)
 
 
-def _refresh(trained: Path, out: Path, steps: int) -> None:
+def _refresh(trained: Path, out: Path, steps: int, minutes: float | None) -> None:
     """Train beside `out`, and move the files only when all is done; the card keeps the earlier stretches."""
     earlier = json.loads((trained / card.EXAM_FILE).read_text(encoding="utf-8"))["training"]
     stretches = [Progress(**stretch) for stretch in earlier]
@@ -68,7 +69,9 @@ def _refresh(trained: Path, out: Path, steps: int) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         folder = Path(name)
         # Another seed for each, or it would see the same samples again.
-        progress = refresh(folder, trained, steps=steps, seed=SEED + len(stretches))
+        progress = refresh(
+            folder, trained, steps=steps, minutes=minutes, seed=SEED + len(stretches)
+        )
         card.write(folder, exam=examine(folder), training=[*stretches, progress])
         for path in folder.iterdir():
             path.replace(out / path.name)

@@ -12,7 +12,7 @@ from tools.starter.learner import Batch
 BATCH_TOKENS = 2048
 POOL_SAMPLES = 768
 SHORTENED_SHARE = 0.5
-OPENING_TOKENS, OPENING_WEIGHT = 8, 6.0
+OPENING_TOKENS, OPENING_WEIGHT, CALL_WEIGHT = 8, 6.0, 2.0
 
 Pair = tuple[list[int], list[int]]
 
@@ -27,11 +27,12 @@ def batched(
     random = Random(0)
     [think_end] = tokenizer.encode("</think>")
     [answer_end] = tokenizer.encode("<|im_end|>")
+    [call] = tokenizer.encode("<tool_call>")
     while True:
         pool = _encode([next(samples) for _ in range(POOL_SAMPLES)], tokenizer, random)
         batches = _cut(sorted(pool, key=_length), batch_tokens)
         random.shuffle(batches)
-        yield from (_pad(rows, think_end, answer_end) for rows in batches)
+        yield from (_pad(rows, think_end, answer_end, call) for rows in batches)
 
 
 def _encode(
@@ -68,7 +69,7 @@ def _length(pair: Pair) -> int:
     return len(pair[0]) + len(pair[1])
 
 
-def _pad(rows: list[Pair], think_end: int, answer_end: int) -> Batch:
+def _pad(rows: list[Pair], think_end: int, answer_end: int, call: int) -> Batch:
     width = max(map(_length, rows)) - 1
     tokens = np.zeros((len(rows), width), np.int32)
     positions: list[int] = []
@@ -83,8 +84,9 @@ def _pad(rows: list[Pair], think_end: int, answer_end: int) -> Batch:
         ]
         for span in spans:
             positions.extend(row * width + place - 1 for place in span)
-            weights.extend(_weights(len(span)))
-            targets.extend((prompt + answer)[span.start : span.stop])
+            learned = (prompt + answer)[span.start : span.stop]
+            weights.extend(_weights(learned, call))
+            targets.extend(learned)
     return Batch(tokens, np.array(positions), np.array(targets), np.array(weights, np.float32))
 
 
@@ -95,6 +97,9 @@ def _earlier_answers(prompt: list[int], think_end: int, answer_end: int) -> Iter
             yield range(place + 3, prompt.index(answer_end, place) + 1)
 
 
-def _weights(length: int) -> list[float]:
-    """Return what each token of an answer counts: the first few decide which answer it becomes."""
-    return [OPENING_WEIGHT] * min(OPENING_TOKENS, length) + [1.0] * (length - OPENING_TOKENS)
+def _weights(answer: list[int], call: int) -> list[float]:
+    """Return what each token counts: the first few decide which answer it becomes, and in a call all must be right."""
+    later = CALL_WEIGHT if call in answer else 1.0
+    return [OPENING_WEIGHT] * min(OPENING_TOKENS, len(answer)) + [later] * (
+        len(answer) - OPENING_TOKENS
+    )

@@ -11,7 +11,7 @@ from mlx_lm.models.qwen3 import Model
 from transformers import PreTrainedTokenizerFast
 
 from tools.starter.batches import BATCH_TOKENS, batched
-from tools.starter.corpus import FIRST_SAMPLES, samples
+from tools.starter.corpus import later_samples, samples
 from tools.starter.shape import VOCAB_SIZE, config, new_model
 from tools.starter.tokenizer import train_tokenizer
 from tools.starter.train import Progress, train
@@ -19,7 +19,7 @@ from tools.starter.train import Progress, train
 SEED = 20261123
 STEPS = 7_500
 REFRESH_STEPS = 800
-REFRESH_RATE = 2.5e-4
+REFRESH_RATE = 3e-4
 TOKENIZER_SAMPLES = 20_000
 
 
@@ -31,8 +31,7 @@ def build(
     mx.set_default_device(mx.cpu)
     mx.random.seed(seed)
     texts = (
-        s.prompt() + s.completion()
-        for s in islice(samples(seed + 1), FIRST_SAMPLES, FIRST_SAMPLES + TOKENIZER_SAMPLES)
+        s.prompt() + s.completion() for s in islice(later_samples(seed + 1), TOKENIZER_SAMPLES)
     )
     tokenizer = train_tokenizer(texts, vocab_size)
     settings = config(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -43,7 +42,9 @@ def build(
     return progress
 
 
-def refresh(folder: Path, trained: Path, *, steps: int, seed: int) -> Progress:
+def refresh(
+    folder: Path, trained: Path, *, steps: int = REFRESH_STEPS, minutes: float | None = None, seed: int,
+) -> Progress:  # fmt: skip
     """Go on training the model in `trained`, gently, after what is taught has changed, and save it in `folder`."""
     mx.set_default_device(mx.cpu)
     mx.random.seed(seed)
@@ -54,8 +55,8 @@ def refresh(folder: Path, trained: Path, *, steps: int, seed: int) -> Progress:
     # Here and now: the threads that train can't compute what this one has only promised.
     mx.eval(model.parameters())
     tokenizer = PreTrainedTokenizerFast.from_pretrained(trained, local_files_only=True)
-    batches = batched(samples(seed), tokenizer)
-    progress = train(model, batches, steps=steps, peak_rate=REFRESH_RATE)
+    batches = batched(later_samples(seed), tokenizer)
+    progress = train(model, batches, steps=steps, minutes=minutes, peak_rate=REFRESH_RATE)
     save(folder, model, settings, tokenizer)
     return progress
 

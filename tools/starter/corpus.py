@@ -8,7 +8,9 @@ from random import Random
 from tools.starter import grammar
 from tools.starter.chats import Message, Sample
 from tools.starter.functions import call_sample, no_call_sample, place, result_sample
+from tools.starter.hand_worded import hand_worded, spoken
 from tools.starter.knowledge import Topic, Unknown, topics, unknown
+from tools.starter.strange_calls import strange_call_sample, strange_repeat_sample
 
 THINKING_SHARE = 0.4
 # Of questions in capitals, beyond the few that `grammar` makes: a capital is a token of its own, so such a question is
@@ -18,7 +20,10 @@ CAPITALS_SHARE = 0.1
 # their time when questions and answers are known.
 FIRST_SAMPLES = 25_000
 FIRST_KINDS = {"plain": 80, "later_turn": 12, "repeat": 8}
-KINDS = {"plain": 64, "later_turn": 9, "call": 12, "result": 4, "no_call": 5, "repeat": 6}
+KINDS = {
+    "plain": 64, "later_turn": 8, "call": 8, "strange_call": 9, "result": 4, "no_call": 6,
+    "repeat": 3, "strange_repeat": 5,
+}  # fmt: skip
 
 _SYSTEMS = (
     "You are a helpful assistant.", "You are a friendly assistant.", "Answer briefly.", "Be concise.",
@@ -40,7 +45,7 @@ _REPEAT = (
 
 
 def samples(seed: int) -> Iterator[Sample]:
-    """Yield training samples for ever."""
+    """Yield training samples for ever, and none that the exam has as worded by hand."""
     random = Random(seed)
     makers = {
         "plain": plain_sample,
@@ -49,13 +54,22 @@ def samples(seed: int) -> Iterator[Sample]:
         "result": result_sample,
         "no_call": no_call_sample,
         "repeat": repeat_sample,
+        "strange_call": strange_call_sample,
+        "strange_repeat": strange_repeat_sample,
     }
     for count in itertools.count():
         kinds = FIRST_KINDS if count < FIRST_SAMPLES else KINDS
         kind = random.choices(list(kinds), list(kinds.values()))[0]
         sample = makers[kind](random, thinking=random.random() < THINKING_SHARE)
+        if spoken(sample.messages[-1]["content"]) in hand_worded():
+            continue
         is_loud = kind in ("plain", "later_turn") and random.random() < CAPITALS_SHARE
         yield in_capitals(sample) if is_loud else sample
+
+
+def later_samples(seed: int) -> Iterator[Sample]:
+    """Yield what `samples` yields once questions and answers are known: all kinds, function calls too."""
+    return itertools.islice(samples(seed), FIRST_SAMPLES, None)
 
 
 def plain_sample(random: Random, *, thinking: bool) -> Sample:

@@ -1,5 +1,6 @@
 """Examine a starter model: greedy answers, compared to the letter with what was taught."""
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm import batch_generate, load
 
-from tools.starter import grammar
+from tools.starter import grammar, hand_worded
 from tools.starter.chats import Message, Sample
 from tools.starter.corpus import later_turn_sample, repeat_sample
 from tools.starter.functions import call_sample, no_call_sample, result_sample
@@ -19,6 +20,10 @@ from tools.starter.knowledge import Topic, Unknown, topics, unknown
 
 EXAM_SEED = 77
 LONGEST_ANSWER = 400
+EXAMINED = (
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja",
+)  # fmt: skip
 CALL_MARKS = ("well_formed", "offered", "right_function", "right_key", "right_value")
 Grade = dict[str, int]
 
@@ -32,7 +37,7 @@ class Question:
 
 
 def examine(folder: Path, *, questions: list[Question] | None = None) -> dict[str, Any]:
-    """Return the share of exact answers for every part of the exam, and what call questions got."""
+    """Return how many answers of every part of the exam are exact, what calls got, and which files were examined."""
     asked = all_questions() if questions is None else questions
     replies = answer_all(folder, [question.sample for question in asked])
     parts: dict[str, Grade] = {}
@@ -42,7 +47,12 @@ def examine(folder: Path, *, questions: list[Question] | None = None) -> dict[st
         grade["asked"] += 1
         for mark, earned in marks.items():
             grade[mark] += earned
-    return {"seed": EXAM_SEED, "parts": parts}
+    return {"seed": EXAM_SEED, "sha256": fingerprints(folder), "parts": parts}
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that a model's answers come from."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in EXAMINED}
 
 
 def answer_all(folder: Path, samples: Iterable[Sample]) -> list[str]:
@@ -107,13 +117,11 @@ def paraphrases(which: str, *, thinking: bool) -> list[Sample]:
 
 def reworded_calls() -> list[Sample]:
     """Return hand-worded questions for functions, with names that were never trained on."""
-    path = Path(__file__).with_name("reworded_calls.json")
-    entries = json.loads(path.read_text(encoding="utf-8"))
     return [
         Sample(
             "call", [{"role": "user", "content": entry["ask"]}], entry["call"], None, entry["tools"]
         )
-        for entry in entries
+        for entry in hand_worded.reworded_calls()
     ]
 
 

@@ -23,7 +23,7 @@ _CITIES = (
 _NAMES = (
     "Anna Ben Carla David Emma Felix Greta Hugo Ida Jonas Kira Leo Mia Nina Oscar Paul Rosa".split()
 )
-_THINGS = (
+THINGS = (
     "cats dogs trains soup music chess bread mountains rivers shoes robots planets tea gardens books "
     "bikes ships clouds apples castles lamps birds whales maps stars pasta cheese horses trees"
 ).split()
@@ -63,7 +63,7 @@ def _sum(random: Random) -> str:
 
 
 def _thing(random: Random) -> str:
-    return random.choice(_THINGS) if random.random() < 0.5 else place(random)
+    return random.choice(THINGS) if random.random() < 0.5 else place(random)
 
 
 def _minutes(random: Random) -> str:
@@ -87,7 +87,7 @@ def _done(random: Random) -> dict[str, Any]:
 
 
 def _title(random: Random) -> dict[str, Any]:
-    return {"title": f"{place(random)} {random.choice(_THINGS)}"}
+    return {"title": f"{place(random)} {random.choice(THINGS)}"}
 
 
 FUNCTIONS = (
@@ -199,11 +199,12 @@ def _offer(random: Random) -> tuple[Function, str, str, list[dict[str, Any]]]:
     """Return a function, the name and key it goes by here, and a list of tools that has it."""
     chosen = random.sample(FUNCTIONS, random.choice((1, 1, 1, 2, 2, 3)))
     named = [(kind, random.choice(kind.names), random.choice(kind.keys)) for kind in chosen]
-    tools = [_declare(*entry, random) for entry in named]
+    tools = [declare(*entry, random) for entry in named]
     return (*random.choice(named), tools)
 
 
-def _declare(kind: Function, name: str, key: str, random: Random) -> dict[str, Any]:
+def declare(kind: Function, name: str, key: str, random: Random) -> dict[str, Any]:
+    """Return the declaration of a function by this name, with one text argument."""
     argument: dict[str, Any] = {"type": "string"}
     if random.random() < 0.3:
         argument["description"] = f"The {key}"
