@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterato
     folder = tmp_path_factory.mktemp("conformance")
     models = folder / "models"
     make_encoder(models / ENCODER)
-    settings = settings_for(folder, models, model_dirs=(models, model_dir))
+    settings = settings_for(folder, models, model_dirs=(models, model_dir), lookup_tokens=8)
     with running(create_app(settings)) as server:
         yield server
 

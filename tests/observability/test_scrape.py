@@ -43,6 +43,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterato
         MLX_SERVER_METRICS="true",
         MLX_SERVER_METRICS_KEY=KEY,
         MLX_SERVER_MAX_BATCH="2",
+        # A step makes one token of a row: its steps are counted.
+        MLX_SERVER_LOOKUP_TOKENS="0",
         MLX_SERVER_PREFIX_DISK_MIB="16",
         MLX_SERVER_PREFIX_DISK_PATH=str(folder / "prefixes"),
     ) as server:
