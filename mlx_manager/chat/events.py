@@ -147,12 +147,15 @@ class Adjustment:
 
     `context` is the room that the model has for an answer, `generation_config` the file of the model's makers;
     `hosted_tool` is one that only the client's provider runs, and that is left out; by `canonical_prompts` a part of
-    the prompt has another order.
+    the prompt has another order, by `chat_template` the messages have, where the model's has no place for a system
+    message.
     """
 
     parameter: str
     value: float | Literal["left_out", "reordered"]
-    source: Literal["context", "generation_config", "hosted_tool", "canonical_prompts"]
+    source: Literal[
+        "context", "generation_config", "hosted_tool", "canonical_prompts", "chat_template"
+    ]
 
     def __str__(self) -> str:
         value = self.value if isinstance(self.value, str) else f"{self.value:.12g}"

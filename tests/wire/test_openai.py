@@ -188,8 +188,8 @@ async def test_reasoning_and_calls_are_streamed_as_openai_streams_them() -> None
     first, *deltas, end, done = [event and event["choices"][0] for event in chunks]
     assert first["delta"]["role"] == "assistant"
     assert [delta["delta"] for delta in deltas] == [
-        {"reasoning_content": "Let me"},
-        {"reasoning_content": " look."},
+        {"reasoning_content": "Let me", "reasoning": "Let me"},
+        {"reasoning_content": " look.", "reasoning": " look."},
         *started_call(0, "look"),
         {"tool_calls": [{"index": 0, "function": {"arguments": '{"at":'}}]},
         {"tool_calls": [{"index": 0, "function": {"arguments": " 3}"}}]},

@@ -10,7 +10,7 @@ from mlx_manager.mlx_server.generation.model_text import API_DEFAULTS, ModelText
 
 
 def adjustments(
-    request: ChatRequest, text: ModelText, max_tokens: int, reordered: Sequence[str] = ()
+    request: ChatRequest, text: ModelText, max_tokens: int, reordered: Sequence[Adjustment] = ()
 ) -> tuple[Adjustment, ...]:
     """Return what differs from the request and from the API's defaults; the answer may have `max_tokens`."""
     found = list[Adjustment]()
@@ -23,5 +23,5 @@ def adjustments(
     if isinstance(request.input, Conversation):
         absent = request.input.absent_tools
         found.extend(Adjustment(place, "left_out", "hosted_tool") for place in absent)
-    found.extend(Adjustment(name, "reordered", "canonical_prompts") for name in reordered)
+    found.extend(reordered)
     return tuple(found)

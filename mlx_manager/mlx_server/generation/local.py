@@ -10,6 +10,7 @@ from functools import partial
 from types import MappingProxyType
 
 from mlx_manager.chat.events import (
+    Adjustment,
     ChatEvent,
     Departure,
     Finished,
@@ -71,7 +72,7 @@ class Prompt:
     constraint: Constraint | None
     thought_budget: ThoughtBudget | None
     parts: tuple[Part, ...] = ()
-    reordered: tuple[str, ...] = ()
+    reordered: tuple[Adjustment, ...] = ()
 
 
 class LocalBackend:

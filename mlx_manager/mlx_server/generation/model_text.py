@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from mlx_manager.chat.events import Adjustment
 from mlx_manager.chat.request import Conversation, RawPrompt, Sampling, Tool
 from mlx_manager.chat.tokens import DetokenizeRequest, TokenizeRequest, Tokens
 from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParameter
@@ -20,6 +21,7 @@ from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.engine.token_bytes import TokenBytes
 from mlx_manager.mlx_server.families.family import Family, family_of
 from mlx_manager.mlx_server.generation.canonical import canonical
+from mlx_manager.mlx_server.generation.system_messages import SystemPlace, placed, system_place
 from mlx_manager.mlx_server.generation.template_messages import (
     template_messages,
     with_instructions,
@@ -50,7 +52,7 @@ class Encoded:
     token_ids: list[int]
     opening: str = ""
     parts: tuple[Part, ...] = ()
-    reordered: tuple[str, ...] = ()
+    reordered: tuple[Adjustment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +74,15 @@ class ModelText:
     shown_ids: frozenset[int]
     load_s: float
     is_canonical: bool = False
+    system_place: SystemPlace = "anywhere"
 
     def encode(self, prompt: Conversation | RawPrompt) -> Encoded:
         """Return the prompt for the engine. Raises InvalidRequest when the model can't take it."""
         if isinstance(prompt, Conversation):
-            prompt, reordered = canonical(prompt) if self.is_canonical else (prompt, ())
+            prompt, names = canonical(prompt) if self.is_canonical else (prompt, ())
+            reordered = [Adjustment(name, "reordered", "canonical_prompts") for name in names]
+            if self._moves_system(prompt):
+                reordered.append(Adjustment("messages", "reordered", "chat_template"))
             rendered, forced = self.render(prompt), self._forced(prompt)
             thought = self._open_reasoning(rendered)
             if forced and thought:
@@ -84,7 +90,7 @@ class ModelText:
                 rendered += self._end_of_reasoning
             encoding = self._encoding(rendered + forced, add_special_tokens=False)
             parts = parts_of(prompt, rendered, encoding)
-            return Encoded(encoding.ids, forced or thought, parts, reordered)
+            return Encoded(encoding.ids, forced or thought, parts, tuple(reordered))
         if isinstance(prompt.prompt, str):
             token_ids = self._encoding(
                 prompt.prompt, add_special_tokens=True, param=prompt.place
@@ -121,6 +127,7 @@ class ModelText:
         messages = template_messages(conversation.messages, self.family)
         if tools and not self._template_knows("tools"):
             messages, tools = with_instructions(messages, tools, self.family.instructions), []
+        messages = placed(messages, self.system_place)
         try:
             text: str = self.tokenizer.apply_chat_template(
                 messages,
@@ -135,6 +142,13 @@ class ModelText:
                 param="messages",
             ) from error
         return text
+
+    def _moves_system(self, conversation: Conversation) -> bool:
+        """Whether system messages stand where the template has no place for them."""
+        if self.system_place == "anywhere":
+            return False
+        turns = template_messages(conversation.messages, self.family)
+        return placed(turns, self.system_place) is not turns
 
     def sampling_parameters(self, asked: Sampling) -> SamplingParameters:
         """Return every choice made: what was asked for, else the model's own default, else the API's.
@@ -269,6 +283,17 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
         shown_ids=_special_marks(tokenizer, family),
         load_s=time.monotonic() - began_s,
         is_canonical=files.settings.canonical_prompts,
+        system_place=_system_place(tokenizer),
+    )
+
+
+def _system_place(tokenizer: Any) -> SystemPlace:
+    if not tokenizer.chat_template:
+        return "anywhere"
+    return system_place(
+        lambda turns: tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=False
+        )
     )
 
 

@@ -24,7 +24,8 @@ def thought_budget(request: ChatRequest, text: ModelText, opening: str) -> Thoug
     if len(end) != 1:
         raise UnsupportedParameter(
             f"The thoughts of {text.model_id} end with a mark of several tokens, so they can't be limited. "
-            "Leave their budget out, or switch its reasoning off."
+            "Leave 'thinking_token_budget' (Anthropic's 'thinking.budget_tokens') out, or switch its reasoning off.",
+            param="thinking_token_budget",
         )
     return ThoughtBudget(tokens, begin, end[0], opening == marks[0])
 

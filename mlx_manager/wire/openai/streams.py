@@ -82,7 +82,7 @@ class ChunkWriter:
             case TextDelta(text, logprobs):
                 return self.text_and_logprobs(delta) if logprobs else self.text(text)
             case ReasoningDelta(text):
-                return self._chat_event({"reasoning_content": text})
+                return self._chat_event({"reasoning_content": text, "reasoning": text})
             case ToolCallStarted(index, call_id, name):
                 function = {"name": name, "arguments": ""}
                 call = {"index": index, "id": call_id, "type": "function", "function": function}
@@ -213,7 +213,7 @@ def _message(answer: Answer) -> dict[str, Any]:
         "annotations": [],
     }
     if answer.reasoning:
-        message["reasoning_content"] = answer.reasoning
+        message["reasoning_content"] = message["reasoning"] = answer.reasoning
     if answer.tool_calls:
         message["tool_calls"] = [_tool_call(call) for call in answer.tool_calls]
     return message
