@@ -34,7 +34,7 @@ SCHEMAS: list[Any] = [
     {"type": "string", "format": "uuid"},
     {"enum": ["red", "green", 3, None]},
     {"const": {"fixed": [1, "two"]}},
-    {"type": ["integer", "null"]},
+    {"type": ["integer", "null"], "minimum": -999, "maximum": 999},
     {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "maxItems": 4},
     {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2, "maxItems": 2},
     {
@@ -196,7 +196,8 @@ def test_a_seed_gives_the_same_text_of_a_grammar_whoever_runs_beside(
     starter: tuple[Any, Any],
 ) -> None:
     seeded = SamplingParameters(temperature=1.2, seed=5)
-    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 6, "maxItems": 6}
+    integer = {"type": "integer", "minimum": -9999, "maximum": 9999}
+    schema = {"type": "array", "items": integer, "minItems": 6, "maxItems": 6}
     alone = Asked(starter)
     first = alone.ask(of_schema(schema), seeded)
     alone.driver.finish()

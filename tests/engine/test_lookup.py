@@ -9,6 +9,7 @@ import pytest
 
 from mlx_manager.mlx_server.engine.lookup import LONGEST_REST, Lookup
 from mlx_manager.mlx_server.engine.messages import SamplingParameters, Stamps
+from mlx_manager.mlx_server.engine.slotted_cache import Layout
 from tests.engine.driving import GREEDY, Driver, answer_alone
 from tests.engine.models import VOCABULARY, WatchedModel, make_sliding_model
 
@@ -104,8 +105,10 @@ def test_an_answer_ends_at_its_limit_and_at_its_end_token_within_what_was_guesse
     limited, _ = answered(model, prompt, max_tokens=tokens)
     assert limited == whole[:tokens]
     end = whole[100 + tokens]
-    ended, _ = answered(model, prompt, max_tokens=TOKENS, end_token_ids=[end])
+    ended, stamps = answered(model, prompt, max_tokens=TOKENS, end_token_ids=[end])
     assert ended == whole[: whole.index(end) + 1]
+    # What was right behind the end was told to nobody. The first token can't be proposed.
+    assert stamps.accepted_tokens < len(ended)
 
 
 def test_what_an_answer_leaves_in_the_prefix_cache_has_no_wrong_guess(model: WatchedModel) -> None:
@@ -165,6 +168,16 @@ def test_an_answer_that_is_steered_guesses_nothing(
 def test_models_with_other_caches_guess_nothing() -> None:
     _, stamps = answered(make_sliding_model(), prompt_of(9, 1) * 3, max_tokens=60)
     assert stamps.proposed_tokens == 0
+
+
+@pytest.mark.parametrize("tokens", [0, 191, 192, 193, 255, 256])
+@pytest.mark.parametrize("width", [1, MOST + 1, 65])
+def test_new_buffers_have_room_for_the_step_that_needs_them(tokens: int, width: int) -> None:
+    layout = Layout()
+    layout.width = width
+    layout.move([tokens])
+    layout.take(tokens)
+    assert layout.has_room(columns=width)
 
 
 def test_the_tokens_behind_the_last_place_are_guessed() -> None:

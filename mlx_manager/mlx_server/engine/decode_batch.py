@@ -111,11 +111,15 @@ class Proposed:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A step of one row that is over before the next one begins: the tokens that it made."""
+    """A step of one row that is over before the next one begins: the tokens that it made, and how many it proposed.
+
+    All but the last token were proposed.
+    """
 
     row: Row
     tokens: list[int]
     logits: mx.array
+    proposed: int
 
 
 class PromptBatch(PromptProcessingBatch):
@@ -268,13 +272,12 @@ class DecodeBatch:
         row.next_token = drawn[right]
         self._joined.append(row)
         self._flight = None
-        self._landed = Landed(row, drawn[: right + 1], flight.logits)
+        self._landed = Landed(row, drawn[: right + 1], flight.logits, len(proposals))
 
     def _learn(self, row: Row, proposals: list[int], right: int, first: int) -> None:
         assert row.lookup is not None
         if proposals:
             row.lookup.learn(len(proposals), right, len(row.tokens) + right)
-            self.proposed.append(Proposed(row.uid, len(proposals), right))
         elif first != self._expected:
             row.lookup.learn(1, 0, len(row.tokens))
 
@@ -291,6 +294,9 @@ class DecodeBatch:
                 answers.append(self._last_answer(row, token, reason, landed.logits, at))
                 break
             answers.append(Answer(row.uid, token, None, None, None, landed.logits, at))
+        if landed.proposed:
+            right = min(len(answers), len(landed.tokens) - 1)
+            self.proposed.append(Proposed(row.uid, landed.proposed, right))
         return answers
 
     def _proposals(self) -> list[int]:

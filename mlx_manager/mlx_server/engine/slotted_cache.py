@@ -92,7 +92,7 @@ class Layout:
         columns, rows = slice(self.begin, self.end), len(kept) + len(lengths)
         self.end = max([*known, *lengths], default=0)
         self.new_slots = rows + rows // SLOTS_BY_SPARE_ONE
-        pieces = -(-(self.end + LEAST_SPARE_COLUMNS) // COLUMNS_AT_A_TIME)
+        pieces = -(-(self.end + max(LEAST_SPARE_COLUMNS, self.width)) // COLUMNS_AT_A_TIME)
         self.new_columns = pieces * COLUMNS_AT_A_TIME
         self._starts, self._free = [self.end - length for length in known], set()
         self._changed()
