@@ -16,6 +16,10 @@ STAMPS := .venv/.stamps
 _ := $(shell [ -x $(BIN)/python ] && [ "$$(cat $(STAMPS)/venv 2>/dev/null)" = "$$(pwd -P)" ] || rm -rf $(STAMPS))
 PACKAGES := tools/setup/system-packages.sh
 
+# Most tests wait for a server now and then: two processes take turns. A place in a file is kept as
+# far as it goes, for the servers that the tests of a file share.
+PARALLEL ?= -n 2 --dist worksteal
+
 # Passed on to the command behind `serve`, `unit`, `conformance`, `fuzz`, `chaos`, `bench` and `starter`.
 ARGS ?=
 
@@ -54,9 +58,9 @@ contracts: setup-dev ## import-linter: which layer may import which
 	@echo "==> lint-imports"
 	@$(BIN)/lint-imports --no-logo
 
-unit: setup-dev ## pytest (ARGS="-k words" is passed on)
+unit: setup-dev ## pytest, in two processes (ARGS="-k words" is passed on; PARALLEL= for one process)
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 conformance: setup ## check the APIs of a server with the starter model (ARGS="--json" is passed on)
 	@$(BIN)/python -m tools.conformance $(ARGS)

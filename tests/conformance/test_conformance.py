@@ -23,17 +23,21 @@ from mlx_manager.mlx_server.state import STARTER_ID
 from tests.support.encoders import make_encoder
 from tests.support.process import run as run_command
 from tests.support.running import RunningServer, running, settings_for
+from tools.random_model import Shape, make_random_model
 
 ENCODER = "test/vectors"
+RANDOM = "test/random"
 Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[RunningServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("conformance")
     models = folder / "models"
     make_encoder(models / ENCODER)
-    settings = settings_for(folder, models, model_dirs=(models, model_dir), lookup_tokens=8)
+    # It ends no answer by itself, and clients that set no limit have it go on to the end of its context.
+    make_random_model(models / RANDOM, Shape(context=3072))
+    settings = settings_for(folder, models, lookup_tokens=8)
     with running(create_app(settings)) as server:
         yield server
 
@@ -59,7 +63,7 @@ async def test_the_starter_passes_every_check_and_can_call_and_think(server: Run
 
 
 async def test_what_a_random_model_cannot_do_is_no_failure(server: RunningServer) -> None:
-    found = await found_of(server, "test/tiny")
+    found = await found_of(server, RANDOM)
     assert [one for one in found if one.result == "fail"] == []
     assert {one.name for one in found if one.result == "no"} >= {"calls tools", "thinks"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -37,6 +38,33 @@ with span_sink(SimpleSpanProcessor(spans)):
 for span in spans.get_finished_spans():
     told = [span.name, span.kind.name, dict(span.attributes or {{}}), dict(span.resource.attributes)]
     print("SPAN", json.dumps(told))
+"""
+# Both applications on ports of their own, a chat to each, and what spans that left.
+TOGETHER = """
+import json, socket, threading, time
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from mlx_manager.observability.setup import span_sink
+import httpx, logfire, uvicorn
+
+spans = InMemorySpanExporter()
+with span_sink(SimpleSpanProcessor(spans)):
+    for app in (first, second):
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        port = listener.getsockname()[1]
+        with logfire.suppress_instrumentation():
+            answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", timeout=50, json={
+                "model": "mlx-manager/starter", "max_tokens": 3, "ignore_eos": True,
+                "messages": [{"role": "user", "content": "Hello"}]})
+        assert answer.status_code == 200, answer.text
+        server.should_exit = True
+        thread.join()
+for span in spans.get_finished_spans():
+    resource = span.resource.attributes
+    print(json.dumps([span.name, span.context.trace_id, resource["service.name"]]))
 """
 MANAGER, SERVER = "mlx_manager.main", "mlx_manager.mlx_server.main"
 
@@ -115,3 +143,24 @@ print(trace.get_tracer_provider().resource.attributes["deployment.environment.na
 """)
 
     assert (done.stdout, done.stderr) == ("development\n", "")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "service"),
+    [(MANAGER, SERVER, "mlx-manager"), (SERVER, MANAGER, "mlx-server")],
+)
+def test_two_applications_of_one_process_are_configured_once_and_leave_each_span_once(
+    python: Python, first: str, second: str, service: str
+) -> None:
+    done = python(
+        f"from {first} import app as first\nfrom {second} import app as second\n{TOGETHER}"
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    spans = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {name for _, _, name in spans} == {service}
+    names = Counter(name for name, _, _ in spans)
+    once_for_each = ("POST /v1/chat/completions", "chat mlx-manager/starter", "prefill", "decode")
+    assert [names[name] for name in once_for_each] == [2, 2, 2, 2]
+    by_trace = Counter(trace for name, trace, _ in spans if name in once_for_each)
+    assert sorted(by_trace.values()) == [4, 4]

@@ -70,7 +70,7 @@ from mlx_manager.observability.setup import TelemetryOptions, configure, flush, 
 configure(TelemetryOptions("test"))
 {WORK}
 start = time.perf_counter()
-print(flush(5), shutdown(5), time.perf_counter() - start < 5)
+print(flush(5), shutdown(5), time.perf_counter() - start < 1)
 """)
 
     assert (done.stdout, done.stderr) == ("True True True\n", "")
