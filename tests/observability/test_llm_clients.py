@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -10,104 +9,14 @@ import anthropic
 import logfire
 import openai
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
-from starlette.responses import Response
 
 from mlx_manager.mlx_server.observability.logfire_config import instrument_llm_clients
 from tests.observability.conftest import Python
+from tests.support.provider import CHUNK, COUNTS, MESSAGES, SECRET, app, received
 from tests.support.running import RunningServer, running
 from tests.support.spans import Spans, ids
-
-SECRET = "marked-secret-4711"
-MESSAGES: Any = [{"role": "user", "content": SECRET}]
-CHUNK = {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-real"}
-COUNTS = {
-    "prompt_tokens": 11,
-    "completion_tokens": 3,
-    "total_tokens": 14,
-    "prompt_tokens_details": {"cached_tokens": 4},
-    "completion_tokens_details": {"reasoning_tokens": 2},
-}
-MESSAGE = {
-    "id": "m-1",
-    "type": "message",
-    "role": "assistant",
-    "model": "claude-real",
-    "content": [{"type": "text", "text": SECRET}],
-    "stop_reason": "end_turn",
-    "stop_sequence": None,
-    "usage": {"input_tokens": 11, "output_tokens": 3},
-}
-
-app = FastAPI(telemetry={"tracing": False, "metrics": False, "logs": False})
-received: list[str | None] = []
-
-
-@app.post("/v1/chat/completions")
-async def openai_chat(request: Request) -> Response:
-    received.append(request.headers.get("traceparent"))
-    body = await request.json()
-    if body["model"] == "unknown":
-        return JSONResponse({"error": {"message": SECRET, "type": "x"}}, 404)
-    if body.get("stream"):
-        return events(openai_chunks())
-    choice = {"index": 0, "message": {"role": "assistant", "content": SECRET}}
-    return JSONResponse(
-        CHUNK
-        | {
-            "object": "chat.completion",
-            "choices": [choice | {"finish_reason": "stop"}],
-            "usage": COUNTS,
-        }
-    )
-
-
-@app.post("/v1/messages")
-async def anthropic_messages(request: Request) -> Response:
-    received.append(request.headers.get("traceparent"))
-    body = await request.json()
-    return events(anthropic_events()) if body.get("stream") else JSONResponse(MESSAGE)
-
-
-def openai_chunks() -> Iterator[str]:
-    for text, reason in ((SECRET, None), ("more", None), ("", "stop")):
-        choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
-        yield f"data: {json.dumps(CHUNK | {'choices': [choice]})}\n\n"
-    yield f"data: {json.dumps(CHUNK | {'choices': [], 'usage': COUNTS})}\n\n"
-    yield "data: [DONE]\n\n"
-
-
-def anthropic_events() -> Iterator[str]:
-    start = MESSAGE | {
-        "content": [],
-        "stop_reason": None,
-        "usage": {"input_tokens": 11, "output_tokens": 1},
-    }
-    block = {"type": "text", "text": ""}
-    for event in (
-        {"type": "message_start", "message": start},
-        {"type": "content_block_start", "index": 0, "content_block": block},
-        {
-            "type": "content_block_delta",
-            "index": 0,
-            "delta": {"type": "text_delta", "text": SECRET},
-        },
-        {"type": "content_block_stop", "index": 0},
-        {
-            "type": "message_delta",
-            "delta": {"stop_reason": "end_turn", "stop_sequence": None},
-            "usage": {"output_tokens": 3},
-        },
-        {"type": "message_stop"},
-    ):
-        yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
-
-
-def events(lines: Iterator[str]) -> Response:
-    return StreamingResponse(lines, media_type="text/event-stream")
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +65,14 @@ def counts(span: ReadableSpan) -> tuple[object, object]:
     return attributes["gen_ai.usage.input_tokens"], attributes["gen_ai.usage.output_tokens"]
 
 
+def cached(span: ReadableSpan) -> tuple[object, object]:
+    """Input tokens that the provider read from its cache, and those that it wrote there."""
+    attributes = span.attributes or {}
+    kinds = ("cache_read", "cache_write")
+    read, written = (attributes[f"gen_ai.usage.{kind}.input_tokens"] for kind in kinds)
+    return read, written
+
+
 async def test_an_openai_call_has_its_counts(gpt: openai.AsyncOpenAI, spans: Spans) -> None:
     with logfire.span("request"):
         answer = await gpt.chat.completions.create(
@@ -174,7 +91,7 @@ async def test_an_openai_call_has_its_counts(gpt: openai.AsyncOpenAI, spans: Spa
     assert attributes["gen_ai.response.model"] == "gpt-real"
     assert attributes["gen_ai.response.id"] == "c-1"
     assert attributes["gen_ai.response.finish_reasons"] == ("stop",)
-    assert attributes["gen_ai.usage.cache_read.input_tokens"] == 4
+    assert cached(call) == (4, 5)
     assert attributes["gen_ai.usage.reasoning.output_tokens"] == 2
     assert attributes["server.address"] == "127.0.0.1"
 
@@ -191,10 +108,49 @@ async def test_an_openai_stream_has_its_counts_on_the_same_span(
     assert text == [SECRET, "more", ""]
     call = the_call(spans)
     assert counts(call) == (11, 3)
+    assert cached(call) == (4, 5)
     attributes = call.attributes or {}
     assert attributes["gen_ai.response.finish_reasons"] == ("stop",)
     assert attributes["gen_ai.response.time_to_first_chunk"]
     assert "mlx.cancelled" not in attributes
+
+
+async def test_a_call_of_the_responses_api_has_its_counts(
+    gpt: openai.AsyncOpenAI, spans: Spans
+) -> None:
+    with logfire.span("request"):
+        await gpt.responses.create(model="gpt", input=SECRET, max_output_tokens=9)
+
+    call = the_call(spans)
+    attributes = call.attributes or {}
+    assert (call.name, attributes["gen_ai.request.max_tokens"]) == ("chat gpt", 9)
+    assert (counts(call), cached(call)) == ((11, 3), (4, 5))
+    assert attributes["gen_ai.usage.reasoning.output_tokens"] == 2
+    assert attributes["gen_ai.response.id"] == "r-1"
+
+
+async def test_a_stream_of_the_responses_api_has_its_counts_on_the_same_span(
+    gpt: openai.AsyncOpenAI, spans: Spans
+) -> None:
+    with logfire.span("request"):
+        stream = await gpt.responses.create(model="gpt", input=SECRET, stream=True)
+        assert len([event async for event in stream]) == 3
+
+    call = the_call(spans)
+    assert (counts(call), cached(call)) == ((11, 3), (4, 5))
+    assert (call.attributes or {})["gen_ai.response.model"] == "gpt-real"
+    assert "mlx.cancelled" not in (call.attributes or {})
+
+
+async def test_a_call_for_embeddings_has_its_count(gpt: openai.AsyncOpenAI, spans: Spans) -> None:
+    with logfire.span("request"):
+        await gpt.embeddings.create(model="embed", input=SECRET)
+
+    call = the_call(spans)
+    attributes = call.attributes or {}
+    assert (call.name, attributes["gen_ai.operation.name"]) == ("embeddings embed", "embeddings")
+    assert attributes["gen_ai.usage.input_tokens"] == 11
+    assert attributes["gen_ai.response.model"] == "embed-real"
 
 
 async def test_an_openai_stream_that_is_left_ends_its_span_as_cancelled(
@@ -259,7 +215,8 @@ async def test_an_anthropic_call_has_its_counts(
         await claude.messages.create(model="claude", messages=MESSAGES, max_tokens=9)
 
     call = the_call(spans)
-    assert counts(call) == (11, 3)
+    # Both are parts of the input, as with everybody else.
+    assert (counts(call), cached(call)) == ((11, 3), (4, 5))
     assert (call.attributes or {})["gen_ai.provider.name"] == "anthropic"
     assert (call.attributes or {})["gen_ai.operation.name"] == "chat"
 
@@ -273,7 +230,8 @@ async def test_an_anthropic_stream_has_its_counts_on_the_same_span(
         ) as stream:
             assert await stream.get_final_text() == SECRET
 
-    assert counts(the_call(spans)) == (11, 3)
+    call = the_call(spans)
+    assert (counts(call), cached(call)) == ((11, 3), (4, 5))
 
 
 def test_without_the_packages_it_is_a_debug_line(python: Python) -> None:

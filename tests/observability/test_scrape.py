@@ -295,7 +295,7 @@ configure_logfire(metrics=True)
 instrument_llm_clients()
 import anthropic, openai
 from opentelemetry import trace
-from tests.observability.test_llm_clients import MESSAGES, app
+from tests.support.provider import MESSAGES, app
 from tests.support.running import running
 
 def unsampled():

@@ -47,6 +47,8 @@ _USAGE = {
 _USAGE_DETAILS = {
     ("prompt_tokens_details", "cached_tokens"): names.CACHE_READ_TOKENS,
     ("input_tokens_details", "cached_tokens"): names.CACHE_READ_TOKENS,
+    ("prompt_tokens_details", "cache_write_tokens"): names.CACHE_WRITE_TOKENS,
+    ("input_tokens_details", "cache_write_tokens"): names.CACHE_WRITE_TOKENS,
     ("completion_tokens_details", "reasoning_tokens"): names.REASONING_TOKENS,
     ("output_tokens_details", "reasoning_tokens"): names.REASONING_TOKENS,
 }
