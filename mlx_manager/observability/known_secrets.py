@@ -13,26 +13,35 @@ from contextlib import contextmanager
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 REDACTED = "[redacted]"
-# Shorter ones are words, which texts hold anyway.
+# Shorter ones are looked for by themselves only, not within words, ids and numbers, which hold them by chance.
 SHORTEST = 8
+# Still shorter ones, words and numbers are left: without them a trace would say nothing any more.
+SHORTEST_ALONE = 4
 
 _OTLP_HEADERS = re.compile(r"OTEL_EXPORTER_OTLP_(?:[A-Z]+_)?HEADERS")
 _URLS = re.compile(r"OTEL_EXPORTER_OTLP_(?:[A-Z]+_)?ENDPOINT|LOGFIRE_BASE_URL|(?:HTTPS?|ALL)_PROXY")
 _KEYS = frozenset({"HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"})
 
+# A letter may end what stands for a space or the end of a line in a path, a query or JSON.
+_NO_WORD_BEFORE = r"(?:(?<![^\W_])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4}))"
+
 _lock = threading.Lock()
 _held: tuple[frozenset[str], ...] = ()
 # What to look for, each in every spelling; the longest first, since one may begin with another.
 _spellings: tuple[str, ...] = ()
-_pattern = re.compile("")
+# The same of those that have to stand alone, and what finds them there.
+_alone: tuple[str, ...] = ()
+_alone_pattern = _pattern = re.compile("")
 _shortest = _longest = 0
+# Those that are numbers, as attributes may have them: of 64 bits.
+_numbers: frozenset[int] = frozenset()
 _listeners: list[Callable[[], None]] = []
 
 
 @contextmanager
 def kept_out(secrets: Iterable[str]) -> Iterator[None]:
-    """Blank `secrets` wherever they stand until the block ends; those below `SHORTEST` characters are left."""
-    mine = frozenset(secret for secret in secrets if len(secret) >= SHORTEST)
+    """Blank `secrets` wherever they stand until the block ends, short ones as far as they can be told from words."""
+    mine = frozenset(filter(_can_be_told, secrets))
     keep_out(mine)
     try:
         yield
@@ -45,7 +54,7 @@ def kept_out(secrets: Iterable[str]) -> Iterator[None]:
 
 def keep_out(secrets: Iterable[str]) -> None:
     """The same for as long as the process lives."""
-    mine = frozenset(secret for secret in secrets if len(secret) >= SHORTEST)
+    mine = frozenset(filter(_can_be_told, secrets))
     with _lock:
         _look_for((*_held, mine))
 
@@ -61,10 +70,18 @@ def holds_secret(text: str) -> bool:
     if not _shortest or len(text) < _shortest:
         return False
     # Neither the pattern nor `any`: this is asked for each text of each span.
-    for spelling in _spellings:  # noqa: SIM110
+    for spelling in _spellings:
         if spelling in text:
             return True
+    for spelling in _alone:
+        if spelling in text:
+            return _alone_pattern.search(text) is not None
     return False
+
+
+def is_secret(number: int) -> bool:
+    """Whether `number` is a secret of digits alone."""
+    return number in _numbers
 
 
 def without_secrets(text: str, length: int) -> str:
@@ -107,7 +124,8 @@ def _header_values(headers: str) -> Iterator[str]:
 
 
 def _first(text: str, length: int) -> str:
-    window, pieces, end = text[: length + _longest], list[str](), 0
+    # One more character says whether a short one stands alone.
+    window, pieces, end = text[: length + _longest + 1], list[str](), 0
     if holds_secret(window):
         for match in _pattern.finditer(window):
             if match.start() >= length:
@@ -117,16 +135,32 @@ def _first(text: str, length: int) -> str:
     return "".join(pieces) + text[end : max(length, end)]
 
 
+def _can_be_told(secret: str) -> bool:
+    """Whether texts that hold `secret` hold it because somebody wrote it, and not by chance."""
+    if len(secret) >= SHORTEST:
+        return True
+    is_mixed = any(map(str.isalpha, secret)) and not secret.isalpha()
+    return len(secret) >= SHORTEST_ALONE and is_mixed
+
+
 def _look_for(held: tuple[frozenset[str], ...]) -> None:
-    global _held, _spellings, _pattern, _shortest, _longest
-    found = {spelling for secret in frozenset().union(*held) for spelling in _spelt(secret)}
-    spellings = sorted(found, key=lambda one: (-len(one), one))
-    _held, _spellings = held, tuple(spellings)
-    _pattern = re.compile("|".join(map(re.escape, spellings)))
-    _longest = len(spellings[0]) if spellings else 0
-    _shortest = len(spellings[-1]) if spellings else 0
+    global _held, _spellings, _alone, _alone_pattern, _pattern, _shortest, _longest, _numbers
+    _held, secrets = held, frozenset[str]().union(*held)
+    _numbers = frozenset(int(one) for one in secrets if one.isdecimal() and len(one) < 20)
+    _spellings = _spelt_all(secret for secret in secrets if len(secret) >= SHORTEST)
+    _alone = _spelt_all(secret for secret in secrets if len(secret) < SHORTEST)
+    anywhere, alone = ("|".join(map(re.escape, some)) for some in (_spellings, _alone))
+    _alone_pattern = re.compile(rf"{_NO_WORD_BEFORE}(?:{alone})(?![^\W_])")
+    _pattern = re.compile("|".join(filter(None, (anywhere, alone and _alone_pattern.pattern))))
+    lengths = [len(spelling) for spelling in (*_spellings, *_alone)]
+    _longest, _shortest = max(lengths, default=0), min(lengths, default=0)
     for listener in _listeners:
         listener()
+
+
+def _spelt_all(secrets: Iterable[str]) -> tuple[str, ...]:
+    found = {spelling for secret in secrets for spelling in _spelt(secret)}
+    return tuple(sorted(found, key=lambda one: (-len(one), one)))
 
 
 def _spelt(secret: str) -> set[str]:

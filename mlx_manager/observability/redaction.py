@@ -27,6 +27,7 @@ from mlx_manager.observability import attributes as names
 from mlx_manager.observability.known_secrets import (
     REDACTED,
     holds_secret,
+    is_secret,
     on_change,
     without_secrets,
 )
@@ -191,7 +192,7 @@ def clean_value(name: str, value: AttributeValue) -> AttributeValue | None:
     # Protobuf's integers have 64 bits. Not a `range`: it would count all its numbers for a value of a subclass.
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return CUT
-    return value
+    return REDACTED if isinstance(value, int) and is_secret(value) else value
 
 
 def clean_any(name: str, value: AnyValue) -> AnyValue | None:
@@ -267,6 +268,8 @@ def _clean_items(name: str, items: Sequence[str | bool | int | float]) -> Attrib
     kept = items if len(items) <= _MOST_NUMBERS else items[:_MOST_NUMBERS]
     if any(issubclass(kind, str) for kind in set(map(type, kept))):
         return tuple(_clean_string(name, str(item)) for item in kept[:_MOST_ITEMS])
+    if any(isinstance(item, int) and is_secret(item) for item in kept):
+        return tuple(str(clean_value(name, item)) for item in kept[:_MOST_ITEMS])
     return kept  # type: ignore[return-value]  # numbers of one kind, as they came
 
 

@@ -37,7 +37,9 @@ METRICS = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 ADMIN = "administrator(7)!"
 OTLP = "spans:of-others~"
 COLLECTOR = "c0ffee00c0ffee11"
-KEYS = [LAPTOP, AGENT, METRICS, ADMIN, OTLP, COLLECTOR, TOKEN]
+# Too short to be looked for within words.
+SHORT = "q7~Zk.4"
+KEYS = [LAPTOP, AGENT, METRICS, ADMIN, OTLP, COLLECTOR, TOKEN, SHORT]
 # What fits into a header as it is.
 PLAIN = [key for key in KEYS if key != AGENT]
 ALL = " ".join(KEYS)
@@ -49,7 +51,7 @@ VARIABLES = {
     "MLX_SERVER_METRICS_KEY": METRICS,
     "MLX_SERVER_ADMIN_KEY": ADMIN,
     "MLX_SERVER_OTLP_KEY": OTLP,
-    "OTEL_EXPORTER_OTLP_HEADERS": f"x-team={COLLECTOR}",
+    "OTEL_EXPORTER_OTLP_HEADERS": f"x-team={COLLECTOR},x-tenant={SHORT}",
     # One place and a short time: some find it taken, and some run out of time.
     "MLX_SERVER_MAX_BATCH": "1",
     "MLX_SERVER_MAX_WAITING": "0",

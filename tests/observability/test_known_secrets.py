@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mlx_manager.mlx_server.config import Settings
@@ -75,9 +77,44 @@ def test_the_longer_of_two_keys_is_blanked_whole() -> None:
         assert without_secrets(f"{KEY}-and-more {KEY}", 100) == f"{REDACTED} {REDACTED}"
 
 
-def test_words_are_no_keys() -> None:
-    with kept_out(["", "chat"]):
-        assert clean_text("chat") == "chat"
+@pytest.mark.parametrize("word", ["", "chat", "kitchen", "4711", "p4s"])
+def test_words_numbers_and_what_is_very_short_are_no_keys(word: str) -> None:
+    with kept_out([word]):
+        assert clean_text(f"a {word} b") == f"a {word} b"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("p4ss", REDACTED),
+        ("with p4ss, and", f"with {REDACTED}, and"),
+        ("/p4ss/x_p4ss.p4ss", f"/{REDACTED}/x_{REDACTED}.{REDACTED}"),
+        ("ap4ss p4ss1 p4ssé", "ap4ss p4ss1 p4ssé"),
+        ("ap4ss p4ss", f"ap4ss {REDACTED}"),
+        ("a p%40s1 b", f"a {REDACTED} b"),
+        (r"%20p4ss%20\np4ss\n\u00e9p4ss", rf"%20{REDACTED}%20\n{REDACTED}\n\u00e9{REDACTED}"),
+        (f"{'x' * (TEXT_LENGTH - 2)} p4ss", f"{'x' * (TEXT_LENGTH - 2)} {REDACTED}{CUT}"),
+        (f"{'x' * (TEXT_LENGTH - 2)} p4ssword", f"{'x' * (TEXT_LENGTH - 2)} p{CUT}"),
+    ],
+)
+def test_a_short_key_is_blanked_where_it_stands_alone(text: str, clean: str) -> None:
+    with kept_out(["p4ss", "p@s1"]):
+        assert clean_text(text) == clean
+    assert clean_text("p4ss") == "p4ss"
+
+
+def test_a_short_key_and_a_long_one_that_begins_with_it_are_told_apart() -> None:
+    with kept_out(["p4ss", "p4ss-of-the-agent"]):
+        assert clean_text("p4ss-of-the-agent p4ss") == f"{REDACTED} {REDACTED}"
+
+
+def test_a_key_of_digits_is_blanked_where_it_is_a_number() -> None:
+    with kept_out(["0047110815"]):
+        kept: dict[str, Any] = {"a": 47110815, "b": [1, 47110815], "c": 1, "d": (1.5,)}
+        blanked = {"a": REDACTED, "b": ("1", REDACTED)}
+        assert clean_attributes(kept) == kept | blanked
+        assert clean_any("body", {"a": [47110815]}) == {"a": [REDACTED]}
+    assert clean_attributes({"a": 47110815}) == {"a": 47110815}
 
 
 def test_what_exporters_and_clients_are_given_is_known() -> None:
