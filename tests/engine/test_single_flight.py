@@ -50,6 +50,14 @@ def test_identical_prompts_are_read_once(any_model: WatchedModel) -> None:
     assert driver.ended[leader].stamps.following_ns == 0
 
 
+def test_one_that_found_room_is_not_said_to_have_waited_for_any(lively_model: Any) -> None:
+    driver = Driver(WatchedModel(lively_model), prefix_cache_bytes=LOTS)
+    first, second = driver.submit(PROMPT), driver.submit(PROMPT)
+    driver.finish()
+    assert driver.following == [(second, first)]
+    assert driver.ended[second].stamps.queue_reason is None
+
+
 def test_prompts_that_begin_alike_wait_for_what_they_share(any_model: WatchedModel) -> None:
     prompts = [turned(400, 150, seed) for seed in range(3)]
     expected = [answer_alone(any_model, prompt) for prompt in prompts]

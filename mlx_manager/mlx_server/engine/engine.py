@@ -87,7 +87,7 @@ class Engine:
             for sequence in [*self._released(), *self._scheduler.admit(began_ns)]
             if not self._follow(sequence, following) and self._start(sequence)
         ]
-        waited = [one.id for one in admitted if self._has_waited(one)]
+        waited = [one.id for one in admitted if self._note_whether_it_waited(one)]
         self._last_began_ns = began_ns
         chunk_tokens = self._scheduler.chunk_tokens()
         output = self._run(chunk_tokens)
@@ -196,6 +196,8 @@ class Engine:
         )
         if leader is None:
             return False
+        # Now: by the time that the other is read it has waited, and not for room.
+        self._note_whether_it_waited(sequence)
         sequence.is_following = True
         sequence.stamps.following_ns -= self._clock_ns()
         following.extend((sequence.id, leader.id))
@@ -257,8 +259,11 @@ class Engine:
         sequence.stamps.ahead_token_ids = list(match.ahead)
         return True
 
-    def _has_waited(self, sequence: Sequence) -> bool:
-        """Whether there was no room: what was there when the last step began could have been taken then."""
+    def _note_whether_it_waited(self, sequence: Sequence) -> bool:
+        """Say whether there was no room: what was there when the last step began could have been taken then.
+
+        One that has not waited has no reason to have.
+        """
         has_waited = sequence.ready_ns < self._last_began_ns
         if not has_waited:
             sequence.stamps.queue_reason = None
