@@ -70,13 +70,13 @@ def waited_in_queue(trace: Trace) -> Iterator[Finding]:
             continue
         took = duration_text(waited_s)
         others = [link.trace_id for link in span.links if link.trace_id != span.trace_id]
-        behind = f" behind {_traces(others)}" if others else ""
+        behind, shared = f" behind {_traces(others)}" if others else "", ""
         if (shared_s := _number(span, names.QUEUE_SHARED_PREFIX_S)) and others:
             # The first link is to the one that read it.
             read = f"trace {others[0][:8]}… read what both prompts begin with"
-            behind = f", {duration_text(shared_s)} of it while {read}"
+            behind, shared = "", f", {duration_text(shared_s)} of it while {read}"
         wanted = _wanted(span) or ("" if others else " for a place in the batch")
-        sentence = f"Waited {took} in the queue{behind}{wanted}{_overtaken(span)}."
+        sentence = f"Waited {took} in the queue{behind}{wanted}{shared}{_overtaken(span)}."
         other = others[0] if others else None
         yield Finding("queue", round(waited_s * 1e9), sentence, span.span_id, other)
 
@@ -235,10 +235,13 @@ def request_was_admitted(trace: Trace) -> Iterator[Finding]:
 
 
 def cloud_was_called(trace: Trace) -> Iterator[Finding]:
-    """Somebody else's model answered, perhaps because ours had failed."""
+    """Somebody else's model answered, perhaps because ours had failed. An SDK names its maker, whoever it calls."""
+    served = _served_here(trace)
     for span in trace.spans:
         provider = span.attributes.get(names.PROVIDER_NAME)
         if span.kind != "client" or not isinstance(provider, str) or provider == "mlx":
+            continue
+        if span.span_id in served:
             continue
         model = span.attributes.get(names.REQUEST_MODEL)
         what = f"{provider}’s {model}" if isinstance(model, str) else provider
@@ -295,6 +298,18 @@ RULES: tuple[Rule, ...] = (
 
 def _finding(rule: str, span: SpanRecord, sentence: str, trace_id: str | None = None) -> Finding:
     return Finding(rule, span.duration_ns, sentence, span.span_id, trace_id)
+
+
+def _served_here(trace: Trace) -> set[str]:
+    """The spans below which a server of this trace worked: no cloud, which would tell us nothing of its work."""
+    parents = {span.span_id: span.parent_span_id for span in trace.spans}
+    served = set[str]()
+    for server in (span for span in trace.spans if span.kind == "server"):
+        above = server.parent_span_id
+        while above is not None and above not in served:
+            served.add(above)
+            above = parents.get(above)
+    return served
 
 
 def _failed_here_before(trace: Trace, call: SpanRecord) -> str:

@@ -15,17 +15,22 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import logfire
+import openai
+from opentelemetry import trace
 
 from mlx_manager.app import create_app
+from mlx_manager.mlx_server.observability.logfire_config import instrument_llm_clients
 from mlx_manager.observability.setup import TelemetryOptions, configure
 from tests.support.encoders import make_encoder
+from tests.support.provider import app as provider
 from tests.support.running import RunningServer, running, settings_for, wait_until
 from tools.random_model import make_random_model
 
@@ -41,6 +46,7 @@ READ_SLOWLY_TOKENS = 2000
 OF_THE_MACHINE = ("host.", "process.", "os.")
 
 Scenario = Callable[["Stage"], str]
+Call = Callable[[str], None]
 
 
 class Stage:
@@ -103,6 +109,7 @@ def staged(folder: Path) -> Iterator[Stage]:
         folder, folder / "models", max_batch=2, prefill_chunk_tokens=4096, token_gap_ms=10_000
     )
     configure(TelemetryOptions("mlx-manager"))
+    instrument_llm_clients()
     with (
         running(create_app(settings)) as server,
         httpx.Client(base_url=server.url, timeout=300) as client,
@@ -183,6 +190,81 @@ def failed(stage: Stage) -> str:
     return stage.ask(model="nobody/none")
 
 
+def overtaken(stage: Stage) -> str:
+    """Both places are taken, and somebody who comes later is more important."""
+    with ThreadPoolExecutor() as threads:
+        with stage.answering(2000), stage.answering(2000):
+            waiting = threads.submit(stage.ask, priority="low")
+            wait_until(lambda: stage.server.active(STARTER) == 3)
+            threading.Event().wait(0.2)
+            overtaking = threads.submit(stage.ask, priority="high")
+            wait_until(lambda: stage.server.active(STARTER) == 4)
+            threading.Event().wait(0.2)
+        overtaking.result()
+        return waiting.result()
+
+
+def shared_prefix(stage: Stage) -> str:
+    """Two long prompts that begin alike come together: one is read, and the other waits for what was read."""
+    with ThreadPoolExecutor() as threads:
+        system = "What both of them begin with, which takes its time. " * 60
+        first = threads.submit(stage.ask, system=system)
+        wait_until(lambda: stage.server.active(STARTER) == 1)
+        threading.Event().wait(0.02)
+        second = threads.submit(stage.ask, system=f"{system} And more.")
+        first.result()
+        return second.result()
+
+
+def thoughts(stage: Stage) -> str:
+    """A model that is told to think."""
+    question = [{"role": "user", "content": "What is 3 plus 4?"}]
+    return stage.ask(
+        messages=question, reasoning_effort="high", stream=True, ignore_eos=None, max_tokens=300
+    )
+
+
+def cloud(stage: Stage) -> str:
+    """A program that asks us, and then a cloud."""
+    with calling(stage) as (ours, theirs):
+        ours(STARTER)
+        theirs("gpt")
+        return trace_of_now()
+
+
+def fallback(stage: Stage) -> str:
+    """A program that asks a cloud when we have failed."""
+    with calling(stage) as (ours, theirs):
+        with suppress(openai.NotFoundError):
+            ours("nobody/none")
+        theirs("gpt")
+        return trace_of_now()
+
+
+@contextmanager
+def calling(stage: Stage) -> Iterator[tuple[Call, Call]]:
+    """Give what calls our server, and what calls a provider of models, from within a program's own span."""
+    with (
+        running(provider) as elsewhere,
+        openai.OpenAI(base_url=f"{stage.server.url}/v1", api_key="k", max_retries=0) as ours,
+        openai.OpenAI(base_url=f"{elsewhere.url}/v1", api_key="k", max_retries=0) as theirs,
+        logfire.span("agent"),
+    ):
+        yield partial(call, ours), partial(call, theirs)
+
+
+def call(client: openai.OpenAI, model: str) -> None:
+    """Send a chat by the SDK, which the product traces."""
+    client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": "Hello"}], max_tokens=5
+    )
+
+
+def trace_of_now() -> str:
+    """The id of the trace in which this is called."""
+    return f"{trace.get_current_span().get_span_context().trace_id:032x}"
+
+
 def resumed(stage: Stage) -> str:
     """The engine process is killed in the middle of an answer."""
     with ThreadPoolExecutor() as threads:
@@ -229,6 +311,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     failed,
     grammar,
     embeddings,
+    overtaken,
+    shared_prefix,
+    thoughts,
+    cloud,
+    fallback,
     resumed,
 )
 

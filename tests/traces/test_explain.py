@@ -146,6 +146,11 @@ def test_the_trace_that_read_what_prompts_share_is_named() -> None:
     read = "200 ms of it while trace bbbbbbbb… read what both prompts begin with"
     assert found.sentence == f"Waited 300 ms in the queue, {read}."
     assert found.trace_id == OTHER
+    both = span("queue", 5, 305, links=links, mlx__queue__shared_prefix_s=0.2,
+                mlx__queue__reason="memory", mlx__queue__kv_bytes=2048)  # fmt: skip
+    memory = "for memory: its keys and values may need 2.00 KiB"
+    said = only(rules.waited_in_queue, chat_trace(both)).sentence
+    assert said == f"Waited 300 ms in the queue {memory}, {read}."
 
 
 def test_a_queue_without_links_names_nobody() -> None:
@@ -367,6 +372,27 @@ def test_a_cloud_that_was_called_when_ours_had_failed_was_fallen_back_to() -> No
     late = span("chat tiny", 301, 890, route, status="error", gen_ai__provider__name="mlx",
                 gen_ai__operation__name="chat")  # fmt: skip
     assert "Fell back" not in only(rules.cloud_was_called, trace(server, late, cloud)).sentence
+
+
+def test_a_call_that_a_server_of_the_trace_answered_is_none_of_a_cloud() -> None:
+    """Whoever calls us with OpenAI's SDK, traced, has a span of a call of OpenAI."""
+    route = "POST /v1/chat/completions"
+    call = span("chat tiny", 0, 300, None, kind="client", gen_ai__provider__name="openai",
+                gen_ai__operation__name="chat", gen_ai__request__model="tiny")  # fmt: skip
+    attempt = span("POST", 1, 299, "chat tiny", kind="client")
+    server = span(route, 2, 298, "POST", kind="server")
+
+    assert silent(rules.cloud_was_called, trace(call, attempt, server))
+    assert not silent(rules.cloud_was_called, trace(call, attempt))
+
+
+def test_calls_that_are_each_others_parents_do_not_hang_the_explanation() -> None:
+    calls = [
+        span("first", 0, 300, "second", kind="client", gen_ai__provider__name="openai"),
+        span("second", 0, 300, "first", kind="client"),
+        span("POST /v1/chat/completions", 2, 298, "first", kind="server"),
+    ]
+    assert silent(rules.cloud_was_called, trace(*calls))
 
 
 def test_only_the_innermost_failure_is_told() -> None:

@@ -70,9 +70,34 @@ EXPECTED: dict[str, tuple[Rule, str, str]] = {
         r"Computing the embeddings took TIME: 57 tokens in 1 step\.",
         "compute",
     ),
+    "overtaken": (
+        rules.waited_in_queue,
+        r"Waited TIME in the queue behind trace ID… and 1 other for a place in the batch, while 1 request that came "
+        r"later went first; its priority was low\.",
+        "queue",
+    ),
+    "shared_prefix": (
+        rules.waited_in_queue,
+        r"Waited TIME in the queue, TIME of it while trace ID… read what both prompts begin with\.",
+        "queue",
+    ),
+    "thoughts": (
+        rules.model_thought,
+        r"The model reasoned for TIME, NUMBER tokens, before it answered\.",
+        "parse",
+    ),
+    "cloud": (rules.cloud_was_called, r"The call of openai’s gpt took TIME\.", "chat gpt"),
+    "fallback": (
+        rules.cloud_was_called,
+        r"Fell back to openai’s gpt when chat nobody/none failed with model_not_found: that call took TIME\.",
+        "chat gpt",
+    ),
 }
 # Which rule speaks depends on how fast a machine is: the others hold anywhere.
-TIMED = {"prefill_of_others", "grammar", "embeddings", "prefix_miss", "prefix_hit", "slow_reader"}
+TIMED = {
+    *("prefill_of_others", "grammar", "embeddings", "prefix_miss", "prefix_hit", "slow_reader"),
+    *("shared_prefix", "thoughts"),
+}
 # What other rules say of the same traces.
 ALSO: dict[Rule, str] = {
     rules.prompt_was_tokenized: "model_load",
@@ -127,16 +152,20 @@ def test_a_rule_speaks_only_where_it_has_something_to_say(name: str) -> None:
     speaking = {other for other in EXPECTED if list(rule(recorded(other)))}
     spoken = {
         "model_load": {"model_load", "embeddings", "slow_reader"},
-        "prefill_of_others": {"prefill_of_others", "prefix_hit", "slow_reader"},
+        "prefill_of_others": {"prefill_of_others", "prefix_hit", "slow_reader", "thoughts"},
+        "failed": {"failed", "fallback"},
+        "cloud": {"cloud", "fallback"},
+        "fallback": {"cloud", "fallback"},
     }
     usual = (rules.answer_was_decoded, rules.prompt_was_computed, rules.waited_in_queue)
     if rule not in usual:
         assert speaking == spoken.get(name, {name})
     elif rule is rules.waited_in_queue:
-        behind = {
-            other for other in speaking if "behind" in next(iter(rule(recorded(other)))).sentence
+        waits = {"queue", "overtaken", "shared_prefix"}
+        named = {
+            other for other in speaking if "trace" in next(iter(rule(recorded(other)))).sentence
         }
-        assert behind == {name}
+        assert named == waits
     else:
         assert {"failed", "embeddings"} & speaking == set()
 
