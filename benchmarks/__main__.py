@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.compare import compare
-from benchmarks.contended import measure_contended
+from benchmarks.contended import measure_contended, measure_longest
 from benchmarks.figures import comparison_figures, memory_figures, telemetry_figures
 from benchmarks.followup import measure_followups
 from benchmarks.memory import REQUESTS, measure_memory
@@ -20,7 +20,7 @@ from benchmarks.rounds import Say
 from benchmarks.telemetry import measure_telemetry
 from benchmarks.work import CLIENT_COUNTS, MODEL_NAMES, QUICK_CLIENT_COUNTS, ModelName, WorkName
 
-PARTS = (*MODEL_NAMES, "mixed", "contended", "prefix", "telemetry", "memory")
+PARTS = (*MODEL_NAMES, "mixed", "contended", "contended-32k", "prefix", "telemetry", "memory")
 DEFAULT_PARTS = (*MODEL_NAMES, "telemetry")
 ROUNDS, QUICK_ROUNDS = 5, 2
 QUICK_MEMORY_REQUESTS = 2_000
@@ -56,9 +56,11 @@ def _measure(
             )
     elif part == "contended":
         has_mlx_lm = not options.without_mlx_lm
-        report.contended = measure_contended(
+        report.contended += measure_contended(
             options.rounds, folder, say, has_mlx_lm=has_mlx_lm, is_quick=options.quick
         )
+    elif part == "contended-32k":
+        report.contended += measure_longest(options.rounds, folder, say)
     else:
         work: WorkName = "mixed" if part == "mixed" else "even"
         _compare("small" if part == "small" else "tiny", work, options, folder, report, say)

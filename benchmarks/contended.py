@@ -28,7 +28,10 @@ MODEL: ModelName = "tiny"
 OURS = "MLX Manager"
 MLX_LM = "mlx_lm.server"
 # Of about four tokens each.
-LONG_WORDS, QUICK_LONG_WORDS = 2_000, 1_000
+LONG_WORDS, QUICK_LONG_WORDS, LONGEST_WORDS = 2_000, 1_000, 8_000
+# A prompt of so many words takes most of a minute on a CPU, each time.
+MOST_LONGEST_ROUNDS = 2
+LONGEST_CONTEXT = 40_960
 SHORT_WORDS = 16
 ALONE = 12
 # Between two short requests: so much of the time that a long one takes alone.
@@ -41,10 +44,12 @@ class Contended:
     """Seconds to the first token of one server's short requests, with the server for themselves and beside a long one.
 
     `long_s` are those of the long ones, `alone_long_s` of one that nothing was beside. `piece_s` is what a piece of
-    that took, on average: what a short request finds under way. None where the server doesn't say.
+    that took, on average: what a short request finds under way. None where the server doesn't say. `long_words` is how
+    long the long ones are.
     """
 
     server: str
+    long_words: int = LONG_WORDS
     alone_s: list[float] = field(default_factory=list)
     beside_s: list[float] = field(default_factory=list)
     long_s: list[float] = field(default_factory=list)
@@ -57,12 +62,25 @@ class Contended:
         return len(self.alone_s) + len(self.beside_s) + len(self.long_s) + 1
 
 
+def measure_longest(rounds: int, folder: Path, say: Say) -> list[Contended]:
+    """Measure MLX Manager beside prompts of some 32,000 tokens, a few at most."""
+    path = make_model(folder / "models", MODEL, LONGEST_CONTEXT)
+    rounds = min(rounds, MOST_LONGEST_ROUNDS)
+    return _measured(rounds, folder, path, LONGEST_WORDS, say, has_mlx_lm=False)
+
+
 def measure_contended(
     rounds: int, folder: Path, say: Say, *, has_mlx_lm: bool = True, is_quick: bool = False
 ) -> list[Contended]:
     """Measure each server by itself: `rounds` long prompts, beside which short ones are sent one after the other."""
     path = make_model(folder / "models", MODEL)
     words = QUICK_LONG_WORDS if is_quick else LONG_WORDS
+    return _measured(rounds, folder, path, words, say, has_mlx_lm=has_mlx_lm)
+
+
+def _measured(
+    rounds: int, folder: Path, path: Path, words: int, say: Say, *, has_mlx_lm: bool
+) -> list[Contended]:
     with ExitStack() as stack:
         ours = stack.enter_context(mlx_manager_server(path, folder / "mlx-manager"))
         servers = {OURS: ours}
@@ -78,7 +96,7 @@ def measure_contended(
 
 
 async def _measure(name: str, server: Server, rounds: int, words: int, say: Say) -> Contended:
-    found = Contended(name)
+    found = Contended(name, words)
     async with _client(server) as ask:
         await ask(SHORT_WORDS)
         found.alone_s = [await ask(SHORT_WORDS) for _ in range(ALONE)]

@@ -83,7 +83,7 @@ def contended_goals(rows: Sequence[Contended]) -> Iterator[Goal]:
         first_s = percentile(row.beside_s, 0.5)
         if first_s is not None and row.piece_s is not None:
             pieces = first_s / row.piece_s
-            name = f"{row.server}: first token beside a long prompt, in pieces of that"
+            name = f"{row.server}: first token beside {row.long_words:,} words, in pieces of those"
             yield Goal(
                 name, f"<= {CONTENDED_PIECES:g}", f"{pieces:.2f}", pieces <= CONTENDED_PIECES
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ WEIGHTS_FILE = "model.safetensors"
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def make_model(folder: Path, name: ModelName) -> Path:
-    """Write the model to `folder`/`name`, in float32, and return that path."""
-    path = make_random_model(folder / name, SHAPES[name])
+def make_model(folder: Path, name: ModelName, context: int | None = None) -> Path:
+    """Write the model to `folder`/`name`, in float32, and return that path. It may have a `context` of its own."""
+    shape = SHAPES[name] if context is None else replace(SHAPES[name], context=context)
+    path = make_random_model(folder / name, shape)
     _silence_all_but_plain_text(path)
     return path
 

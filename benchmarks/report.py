@@ -230,7 +230,7 @@ def _telemetry_cells(row: TelemetryFigures) -> Sequence[str]:
 
 def _contended_cells(row: Contended) -> Sequence[str]:
     return (
-        row.server,
+        f"{row.server}, {row.long_words:,} words",
         _milliseconds(percentile(row.alone_s, 0.5), percentile(row.alone_s, 0.99)),
         _milliseconds(percentile(row.beside_s, 0.5), percentile(row.beside_s, 0.99)),
         str(len(row.beside_s)),
