@@ -164,11 +164,14 @@ class Settings(BaseSettings):
     prefix_disk_mib: int = Field(
         0,
         ge=0,
-        description="MiB per model for files of the prefix cache, with which conversations go on warm after a restart. "
-        "They hold what was said, readable by this user only. 0 switches it off.",
+        description="MiB of all models together for files of the prefix cache, with which conversations go on warm "
+        "after a restart. They hold what was said, readable by this user only; what was used longest ago goes first, "
+        "whichever model's it is. 0 switches it off.",
     )
     prefix_disk_daily_mib: int = Field(
-        16_384, ge=1, description="MiB per model that are written to those files in a day, by UTC."
+        16_384,
+        ge=1,
+        description="MiB of all models that are written to those files in a day, by UTC.",
     )
     prefix_disk_path: Path = Field(
         HOME / "prefix-cache", description="Folder of those files; each model has one in it."

@@ -26,6 +26,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Sibling,
     Step,
     Submit,
+    ThoughtBudget,
 )
 from mlx_manager.mlx_server.engine.prefix_disk import PrefixDisk
 from mlx_manager.mlx_server.engine.runner import Runner
@@ -87,6 +88,7 @@ class Driver:
         made: Sequence[int] = (),
         scores_prompt: bool = False,
         borders: Sequence[int] = (),
+        thought_budget: ThoughtBudget | None = None,
     ) -> int:
         """Hand a prompt in, with what another engine has made of its answer, and return the sequence's id."""
         sequence_id = next(self._ids)
@@ -102,6 +104,7 @@ class Driver:
             key_id,
             scores_prompt=scores_prompt,
             borders=list(borders),
+            thought_budget=thought_budget,
         )
         self.engine.handle(msgspec.structs.replace(submit, made_token_ids=list(made)))
         return sequence_id
@@ -121,7 +124,9 @@ class Driver:
         self.engine.handle(Cancel(sequence_id))
 
     def step(self) -> Step:
-        """Make one step and note what it says."""
+        """Make one step and note what it says; where all wait for files, first wait for one."""
+        while self.engine.is_restoring and not self.engine.has_work:
+            time.sleep(0.0005)
         step = self.engine.step()
         for sequence_id, token_id in pairs(step):
             assert sequence_id not in self.ended, "a token after the end"
@@ -164,7 +169,7 @@ class Driver:
         for _ in range(MAX_STEPS):
             if self.engine.is_compiling:
                 self.wait_for_grammar()
-            elif not self.engine.has_work:
+            elif not self.engine.has_work and not self.engine.is_restoring:
                 return
             self.step()
         raise AssertionError("the engine makes no progress")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from mlx_manager.mlx_server.engine.block_file import BlockFileCorrupt, Label, decode, encode
 from mlx_manager.mlx_server.engine.prefix_disk import DiskLimits, PrefixDisk
-from mlx_manager.mlx_server.engine.prefix_root import root_of
+from mlx_manager.mlx_server.engine.prefix_root import digest_of, root_of
 from tests.engine.driving import Driver, answer_alone
 from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
 
@@ -32,6 +34,12 @@ def any_model(request: pytest.FixtureRequest, models: dict[str, Any]) -> Watched
     return WatchedModel(models[request.param])
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """That of one model's files."""
+    return tmp_path / "all" / "a-model"
+
+
 def answered(
     model: Any,
     folder: Path,
@@ -41,7 +49,7 @@ def answered(
     memory: int = LOTS,
 ) -> tuple[Driver, PrefixDisk, list[int]]:
     """An engine that has answered some prompts and ended: what it said, and how much of each was cached."""
-    disk = PrefixDisk(folder, root, limits)
+    disk = PrefixDisk(folder.parent, folder.name, root, limits)
     driver = Driver(model, prefix_cache_bytes=memory, prefix_disk=disk)
     ids = []
     for prompt in prompts:
@@ -55,13 +63,11 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def test_a_conversation_goes_on_warm_after_a_restart(
-    any_model: WatchedModel, tmp_path: Path
-) -> None:
-    first, _, _ = answered(any_model, tmp_path, PROMPT)
+def test_a_conversation_goes_on_warm_after_a_restart(any_model: WatchedModel, folder: Path) -> None:
+    first, _, _ = answered(any_model, folder, PROMPT)
     turns = [*PROMPT, *first.tokens[1], 7, 8, 9]
     any_model.shapes.clear()
-    driver, disk, cached = answered(any_model, tmp_path, turns)
+    driver, disk, cached = answered(any_model, folder, turns)
     assert cached == [len(turns) - 3]
     assert driver.tokens[1] == answer_alone(any_model, turns)
     assert disk.counts.read > 0
@@ -76,25 +82,25 @@ def test_only_the_owner_can_read_them(lively_model: Any, tmp_path: Path) -> None
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_files_of_another_model_are_removed(lively_model: Any, tmp_path: Path) -> None:
+def test_files_of_another_model_are_removed(lively_model: Any, folder: Path) -> None:
     model = WatchedModel(lively_model)
-    answered(model, tmp_path, PROMPT)
-    before = len(files_in(tmp_path))
-    _, disk, cached = answered(model, tmp_path, PROMPT, root="another")
+    answered(model, folder, PROMPT)
+    before = len(files_in(folder))
+    _, disk, cached = answered(model, folder, PROMPT, root="another")
     assert cached == [0]
     assert disk.counts.corrupt == before
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign", "renamed"])
 def test_a_damaged_file_is_skipped_counted_and_removed(
-    lively_model: Any, tmp_path: Path, damage: str
+    lively_model: Any, folder: Path, damage: str
 ) -> None:
     model = WatchedModel(lively_model)
-    answered(model, tmp_path, PROMPT)
-    for path in files_in(tmp_path):
+    answered(model, folder, PROMPT)
+    for path in files_in(folder):
         data = path.read_bytes()
         if damage == "renamed":
-            path.rename(path.with_name(f"{'0' * 31}{len(files_in(tmp_path))}{path.name[-14:]}"))
+            path.rename(path.with_name(f"{'0' * 31}{len(files_in(folder))}{path.name[-14:]}"))
             continue
         damaged = {
             "cut": data[: len(data) // 2],
@@ -103,44 +109,44 @@ def test_a_damaged_file_is_skipped_counted_and_removed(
             "foreign": b"not ours at all" * 100,
         }
         path.write_bytes(damaged[damage])
-    driver, disk, cached = answered(model, tmp_path, PROMPT)
+    driver, disk, cached = answered(model, folder, PROMPT)
     assert cached == [0]
     assert driver.tokens[1] == answer_alone(model, PROMPT)
     assert disk.counts.corrupt >= 1
-    _, disk, cached = answered(model, tmp_path, PROMPT)
+    _, disk, cached = answered(model, folder, PROMPT)
     assert cached == [len(PROMPT) - 1]
     assert disk.counts.corrupt == 0
 
 
 def test_what_memory_has_no_room_for_comes_back_from_files(
-    any_model: WatchedModel, tmp_path: Path
+    any_model: WatchedModel, folder: Path
 ) -> None:
     other = [(token + 1) % VOCABULARY for token in PROMPT]
-    driver, _, cached = answered(any_model, tmp_path, PROMPT, other, PROMPT, memory=1)
+    driver, _, cached = answered(any_model, folder, PROMPT, other, PROMPT, memory=1)
     assert cached == [0, 0, len(PROMPT) - 1]
     assert driver.tokens[3] == driver.tokens[1] == answer_alone(any_model, PROMPT)
     assert driver.engine.vitals().prefix_cache_bytes == 0
 
 
-def test_files_stay_within_their_bytes_and_the_oldest_go(lively_model: Any, tmp_path: Path) -> None:
+def test_files_stay_within_their_bytes_and_the_oldest_go(lively_model: Any, folder: Path) -> None:
     model, limits = WatchedModel(lively_model), DiskLimits(5 * BLOCK_BYTES, LOTS)
     prompts = [[(token + step) % VOCABULARY for token in PROMPT] for step in range(4)]
-    answered(model, tmp_path, *prompts, limits=limits)
-    assert 0 < sum(path.stat().st_size for path in files_in(tmp_path)) <= 5 * BLOCK_BYTES
-    _, _, cached = answered(model, tmp_path, prompts[3], prompts[0], limits=limits)
+    answered(model, folder, *prompts, limits=limits)
+    assert 0 < sum(path.stat().st_size for path in files_in(folder)) <= 5 * BLOCK_BYTES
+    _, _, cached = answered(model, folder, prompts[3], prompts[0], limits=limits)
     assert cached == [len(PROMPT) - 1, 0]
 
 
 def test_no_more_is_written_in_a_day_than_is_allowed_also_after_a_restart(
-    lively_model: Any, tmp_path: Path
+    lively_model: Any, folder: Path
 ) -> None:
     model, limits = WatchedModel(lively_model), DiskLimits(LOTS, 3 * BLOCK_BYTES)
     other = [(token + 1) % VOCABULARY for token in PROMPT]
-    _, disk, _ = answered(model, tmp_path, PROMPT, other, limits=limits)
+    _, disk, _ = answered(model, folder, PROMPT, other, limits=limits)
     assert disk.counts.written == 3 - (disk.counts.skipped > 1)
-    before = files_in(tmp_path)
-    _, disk, _ = answered(model, tmp_path, other, limits=limits)
-    assert files_in(tmp_path) == before
+    before = files_in(folder)
+    _, disk, _ = answered(model, folder, other, limits=limits)
+    assert files_in(folder) == before
     assert disk.counts.skipped > 0
 
 
@@ -157,11 +163,13 @@ def test_a_folder_that_can_not_be_written_is_counted_and_no_request_fails(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk here")
-def test_a_full_disk_is_counted_and_no_request_fails(lively_model: Any, tmp_path: Path) -> None:
-    model, disk = WatchedModel(lively_model), PrefixDisk(tmp_path, "root", LIMITS)
+def test_a_full_disk_is_counted_and_no_request_fails(lively_model: Any, folder: Path) -> None:
+    model = WatchedModel(lively_model)
+    disk = PrefixDisk(folder.parent, folder.name, "root", LIMITS)
     driver = Driver(model, prefix_cache_bytes=LOTS, prefix_disk=disk)
     label = Label("block", "root", "", tuple(PROMPT[:256]))
-    (tmp_path / f"{label.key}.tmp").symlink_to("/dev/full")
+    folder.mkdir(parents=True)
+    (folder / f"{label.key}.tmp").symlink_to("/dev/full")
     ids = []
     for _ in range(2):
         ids.append(driver.submit(PROMPT))
@@ -169,27 +177,27 @@ def test_a_full_disk_is_counted_and_no_request_fails(lively_model: Any, tmp_path
     disk.close(10)
     assert disk.counts.failed == 1
     assert driver.tokens[ids[1]] == driver.tokens[ids[0]] == answer_alone(model, PROMPT)
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(folder.glob("*.tmp"))
     # Without its first block the rest is of no use.
-    _, _, cached = answered(model, tmp_path, PROMPT)
+    _, _, cached = answered(model, folder, PROMPT)
     assert cached == [0]
 
 
-def test_files_whose_parents_are_missing_go(lively_model: Any, tmp_path: Path) -> None:
+def test_files_whose_parents_are_missing_go(lively_model: Any, folder: Path) -> None:
     model = WatchedModel(lively_model)
-    answered(model, tmp_path, PROMPT)
-    Path(tmp_path / f"{Label('block', 'root', '', tuple(PROMPT[:256])).key}.safetensors").unlink()
-    PrefixDisk(tmp_path, "root", LIMITS).close(1)
-    _, _, cached = answered(model, tmp_path, [1, 2, 3])
+    answered(model, folder, PROMPT)
+    Path(folder / f"{Label('block', 'root', '', tuple(PROMPT[:256])).key}.safetensors").unlink()
+    PrefixDisk(folder.parent, folder.name, "root", LIMITS).close(1)
+    _, _, cached = answered(model, folder, [1, 2, 3])
     assert cached == [0]
-    assert len(files_in(tmp_path)) == 1
+    assert len(files_in(folder)) == 1
 
 
 def test_every_number_format_survives() -> None:
     label = Label("snapshot", "r", "p", (1, 2))
     formats = (mx.float32, mx.float16, mx.bfloat16, mx.uint32)
     arrays = [tuple(mx.arange(6).reshape(1, 2, 3).astype(one) for one in formats), (None,)]
-    [found, nothing] = decode(label, encode(label, arrays))
+    [found, nothing] = decode(label, encode(label, arrays)).arrays()
     for one, other in zip(arrays[0], found, strict=True):
         assert one is not None
         assert other is not None
@@ -200,24 +208,146 @@ def test_every_number_format_survives() -> None:
         decode(Label("snapshot", "r", "p", (1, 3)), encode(label, arrays))
 
 
-def test_mlx_reads_the_files(lively_model: Any, tmp_path: Path) -> None:
-    answered(WatchedModel(lively_model), tmp_path, PROMPT)
-    loaded: Any = mx.load(str(files_in(tmp_path)[0]), return_metadata=True)
+def test_mlx_reads_the_files(lively_model: Any, folder: Path) -> None:
+    answered(WatchedModel(lively_model), folder, PROMPT)
+    loaded: Any = mx.load(str(files_in(folder)[0]), return_metadata=True)
     assert len(loaded[0]) == 4
     assert loaded[1]["root"] == "root"
 
 
 def test_whatever_decides_on_keys_and_values_is_in_the_root(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
+    folder, kept = tmp_path / "model", tmp_path / "kept"
+
+    def root(*folders: Path, dtype: str = "float32") -> str:
+        return root_of(digest_of(folders, kept), dtype)
+
     folder.mkdir()
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
         (folder / name).write_bytes(name.encode() * 50_000)
-    roots = {root_of([folder], "float32"), root_of([folder], "bfloat16")}
+    roots = {root(folder), root(folder, dtype="bfloat16")}
     shutil.copytree(folder, tmp_path / "copy")
-    assert root_of([tmp_path / "copy"], "float32") in roots
+    assert root(tmp_path / "copy") in roots
     for name in ("config.json", "chat_template.jinja", "model.safetensors"):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[:-1] + b"!")
-        roots.add(root_of([folder], "float32"))
-    roots.add(root_of([folder, tmp_path / "copy"], "float32"))
+        roots.add(root(folder))
+    roots.add(root(folder, tmp_path / "copy"))
     assert len(roots) == 6
+
+
+@pytest.mark.parametrize("keeps_times", [False, True])
+def test_weights_that_differ_in_any_byte_have_other_roots(
+    tmp_path: Path, keeps_times: bool
+) -> None:
+    """Two fine-tunes of one model, one put in the other's place: as long, and the same here and there."""
+    weights, digests = tmp_path / "model" / "model.safetensors", set[str]()
+    weights.parent.mkdir()
+    weights.write_bytes(bytes(40 << 20))
+    times = weights.stat()
+    for at in range(0, 40 << 20, (8 << 20) + 12_345):
+        digests.add(digest_of([weights.parent], tmp_path, settled_ns=0))
+        with weights.open("r+b") as file:
+            file.seek(at)
+            file.write(b"other")
+        if keeps_times:
+            os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    digests.add(digest_of([weights.parent], tmp_path, settled_ns=0))
+    assert len(digests) == 6
+
+
+def test_large_files_are_read_once(tmp_path: Path) -> None:
+    folder, kept = tmp_path / "model", tmp_path / "kept" / "digests.json"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights" * 1000)
+    first = digest_of([folder], kept.parent)
+    assert not kept.exists(), "it may change again within the tick of its times"
+    assert digest_of([folder], kept.parent, settled_ns=0) == first
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    found = json.loads(kept.read_text())
+    [known] = found.values()
+    known["digest"] = "00" * 16
+    kept.write_text(json.dumps(found))
+    assert digest_of([folder], kept.parent) != first, "what is known is taken"
+    kept.write_text("{")
+    assert digest_of([folder], kept.parent) == first
+
+
+def test_what_waits_is_written_however_much_it_is(lively_model: Any, folder: Path) -> None:
+    """It is in memory anyway, so it may wait for the disk."""
+    limits, model = DiskLimits(LOTS, LOTS, max_held_bytes=0), WatchedModel(lively_model)
+    _, disk, _ = answered(model, folder, PROMPT, limits=limits)
+    assert (disk.counts.written, disk.counts.skipped) == (3, 0)
+    assert answered(model, folder, PROMPT)[2] == [len(PROMPT) - 1]
+
+
+def test_what_memory_has_no_room_for_waits_within_bounds(lively_model: Any, folder: Path) -> None:
+    limits, model = DiskLimits(LOTS, LOTS, max_held_bytes=0), WatchedModel(lively_model)
+    driver, disk, cached = answered(model, folder, PROMPT, PROMPT, limits=limits, memory=1)
+    assert disk.counts.skipped == 6
+    assert cached == [0, 0]
+    assert driver.tokens[1] == driver.tokens[2] == answer_alone(model, PROMPT)
+    assert files_in(folder) == []
+    files = driver.engine.vitals().prefix_files
+    assert files is not None
+    assert files.nbytes == 0
+
+
+class Slow:
+    """A file that is read only when the test says so: a pipe takes its place."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._data = path, path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+
+    def let_go(self) -> None:
+        with self._path.open("wb") as pipe:
+            pipe.write(self._data)
+
+
+def test_others_go_on_while_files_are_read(any_model: WatchedModel, folder: Path) -> None:
+    answered(any_model, folder, PROMPT)
+    disk = PrefixDisk(folder.parent, folder.name, "root", LIMITS)
+    driver = Driver(any_model, prefix_cache_bytes=LOTS, prefix_disk=disk)
+    slow = Slow(folder / f"{Label('block', 'root', '', tuple(PROMPT[:256])).key}.safetensors")
+    before = len(files_in(folder))
+    running = driver.submit([5, 6, 7], 200)
+    driver.step_until(running, 5)
+    first, second = driver.submit(PROMPT), driver.submit([*PROMPT, 9])
+    for _ in range(40):
+        driver.step()
+    assert len(driver.tokens[running]) > 40
+    assert not driver.tokens[first]
+    assert driver.engine.is_restoring
+    cancelled = driver.submit([*PROMPT, 10])
+    driver.step()
+    driver.cancel(cancelled)
+    slow.let_go()
+    driver.finish()
+    assert driver.ended[cancelled].reason == "cancelled"
+    assert driver.tokens[running] == answer_alone(any_model, [5, 6, 7], max_tokens=200)
+    assert driver.tokens[first] == answer_alone(any_model, PROMPT)
+    assert driver.tokens[second] == answer_alone(any_model, [*PROMPT, 9])
+    assert driver.ended[first].stamps.cached_tokens == len(PROMPT) - 1
+    assert driver.waited == []
+    # Each file was read once, whoever wanted it.
+    assert 3 <= disk.counts.read <= before
+    assert not driver.engine.is_restoring
+    disk.close(10)
+
+
+def test_files_are_written_from_arrays_that_others_have(lively_model: Any, folder: Path) -> None:
+    """Nothing is copied to wait."""
+    disk = PrefixDisk(folder.parent, folder.name, "root", LIMITS)
+    array = mx.random.normal((1, 2, 256, 16))
+    label = Label("block", "root", "", tuple(range(256)))
+    assert disk.write(label, [(array,)])
+    disk.hand_over()
+    [state] = disk.read(label) or []
+    disk.close(10)
+    path = folder / f"{label.key}.safetensors"
+    [(again,)] = PrefixDisk(folder.parent, folder.name, "root", LIMITS).read(label) or []
+    assert again is not None
+    assert mx.array_equal(again, array).item()
+    assert path.stat().st_size == len(encode(label, [(array,)]))
+    assert state[0] is array

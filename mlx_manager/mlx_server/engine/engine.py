@@ -21,6 +21,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Vitals,
 )
 from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
+from mlx_manager.mlx_server.engine.restoring import Restoring
 from mlx_manager.mlx_server.engine.runner import GIVEN_UP, Runner, RunnerOutput, TokenOutput
 from mlx_manager.mlx_server.engine.scheduler import Scheduler
 from mlx_manager.mlx_server.engine.sequence import Sequence
@@ -52,6 +53,7 @@ class Engine:
         # Sequences whose prompt another one is reading, by that one's id.
         self._siblings: dict[int, list[Sequence]] = {}
         self._following = Following()
+        self._restoring = Restoring()
         self._step_clock = StepClock()
         self._last_began_ns = 0
         self._newest_id = 0
@@ -61,12 +63,17 @@ class Engine:
         """Whether `step` has something to do or to report."""
         is_compiled = self._grammars is not None and self._grammars.has_finished
         has_turns = self._scheduler.has_work(self._clock_ns())
-        return has_turns or bool(self._ended) or is_compiled
+        return has_turns or bool(self._ended) or is_compiled or self._restoring.has_news
 
     @property
     def is_compiling(self) -> bool:
         """Whether sequences wait for their grammars."""
         return bool(self._compiling)
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether sequences wait for files."""
+        return bool(self._restoring)
 
     def handle(self, message: ToEngine) -> None:
         """Take one message from the inbox; its effect shows in the next step."""
@@ -82,12 +89,7 @@ class Engine:
         began_ns = self._clock_ns()
         self._take_compiled(began_ns)
         following = list[int]()
-        admitted = [
-            sequence
-            for sequence in [*self._released(), *self._scheduler.admit(began_ns)]
-            if not self._follow(sequence, following) and self._start(sequence)
-        ]
-        waited = [one.id for one in admitted if self._note_whether_it_waited(one)]
+        admitted, waited = self._begin(began_ns, following)
         self._last_began_ns = began_ns
         chunk_tokens = self._scheduler.chunk_tokens()
         output = self._run(chunk_tokens)
@@ -108,6 +110,21 @@ class Engine:
         cached = [n for one in known for n in (one.id, one.stamps.cached_tokens)]
         scores = output.scored.logprobs
         return Step(now_ns, pairs, ids, ended, waited, output.logprobs, cached, scores, following)
+
+    def _begin(self, now_ns: int, following: list[int]) -> tuple[list[Sequence], list[int]]:
+        """Let into the batch who can go, and return them, and the ids of those that had to wait for room."""
+        restored = self._restoring.restored(self._runner.take)
+        started = [one for one in restored if self._start(one.sequence)]
+        begun = [
+            sequence
+            for sequence in [*self._released(), *self._scheduler.admit(now_ns)]
+            if not self._follow(sequence, following)
+            and not self._restore(sequence)
+            and self._start(sequence)
+        ]
+        waited = [one.sequence.id for one in started if one.has_waited]
+        waited += [one.id for one in begun if self._note_whether_it_waited(one)]
+        return [*(one.sequence for one in started), *begun], waited
 
     @property
     def _waiting(self) -> int:
@@ -208,9 +225,17 @@ class Engine:
         return (
             sequence.stamps.admitted_ns is not None
             and not sequence.is_decoding
-            and not sequence.is_following
+            and not sequence.stands_still
             and not sequence.submit.scores_prompt
         )
+
+    def _restore(self, sequence: Sequence) -> bool:
+        """Have a sequence wait for files, if there are any of use to it: the others go on while those are read."""
+        if sequence.shared is not None or not (fetches := self._runner.fetch(sequence.submit)):
+            return False
+        sequence.stamps.admitted_ns = self._clock_ns()
+        self._restoring.add(sequence, fetches, has_waited=self._note_whether_it_waited(sequence))
+        return True
 
     def _released(self) -> list[Sequence]:
         """Return those that need no longer wait, with what they waited for in the prefix cache."""
@@ -242,7 +267,8 @@ class Engine:
             traceback.print_exception(error)
 
     def _start(self, sequence: Sequence) -> bool:
-        sequence.stamps.admitted_ns = self._clock_ns()
+        if sequence.stamps.admitted_ns is None:
+            sequence.stamps.admitted_ns = self._clock_ns()
         read, sequence.shared = sequence.shared, None
         if sequence.submit.max_tokens == 0 and not sequence.submit.scores_prompt:
             self._end_without_tokens(sequence)
@@ -288,6 +314,7 @@ class Engine:
         if sequence is None:
             return
         self._following.forget(sequence_id)
+        self._restoring.forget(sequence_id)
         if sequence.is_following:
             sequence.stamps.following_ns += self._clock_ns()
         self._end(sequence, "cancelled")
@@ -316,7 +343,7 @@ class Engine:
         """Give every row up: the batch's tensors may be half updated. The queue and the engine are not lost."""
         traceback.print_exception(error)
         for sequence in list(self._scheduler.running.values()):
-            if not sequence.is_following:
+            if not sequence.stands_still:
                 self._scheduler.remove(sequence.id)
                 self._end(sequence, "lost", type(error).__name__)
         self._scheduler.keep_places(self._clock_ns())

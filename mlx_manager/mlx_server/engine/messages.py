@@ -358,7 +358,7 @@ class PrefixFiles(msgspec.Struct, frozen=True, array_like=True):
     """The prefix cache's files: how many bytes there are, and what became of files since the engine began.
 
     `corrupt` ones, and those of another model, were removed; `failed` ones could not be written; `skipped` ones were
-    over the limit of a day, or came faster than the disk takes them.
+    over the limit of a day, or memory gave them up before the disk took them.
     """
 
     nbytes: int = 0

@@ -21,7 +21,7 @@ import msgspec
 
 from mlx_manager.mlx_server.engine.block_file import Label
 from mlx_manager.mlx_server.engine.messages import PrefixFiles
-from mlx_manager.mlx_server.engine.prefix_disk import PrefixDisk, Stored
+from mlx_manager.mlx_server.engine.prefix_disk import Fetch, PrefixDisk, Stored
 from mlx_manager.mlx_server.engine.row_state import Layers, RowState, State, States
 
 BLOCK_TOKENS = 256
@@ -120,32 +120,58 @@ class PrefixCache:
             return None
         return msgspec.structs.replace(self._disk.counts, nbytes=self._files.nbytes)
 
-    def match(self, tokens: Sequence[int]) -> Match:
-        """Return the longest stored beginning of `tokens`; never all of them, as the last one is to be computed."""
+    def match(self, tokens: Sequence[int], least_tokens: int = 1) -> Match:
+        """Return the longest stored beginning of `tokens`; never all of them, as the last one is to be computed.
+
+        One that is shorter than `least_tokens` is told of and not given out.
+        """
         shared = list(self._stored(tokens[:-1]))
         parts, snapshot = self._usable(shared)
-        while not self._bring_back([*(block.own for block, _ in parts), *filter(None, [snapshot])]):
+        while _length(parts) >= least_tokens and not self._bring_back(_kept_of(parts, snapshot)):
             shared = list(self._stored(tokens[:-1]))
             parts, snapshot = self._usable(shared)
         count, shared_count = _length(parts), _length(shared)
-        self._use([block for block, _ in parts])
-        if snapshot is not None:
-            self._memory.use(snapshot)
-            self._files.use(snapshot)
         if count == len(tokens) - 1:
             reason: MissReason | None = None
         elif count < shared_count:
             reason = "no_snapshot"
         else:
             reason = "diverged" if self._root.children else "nothing_stored"
-        states = snapshot.arrays if snapshot else None
-        row = RowState(count, _joined(parts) if parts else [], states or [])
-        self._trim()
+        row = self._row(parts, snapshot) if count >= least_tokens else RowState(0, [], [])
         return Match(row, reason, shared_count, self._ahead(shared, tokens[shared_count:]))
+
+    def _row(self, parts: list[Part], snapshot: Kept | None) -> RowState:
+        """Return what is in memory of these parts, and remember that it was used."""
+        self._use([block for block, _ in parts])
+        if snapshot is not None:
+            self._memory.use(snapshot)
+            self._files.use(snapshot)
+        states = snapshot.arrays if snapshot else None
+        row = RowState(_length(parts), _joined(parts) if parts else [], states or [])
+        self._trim()
+        return row
 
     def shared(self, tokens: Sequence[int]) -> int:
         """Return how many tokens `match` would find; changes nothing."""
         return _length(self._usable(list(self._stored(tokens[:-1])))[0])
+
+    def fetch(self, tokens: Sequence[int]) -> list[Fetch]:
+        """Have read what `match` would find in files only; until `take` says that it is there, `match` would wait."""
+        if self._disk is None:
+            return []
+        parts, snapshot = self._usable(list(self._stored(tokens[:-1])))
+        wanted = _kept_of(parts, snapshot)
+        # The first ones last: what was used longest ago goes first, and without them the others are of no use.
+        return [
+            self._disk.fetch(kept.label)
+            for kept in reversed(wanted)
+            if kept.arrays is None and kept.label is not None
+        ]
+
+    def take(self, fetches: Sequence[Fetch]) -> bool:
+        """Take in some of what was read for `fetch`; whether all of it is there."""
+        assert self._disk is not None
+        return self._disk.take(fetches)
 
     def store(self, tokens: Sequence[int], row: RowState) -> None:
         """Keep what isn't kept yet of a row, which has read `tokens`, or more: then it leaves no snapshot."""
@@ -169,12 +195,21 @@ class PrefixCache:
         self._budget_bytes = budget_bytes
         self._trim()
 
+    def settle(self) -> None:
+        """Have written what is computed by now, and make the room that files of other models need. Once a step."""
+        if self._disk is None:
+            return
+        self._disk.hand_over()
+        excess_bytes, self._disk.excess_bytes = self._disk.excess_bytes, 0
+        if excess_bytes:
+            self._shrink(self._disk, max(self._files.nbytes - excess_bytes, 0))
+
     def _trim(self) -> None:
         while self._memory.nbytes > self._budget_bytes:
             kept = self._memory.oldest()
             self._memory.take(kept)
             kept.arrays = None
-            if kept.label is None:
+            if kept.label is None or self._disk is None or not self._disk.keep(kept.label):
                 self._drop(kept)
 
     def clear(self) -> None:
@@ -275,26 +310,34 @@ class PrefixCache:
     def _remove_file(self, kept: Kept) -> None:
         if self._disk is not None and kept.label is not None:
             self._files.take(kept)
-            self._disk.remove(kept.label.key)
+            self._disk.remove(kept.label)
             kept.label = None
 
     def _write(self, written: list[Kept]) -> None:
         """Have files written of what has none, parents first: without its parent's a file is of no use."""
         disk = self._disk
+        if disk is None:
+            return
         for kept in written:
-            if disk is None or kept.label is not None or kept.arrays is None:
+            if kept.label is not None or kept.arrays is None:
                 continue
             label = _label(disk.root, kept)
             file_bytes = None if label is None else disk.write(label, kept.arrays)
             if file_bytes is None:
-                return
+                break
             kept.label, kept.file_bytes = label, file_bytes
             self._files.put(kept)
-        while disk is not None and self._files.nbytes > disk.max_bytes:
+        self._shrink(disk, disk.max_bytes)
+
+    def _shrink(self, disk: PrefixDisk, most_bytes: int) -> None:
+        """Have no more bytes in files than that, and tell the disk what there is."""
+        while self._files.nbytes > most_bytes:
             kept = self._files.oldest()
             self._remove_file(kept)
             if kept.arrays is None:
                 self._drop(kept)
+        disk.own_bytes = self._files.nbytes
+        disk.oldest = self._files.oldest().label if self._files.nbytes else None
 
     def _bring_back(self, wanted: list[Kept]) -> bool:
         """Read what isn't in memory; False, and the first that can't be read is gone with all behind it, if any is."""
@@ -325,9 +368,10 @@ class PrefixCache:
                 if kept.behind is None:
                     blocks.append((stored.label.key, kept.block))
         for orphan in (one for rest in behind.values() for one in rest):
-            disk.remove(orphan.label.key)
+            disk.remove(orphan.label)
         for _, kept in sorted(found, key=itemgetter(0)):
             self._files.put(kept)
+        self._shrink(disk, disk.max_bytes)
 
     def _adopted(self, parent: Block, stored: Stored) -> Kept:
         tokens, label = stored.label.tokens, stored.label
@@ -409,6 +453,10 @@ def _last_snapshot(block: Block, length: int) -> Kept | None:
     lengths = sorted({len(behind) for behind in snapshots}, reverse=True)
     found = (snapshots.get(block.tokens[:one]) for one in lengths if one <= length)
     return next((snapshot for snapshot in found if snapshot), None)
+
+
+def _kept_of(parts: list[Part], snapshot: Kept | None) -> list[Kept]:
+    return [*(block.own for block, _ in parts), *filter(None, [snapshot])]
 
 
 def _length(parts: list[Part]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -24,7 +24,7 @@ from mlx_manager.mlx_server.engine.messages import (
     ThoughtBudget,
 )
 from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, no_match
-from mlx_manager.mlx_server.engine.prefix_disk import PrefixDisk
+from mlx_manager.mlx_server.engine.prefix_disk import Fetch, PrefixDisk
 from mlx_manager.mlx_server.engine.prompt_score import PromptScore
 from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
 from mlx_manager.mlx_server.engine.row_state import (
@@ -221,6 +221,18 @@ class Runner:
             self._matchers[uid] = matcher
         return uid
 
+    def fetch(self, submit: Submit) -> list[Fetch]:
+        """Have read from files what `insert` would need of them; nothing where it needs none."""
+        if submit.scores_prompt or not self._prefix_cache_bytes:
+            return []
+        if self.stored_tokens(submit.known_token_ids) < LEAST_REUSED_TOKENS:
+            return []
+        return self._prefixes.fetch(submit.known_token_ids)
+
+    def take(self, fetches: list[Fetch]) -> bool:
+        """Take in some of what was read; whether a sequence that needs it can be inserted without waiting."""
+        return self._prefixes.take(fetches)
+
     def remove(self, sequence_id: int) -> None:
         """Take a row out at whatever stage it is; what it has read stays in the prefix cache."""
         self._scores.pop(sequence_id, None)
@@ -242,6 +254,8 @@ class Runner:
         scored = self._score(chunk_tokens)
         self._generator.prefill_step_size = chunk_tokens
         prompts, rows = self._generator.next()
+        # Behind the step that has begun: what was stored in the one before is computed by now.
+        self._prefixes.settle()
         chunks = [row for row in prompts if not row.end_of_prompt] if chunk_tokens else []
         prefilled = [self._sequence_of[row.uid] for row in chunks]
         if prompts:
@@ -302,6 +316,7 @@ class Runner:
     def memory(self) -> Memory:
         """Say what memory is in use; looks at each layer once, computes nothing."""
         self._share_budget()
+        self._prefixes.settle()
         return Memory(
             self._kv_bytes(),
             mx.get_active_memory(),
@@ -367,11 +382,8 @@ class Runner:
     def _match(self, token_ids: list[int]) -> Match:
         if not self._prefix_cache_bytes:
             return no_match("off" if self._kinds.is_supported else "unsupported_model")
-        match = self._prefixes.match(token_ids)
         # Every chat of a model begins with the same few tokens; to bring those back costs more than to read them.
-        if match.tokens >= LEAST_REUSED_TOKENS:
-            return match
-        return replace(match, row=RowState(0, [], []))
+        return self._prefixes.match(token_ids, LEAST_REUSED_TOKENS)
 
     def _segments(self, submit: Submit, match: Match) -> list[list[int]]:
         """Return what is to be computed of a prompt, cut where snapshots shall be taken if the model needs any.

@@ -60,7 +60,8 @@ class Scheduler:
 
     def has_work(self, now_ns: int) -> bool:
         """Whether a step would do anything."""
-        return bool(self.running) or next(self._turns(now_ns), None) is not None
+        is_running = not all(sequence.is_restoring for sequence in self.running.values())
+        return is_running or next(self._turns(now_ns), None) is not None
 
     @property
     def waiting(self) -> int:
@@ -186,7 +187,7 @@ class Scheduler:
 
     def _budget_tokens(self) -> int:
         """Return how many prompt tokens the next step may compute, of all prompts together."""
-        active = sum(not sequence.is_following for sequence in self.running.values())
+        active = sum(not sequence.stands_still for sequence in self.running.values())
         if active == 1 and not len(self._line):
             return min(self._limits.idle_prefill_chunk_tokens, self._pace.idle_tokens())
         decoding = sum(sequence.is_decoding for sequence in self.running.values())
@@ -215,7 +216,7 @@ class Scheduler:
         return [
             sequence
             for sequence in self.running.values()
-            if sequence.unread_tokens > 0 and not sequence.is_following
+            if sequence.unread_tokens > 0 and not sequence.stands_still
         ]
 
 

@@ -35,6 +35,8 @@ class Sequence:
     shared: ReadPrompt | None = None
     # It has its place, and waits for another one to read what both begin with.
     is_following: bool = False
+    # It has its place, and waits for what is in files of what its prompt begins with.
+    is_restoring: bool = False
 
     @classmethod
     def received(cls, submit: Submit, now_ns: int) -> Sequence:
@@ -56,6 +58,11 @@ class Sequence:
     def ready_ns(self) -> int:
         """Since when it could have joined the batch, had there been room."""
         return self.stamps.grammar_ready_ns or self.stamps.received_ns
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether it has its place and nothing can be computed for it yet."""
+        return self.is_following or self.is_restoring
 
     @property
     def is_decoding(self) -> bool:

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Vitals,
 )
 from mlx_manager.mlx_server.engine.prefix_disk import DiskLimits, PrefixDisk
-from mlx_manager.mlx_server.engine.prefix_root import root_of
+from mlx_manager.mlx_server.engine.prefix_root import digest_of, root_of
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
 
@@ -128,11 +129,15 @@ def make_chat_engine(
 ) -> tuple[Stepping, Ready]:
     """Load a language model, with a LoRA adapter or without, and find out how much its sequences need and may have.
 
-    `wake` is called, from another thread, when there is something to do; `tell` is told how far the load is.
+    `wake` is called, from another thread, when there is something to do; `tell` is told how far the load is. The folder
+    of `prefix_disk` is this model's in that of all models.
     """
     grammars = GrammarCompiler(Vocabulary(path), wake)
     grammars.prepare()
-    loaded = load(path, adapter, tell)
+    folders = [path] if adapter is None else [path, adapter]
+    with ThreadPoolExecutor(1, "prefix-root") as beside:
+        digest = prefix_disk and beside.submit(digest_of, folders, prefix_disk[0].parent)
+        loaded = load(path, adapter, tell)
     weights_bytes = loaded.ready.weights_bytes
     limits = replace(
         limits,
@@ -141,10 +146,10 @@ def make_chat_engine(
         or kv_budget_bytes(weights_bytes + prefix_cache_bytes),
     )
     disk = None
-    if prefix_disk is not None:
-        folders = [path] if adapter is None else [path, adapter]
+    if prefix_disk is not None and digest is not None:
         folder, disk_limits = prefix_disk
-        disk = PrefixDisk(folder, root_of(folders, loaded.ready.dtype), disk_limits)
+        root = root_of(digest.result(), loaded.ready.dtype)
+        disk = PrefixDisk(folder.parent, folder.name, root, disk_limits, wake)
     # What rows need beyond their own budget, stored prompts give up.
     shared_bytes = (limits.kv_budget_bytes or 0) + prefix_cache_bytes
     runner = Runner(

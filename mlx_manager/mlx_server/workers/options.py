@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class PrefixDiskOptions:
-    """Where the prefix cache's files are, each model's in a folder of its own, and how many bytes of a model's."""
+    """Where the prefix cache's files are, each model's in a folder of its own, and how many bytes all may have."""
 
     folder: Path
     max_bytes: int
