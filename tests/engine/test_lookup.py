@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from llguidance import LLMatcher
+from mlx_lm import load
 
+from mlx_manager.mlx_server.engine.grammar import Vocabulary
 from mlx_manager.mlx_server.engine.lookup import LONGEST_REST, Lookup
-from mlx_manager.mlx_server.engine.messages import SamplingParameters, Stamps
+from mlx_manager.mlx_server.engine.messages import (
+    Constraint,
+    SamplingParameters,
+    Stamps,
+    ThoughtBudget,
+)
 from mlx_manager.mlx_server.engine.slotted_cache import Layout
 from tests.engine.driving import GREEDY, Driver, answer_alone
-from tests.engine.models import VOCABULARY, WatchedModel, make_sliding_model
+from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
 
 MOST = 8
 TOKENS = 160
+STARTER = Path(__file__).parents[2] / "mlx_manager" / "starter"
+# Tokens of the starter's answers that are compared; more by hand: docs/benchmarks.md.
+COMPARED_TOKENS = int(os.environ.get("LOOKUP_TOKENS", "1000"))
 SAMPLINGS = {
     "greedy": GREEDY,
     "cool": SamplingParameters(temperature=0.05, seed=4),
@@ -165,9 +179,76 @@ def test_an_answer_that_is_steered_guesses_nothing(
     assert stamps.proposed_tokens == 0
 
 
-def test_models_with_other_caches_guess_nothing() -> None:
-    _, stamps = answered(make_sliding_model(), prompt_of(9, 1) * 3, max_tokens=60)
+@pytest.mark.parametrize("kind", [kind for kind in MODEL_KINDS if kind != "plain"])
+def test_models_with_other_caches_guess_nothing(kind: str) -> None:
+    _, stamps = answered(MODEL_KINDS[kind](), [5] * 30, max_tokens=60)
+    assert stamps.output_tokens == 60
     assert stamps.proposed_tokens == 0
+
+
+@pytest.fixture(scope="module")
+def starter() -> tuple[Any, Any]:
+    """The shipped model in float32, and its tokenizer."""
+    mx.set_default_device(mx.cpu)
+    model, tokenizer = load(str(STARTER))[:2]
+    model.set_dtype(mx.float32)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize(
+    ("held", "proposes"),
+    [
+        ({}, True),
+        ({"constraint": Constraint(LLMatcher.grammar_from_lark('start: ("ab"){40}'))}, False),
+        ({"thought_budget": ThoughtBudget(5, [3], 4, is_open=True)}, False),
+    ],
+    ids=["free", "grammar", "limited thoughts"],
+)
+def test_an_answer_that_is_held_guesses_nothing(
+    starter: tuple[Any, Any], held: dict[str, Any], proposes: bool
+) -> None:
+    """The free one says the same over and over, so there would be something to guess."""
+    model, tokenizer = starter
+    driver = Driver(model, lookup_tokens=MOST, vocabulary=Vocabulary(STARTER))
+    prompt = tokenizer.encode("ab" * 20)
+    one = driver.submit(prompt, 40, **held)
+    driver.finish()
+    stamps = driver.ended[one].stamps
+    assert stamps.output_tokens == 40
+    assert (stamps.proposed_tokens > 0) == proposes
+
+
+@pytest.mark.parametrize("name", ["greedy", "cool", "wild"])
+def test_answers_of_the_starter_are_the_same_with_guesses_and_without(
+    starter: tuple[Any, Any], name: str
+) -> None:
+    model, tokenizer = starter
+    drivers = [Driver(model, lookup_tokens=most) for most in (0, MOST)]
+    compared = accepted = number = 0
+    while compared < COMPARED_TOKENS:
+        number += 1
+        prompt = tokenizer.encode(f"Repeat {number} times: one, two and {number}, one, two and")
+        answers = list[list[int]]()
+        for driver in drivers:
+            one = driver.submit(prompt, 250, sampling=SAMPLINGS[name])
+            driver.finish()
+            answers.append(driver.tokens.pop(one))
+        assert answers[0] == answers[1], (number, compared)
+        compared += len(answers[0])
+        accepted += drivers[1].ended[one].stamps.accepted_tokens
+    assert accepted > 0
+
+
+@pytest.mark.parametrize("name", ["greedy", "cool", "xtc"])
+@pytest.mark.parametrize("cut", [1, 40, 41, 42, 43, 150])
+def test_an_answer_whose_engine_has_ended_goes_on_with_guesses(
+    model: WatchedModel, name: str, cut: int
+) -> None:
+    prompt, how = prompt_of(9, 1) * 3, {"sampling": SAMPLINGS[name]}
+    whole, _ = answered(model, prompt, max_tokens=TOKENS, **how)
+    rest, stamps = answered(model, prompt, max_tokens=TOKENS, made=whole[:cut], **how)
+    assert rest == whole[cut:]
+    assert stamps.accepted_tokens > 0 or cut == 150
 
 
 @pytest.mark.parametrize("tokens", [0, 191, 192, 193, 255, 256])

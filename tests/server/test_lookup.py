@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,3 +76,47 @@ async def test_the_parts_of_a_stream_come_several_tokens_at_a_time(
 def attributes_of(name: str, spans: list[ReadableSpan]) -> dict[str, Any]:
     [span] = [span for span in spans if span.name == name]
     return dict(span.attributes or {})
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 0.1, "seed": 3}])
+async def test_a_stream_that_is_alone_goes_on_when_its_engine_is_killed(
+    looking_up: RunningServer, spans: Spans, sampling: dict[str, Any]
+) -> None:
+    body = BODY | sampling | {"stream": True, "max_tokens": 10 * TOKENS}
+    whole, _ = await heard(looking_up, body)
+    broken, answer_id = await heard(looking_up, body, kill_after=TOKENS // 8)
+    assert broken == whole
+    found = await spans.of_answer(answer_id)
+    # What the engine tells that went on: it has looked up, too.
+    assert attributes_of("decode", found)["mlx.decode.accepted_tokens"] > TOKENS
+    resume = attributes_of("resume", found)
+    assert resume["mlx.resume.cause"] == "was killed by signal 9"
+    assert 0 < resume["mlx.resume.after_token"] < 9 * TOKENS
+
+
+async def heard(
+    server: RunningServer, body: dict[str, Any], kill_after: int | None = None
+) -> tuple[str, str]:
+    """Return the text of a stream and its id, whose engine may be killed after some of its parts."""
+    text, answer_id, parts = "", "", 0
+    async with (
+        httpx.AsyncClient(transport=UntracedTransport(), timeout=120) as client,
+        client.stream("POST", server.url + CHAT, json=body) as answer,
+    ):
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            part = json.loads(line.removeprefix("data: "))
+            answer_id = part["id"]
+            text += "".join(choice["delta"].get("content") or "" for choice in part["choices"])
+            parts += 1
+            if parts == kill_after:
+                kill_engine(server)
+    return text, answer_id
+
+
+def kill_engine(server: RunningServer) -> None:
+    engine = server.resident(TINY).engine
+    assert engine is not None
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
