@@ -220,7 +220,8 @@ class Settings(BaseSettings):
     shutdown_timeout_s: float = Field(
         10.0,
         ge=0,
-        description="Seconds that running requests get to finish after SIGTERM before they are ended.",
+        description="Seconds that running requests get to finish after SIGTERM before they are ended. The process "
+        "itself ends within 5 seconds more.",
     )
     audit_retention_days: float = Field(
         30.0, gt=0, description="Days that a row of the audit log is kept."

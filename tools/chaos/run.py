@@ -13,6 +13,7 @@ from tools.chaos.faults import (
     Fault,
     Tally,
     inflict,
+    kill_engine_of_one,
     kill_server,
     stop_gently,
 )
@@ -25,7 +26,10 @@ COLUMNS = ("sent", "whole", "refused", "told", "lost", "different")
 async def run(
     folder: Path, say: Callable[[str], None], faults: Sequence[Fault] = FAULTS
 ) -> list[Tally]:
-    """Return a tally for each fault, for an orderly stop and for a killed server; `say` is told each as it comes."""
+    """Return a tally for each fault, for a stream that is alone, for a killed server and for an orderly stop.
+
+    `say` is told each as it comes.
+    """
     tallies = list[Tally]()
 
     def note(tally: Tally) -> None:
@@ -50,6 +54,7 @@ async def run(
         say(header())
         for fault in faults:
             note(await inflict(server, fault, expected))
+        note(await kill_engine_of_one(server))
         await _settled(server, tallies[-1])
         note(await kill_server(server))
         note(await stop_gently(server, GRACE_S, expected))
