@@ -202,3 +202,67 @@ def test_a_seed_and_the_next_one_have_no_keys_in_common() -> None:
     drawn = [SeededSampler(SamplingParameters(temperature=1), seed) for seed in range(50)]
     keys = [one.next_key() for one in drawn for _ in range(200)]
     assert len(set(keys)) == len(keys)
+
+
+FILTERS = {
+    "temperature": {},
+    "top_p": {"top_p": 0.9},
+    "min_p": {"min_p": 0.02},
+    "top_k": {"top_k": 40, "top_p": 0.8, "min_p": 0.01},
+    "xtc": {"xtc_probability": 0.5, "xtc_threshold": 0.05, "top_p": 0.95},
+}
+
+
+def asked_by(row: int, filters: dict[str, float]) -> SamplingParameters:
+    """Parameters that no other row has."""
+    own = {
+        name: value * (1 - row / 200) if name in ("top_p", "min_p") else value
+        for name, value in filters.items()
+    }
+    return SamplingParameters(0.4 + row / 29, seed=row, **own)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize("vocabulary", [512, MANY_LOGITS // 16])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_rows_that_all_want_something_else_are_drawn_in_one_call_as_each_by_itself(
+    filters: dict[str, float], vocabulary: int, dtype: mx.Dtype
+) -> None:
+    """Bit by bit: the logits that are left, and the token."""
+    parameters = [asked_by(row, filters) for row in range(32)]
+    assert len({one.temperature for one in parameters}) == 32
+    rows = np.random.default_rng(7).normal(size=(32, vocabulary)) * 4
+    logits = mx.array(rows.astype(np.float32)).astype(dtype)
+    left, token_ids = filtered(logits, *parameters)
+    for row, one in enumerate(parameters):
+        alone, its_ids = filtered(logits[row : row + 1], one)
+        assert mx.array_equal(left[row : row + 1], alone).item()
+        assert mx.array_equal(token_ids[row : row + 1], its_ids).item()
+    for _ in range(3):
+        samplers = [sampler_for(one, (), (3,)) for one in parameters]
+        together = draw_together(samplers, logits).tolist()
+        by_itself = [
+            sampler_for(one, (), (3,))(logits[row : row + 1]).item()
+            for row, one in enumerate(parameters)
+        ]
+        assert together == by_itself
+        assert len(set(together)) > 8
+
+
+def test_rows_with_and_without_filters_seeds_and_temperature_keep_their_places() -> None:
+    mixed = [asked_by(row, list(FILTERS.values())[row % 5]) for row in range(20)]
+    mixed += [SamplingParameters(), SamplingParameters(0.9), SamplingParameters(0.3, top_k=1)]
+    rows = np.random.default_rng(8).normal(size=(len(mixed), VOCABULARY)).astype(np.float32) * 9
+    together = np.array(draw_together([sampler_for(one) for one in mixed], mx.array(rows)))
+    for row, one in enumerate(mixed):
+        if one.seed is not None or one.temperature == 0 or one.top_k == 1:
+            assert together[row] == sampler_for(one)(mx.array(rows[row : row + 1])).item()
+
+
+def test_unseeded_rows_of_one_call_draw_by_their_own_temperatures() -> None:
+    cold, hot = SamplingParameters(0.01), SamplingParameters(1.0)
+    logits = mx.array(np.log(np.array([[0.6, 0.4]] * 2)).astype(np.float32))
+    drawn = [draw_together([sampler_for(cold), sampler_for(hot)], logits) for _ in range(300)]
+    cold_draws, hot_draws = np.array(mx.stack(drawn)).T
+    assert cold_draws.max() == 0
+    assert 0.3 < hot_draws.mean() < 0.5

@@ -1,5 +1,5 @@
-"""Choose tokens from logits. Rows with the same parameters are drawn in one call: without seeds they hold the same
-object, with seeds `draw_together` knows how. A row that is steered (by a bias or a penalty) or held is drawn by itself.
+"""Choose tokens from logits. Rows that want the same filters are drawn in one call, each with its own temperature,
+limits and seed: `draw_together` knows how. A row that is steered (by a bias or a penalty) or held is drawn by itself.
 
 First bias and penalties, then filters in the order that vLLM and transformers use: temperature, top_k, top_p, min_p;
 XTC last.
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import mlx.core as mx
 
@@ -23,8 +24,12 @@ GREEDY_BELOW = 1e-5
 MANY_LOGITS = 24_000
 PICKED_PART = 32
 LEAST_PICKED = 256
+# Up to this vocabulary a CPU draws rows of other parameters faster in one call; the numbers of more leave its cache.
+SMALL_VOCABULARY = 8_192
 WORD = 2**64 - 1
 Sampler = Callable[[mx.array], mx.array]
+# The same for all rows, or one for each, `[rows, 1]`.
+Value = float | mx.array
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 
@@ -81,7 +86,7 @@ class ChanceSampler:
     kept_token_ids: tuple[int, ...]
 
     def __call__(self, logprobs: mx.array) -> mx.array:
-        return _drawn(logprobs, self.parameters, self.kept_token_ids, None)
+        return _drawn(logprobs, [self.parameters], self.kept_token_ids, None)
 
 
 @lru_cache(maxsize=256)
@@ -103,13 +108,15 @@ class SeededSampler:
         kept_token_ids: tuple[int, ...] = (),
         drawn_tokens: int = 0,
     ) -> None:
-        self.drawing = (parameters, kept_token_ids)
+        self.parameters = parameters
+        self.kept_token_ids = kept_token_ids
         # Not the seed itself: the next seed's keys must not be those of the next position.
         self._state = mixed(seed)
         self._position = drawn_tokens
 
     def __call__(self, logprobs: mx.array) -> mx.array:
-        return _drawn(logprobs, *self.drawing, mx.array([self.next_key()], mx.uint32))
+        keys = mx.array([self.next_key()], mx.uint32)
+        return _drawn(logprobs, [self.parameters], self.kept_token_ids, keys)
 
     def next_key(self) -> tuple[int, int]:
         """Return the key of the next draw, of two words of 32 bits."""
@@ -133,8 +140,9 @@ def is_free(sampler: Sampler) -> bool:
 def draw_together(samplers: Sequence[Sampler], logprobs: mx.array) -> mx.array:
     """Return each row's token, `[rows, vocabulary]` -> `[rows]`: those that draw alike are drawn in one call."""
     alike = dict[object, list[int]]()
+    may_differ = mx.default_device() != mx.cpu or logprobs.shape[-1] <= SMALL_VOCABULARY
     for row, sampler in enumerate(samplers):
-        alike.setdefault(_draws_like(sampler), []).append(row)
+        alike.setdefault(_draws_like(sampler, may_differ=may_differ), []).append(row)
     if len(alike) == 1:
         return _draw_alike(samplers, logprobs)
     drawn = [
@@ -146,17 +154,36 @@ def draw_together(samplers: Sequence[Sampler], logprobs: mx.array) -> mx.array:
     return mx.concatenate(drawn)[mx.array(back)]
 
 
-def _draws_like(sampler: Sampler) -> object:
-    """Return what rows have in common that can be drawn in one call."""
-    return sampler.drawing if isinstance(sampler, SeededSampler) else sampler
+def _draws_like(sampler: Sampler, *, may_differ: bool) -> object:
+    """Return what rows of one call have in common: the filters, and unless they `may_differ` the rest."""
+    if not isinstance(sampler, (ChanceSampler, SeededSampler)):
+        return sampler
+    asked = sampler.parameters
+    if not may_differ:
+        return type(sampler), sampler.kept_token_ids, asked
+    return (
+        type(sampler),
+        sampler.kept_token_ids,
+        # A draw among so many tokens has so many numbers of chance.
+        asked.top_k,
+        asked.top_p < 1,
+        asked.min_p > 0,
+        asked.xtc_probability > 0 and (asked.xtc_probability, asked.xtc_threshold),
+    )
 
 
 def _draw_alike(samplers: Sequence[Sampler], logprobs: mx.array) -> mx.array:
-    seeded = [sampler for sampler in samplers if isinstance(sampler, SeededSampler)]
-    if not seeded:
+    drawing = [one for one in samplers if isinstance(one, (ChanceSampler, SeededSampler))]
+    if not drawing:
         return samplers[0](logprobs)
-    keys = mx.array([sampler.next_key() for sampler in seeded], mx.uint32)
-    return _drawn(logprobs, *seeded[0].drawing, keys)
+    keys = [one.next_key() for one in drawing if isinstance(one, SeededSampler)]
+    parameters = [one.parameters for one in drawing]
+    return _drawn(
+        logprobs,
+        parameters,
+        drawing[0].kept_token_ids,
+        mx.array(keys, mx.uint32) if keys else None,
+    )
 
 
 def _places(rows: list[int]) -> slice | mx.array:
@@ -173,17 +200,18 @@ def mixed(number: int) -> int:
 
 def _drawn(
     logprobs: mx.array,
-    parameters: SamplingParameters,
+    parameters: Sequence[SamplingParameters],
     kept_token_ids: tuple[int, ...],
     keys: mx.array | None,
 ) -> mx.array:
-    """Draw a token for each row, with a key of its own, `[rows, 2]`, or with chance."""
-    logits, token_ids = filtered(logprobs, parameters)
-    if parameters.xtc_probability > 0:
+    """Draw a token for each row, with a key of its own, `[rows, 2]`, or with chance. See `filtered` for parameters."""
+    logits, token_ids = filtered(logprobs, *parameters)
+    xtc = parameters[0]
+    if xtc.xtc_probability > 0:
         chance_keys, keys = (None, None) if keys is None else _split(keys)
         chance = _uniform(logits.shape[0], chance_keys)
-        excluded = without_top_choices(logits, token_ids, parameters.xtc_threshold, kept_token_ids)
-        logits = mx.where(chance < parameters.xtc_probability, excluded, logits)
+        excluded = without_top_choices(logits, token_ids, xtc.xtc_threshold, kept_token_ids)
+        logits = mx.where(chance < xtc.xtc_probability, excluded, logits)
     if keys is None:
         drawn = mx.random.categorical(logits)
     else:
@@ -334,56 +362,66 @@ def without_top_choices(
     return mx.where(is_excluded, -mx.inf, logits)
 
 
-def filtered(logprobs: mx.array, parameters: SamplingParameters) -> tuple[mx.array, mx.array]:
+def filtered(logprobs: mx.array, *parameters: SamplingParameters) -> tuple[mx.array, mx.array]:
     """Return logits to draw from, scaled by temperature and excluded ones at -inf, and the token ids they belong to.
 
     Both are `[rows, vocabulary]`, or `[rows, top_k]`: what comes after top_k has little to do then, and drawing too.
+    The parameters are one for all rows, or one for each; they have the same filters and the same `top_k`.
     """
-    vocabulary = logprobs.shape[-1]
-    if 0 < parameters.top_k < vocabulary:
-        token_ids = mx.argpartition(-logprobs, kth=parameters.top_k - 1, axis=-1)
-        token_ids = token_ids[:, : parameters.top_k]
+    vocabulary, top_k = logprobs.shape[-1], parameters[0].top_k
+    if 0 < top_k < vocabulary:
+        token_ids = mx.argpartition(-logprobs, kth=top_k - 1, axis=-1)
+        token_ids = token_ids[:, :top_k]
         logprobs = mx.take_along_axis(logprobs, token_ids, axis=-1)
     else:
         token_ids = mx.broadcast_to(mx.arange(vocabulary, dtype=mx.uint32), logprobs.shape)
-    scaled = logprobs * (1 / parameters.temperature)
-    if parameters.top_p < 1:
-        scaled = _keep_top_p(scaled, parameters.top_p)
-    if parameters.min_p > 0:
-        scaled = _keep_min_p(scaled, parameters.min_p)
+    dtype = logprobs.dtype
+    scaled = logprobs * _each([1 / one.temperature for one in parameters], dtype)
+    if parameters[0].top_p < 1:
+        scaled = _keep_top_p(scaled, _each([max(one.top_p, 1e-9) for one in parameters], dtype))
+    if parameters[0].min_p > 0:
+        scaled = _keep_min_p(scaled, _each([math.log(one.min_p) for one in parameters], dtype))
     return scaled, token_ids
 
 
-def _keep_top_p(logits: mx.array, top_p: float) -> mx.array:
+def _each(values: list[float], dtype: mx.Dtype) -> Value:
+    """Return a number for each row, `[rows, 1]`, or the number that all have; they round as one does by itself."""
+    return values[0] if len(set(values)) == 1 else mx.array(values, dtype)[:, None]
+
+
+def _keep_top_p(logits: mx.array, top_p: Value) -> mx.array:
     """Keep the fewest most likely tokens whose probabilities sum to at least `top_p`; never fewer than one.
 
     To sort a large vocabulary takes a CPU longer than a model's step: tokens that could be among them are picked first,
-    and all are sorted only where those were too few. To know that, a large batch waits for its logits here.
+    and all of a row's are sorted only where those were too few. To know that, a large batch waits for its logits here.
     """
     total = mx.logsumexp(logits, axis=-1, keepdims=True)
     if logits.size >= MANY_LOGITS and mx.default_device() == mx.cpu:
         few = max(LEAST_PICKED, logits.shape[-1] // PICKED_PART)
         picked = mx.partition(logits, -few, axis=-1)[..., -few:]
         smallest_kept, is_enough = _smallest_of_top_p(picked, total, top_p)
-        if is_enough.item():
-            return mx.where(logits >= smallest_kept, logits, -mx.inf)
-    smallest_kept, _ = _smallest_of_top_p(logits, total, top_p)
+        enough = cast("list[bool]", is_enough.tolist())
+        if not all(enough):
+            rows = mx.array([row for row, one in enumerate(enough) if not one])
+            own = top_p[rows] if isinstance(top_p, mx.array) else top_p
+            smallest_kept[rows], _ = _smallest_of_top_p(logits[rows], total[rows], own)
+    else:
+        smallest_kept, _ = _smallest_of_top_p(logits, total, top_p)
     return mx.where(logits >= smallest_kept, logits, -mx.inf)
 
 
 def _smallest_of_top_p(
-    logits: mx.array, total: mx.array, top_p: float
+    logits: mx.array, total: mx.array, top_p: Value
 ) -> tuple[mx.array, mx.array]:
-    """Return the smallest logit that is kept in each row, `[rows, 1]`, and whether there were enough in all of them."""
-    least = max(top_p, 1e-9)
+    """Return the smallest logit that is kept in each row, `[rows, 1]`, and whether there were enough, `[rows]`."""
     descending = -mx.sort(-logits, axis=-1)
     probabilities = mx.exp(descending - total)
     before = mx.cumsum(probabilities, axis=-1, inclusive=False)
-    smallest = mx.where(before < least, descending, mx.inf).min(axis=-1, keepdims=True)
-    return smallest, mx.all(before[..., -1] + probabilities[..., -1] >= least)
+    smallest = mx.where(before < top_p, descending, mx.inf).min(axis=-1, keepdims=True)
+    return smallest, (before[..., -1:] + probabilities[..., -1:] >= top_p)[..., 0]
 
 
-def _keep_min_p(logits: mx.array, min_p: float) -> mx.array:
-    """Keep tokens at least `min_p` times as likely as the most likely one."""
-    smallest_kept = logits.max(axis=-1, keepdims=True) + math.log(min_p)
+def _keep_min_p(logits: mx.array, log_min_p: Value) -> mx.array:
+    """Keep tokens so much as likely as the most likely one, by the logarithm of that share."""
+    smallest_kept = logits.max(axis=-1, keepdims=True) + log_min_p
     return mx.where(logits >= smallest_kept, logits, -mx.inf)
