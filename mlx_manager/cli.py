@@ -23,9 +23,10 @@ from pydantic_settings import BaseSettings
 from rich.console import Console
 
 from mlx_manager import __version__
+from mlx_manager.capability_card import keep_card, path_beside
 from mlx_manager.config import Settings as ManagerSettings
 from mlx_manager.conformance import report
-from mlx_manager.conformance.card import card_of, keep_card, path_beside
+from mlx_manager.conformance.card import card_of
 from mlx_manager.conformance.check import Finding
 from mlx_manager.database import open_database
 from mlx_manager.errors import MlxManagerError

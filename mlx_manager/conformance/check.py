@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import httpx
 
+from mlx_manager.capability_card import CardResult
 from mlx_manager.conformance.subject import Broken, NotApplicable, Subject
 
 # `pass` and `fail` are the server's, `yes` and `no` the model's; `n/a` is neither's.
-Result = Literal["pass", "fail", "yes", "no", "n/a"]
+Result = CardResult
 Ask = Callable[[Subject], Awaitable[str | None]]
 AskModel = Callable[[Subject], Awaitable[bool]]
 

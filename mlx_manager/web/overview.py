@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 
-from mlx_manager.conformance.card import Card, path_beside, read_cards
+from mlx_manager.capability_card import Card, path_beside, read_cards
 from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.state import ServerState

@@ -13,7 +13,8 @@ import pytest
 
 from mlx_manager import __version__
 from mlx_manager.app import create_app
-from mlx_manager.conformance.card import card_of, keep_card, path_beside, read_cards
+from mlx_manager.capability_card import keep_card, path_beside, read_cards
+from mlx_manager.conformance.card import card_of
 from mlx_manager.conformance.check import Capability, Check, Finding, run
 from mlx_manager.conformance.clients import CLIENT_CHECKS
 from mlx_manager.conformance.openai_checks import TEXT_CHECKS

@@ -18,6 +18,7 @@ from mlx_manager.mlx_server.api.admin_schemas import (
     RequestState,
 )
 from mlx_manager.mlx_server.api.callers import has_key, host_name, is_local, is_loopback
+from mlx_manager.mlx_server.api.cards import Cards, cards_of
 from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.mlx_server.generation.running import RunningRequest
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
@@ -54,9 +55,10 @@ async def list_models(state: CurrentState) -> ModelsReport:
     listed = {files.id: files for files in models}
     # One that was asked for by an id that the catalog doesn't list (any model with any adapter) is in memory, too.
     listed |= {resident.files.id: resident.files for resident in state.pool.residents}
+    cards = await cards_of(state)
     return ModelsReport(
         memory=_memory(state.pool),
-        models=[model_state(state.pool, files) for files in listed.values()],
+        models=[model_state(state.pool, files, cards) for files in listed.values()],
     )
 
 
@@ -74,7 +76,7 @@ async def unload_model(body: ModelName, state: CurrentState) -> ModelState:
     """End a model's engine process, and answer when it has gone; 409 while the model works on requests."""
     files = await state.pool.find(body.model)
     await state.pool.unload(files.id)
-    return model_state(state.pool, files)
+    return model_state(state.pool, files, await cards_of(state))
 
 
 @router.post("/models/pin")
@@ -112,10 +114,10 @@ async def cancel_request(request_id: str, state: CurrentState) -> RequestsReport
 
 
 async def _described(state: ServerState, name: str) -> ModelState:
-    return model_state(state.pool, await state.pool.find(name))
+    return model_state(state.pool, await state.pool.find(name), await cards_of(state))
 
 
-def model_state(pool: ModelPool, files: ModelFiles) -> ModelState:
+def model_state(pool: ModelPool, files: ModelFiles, cards: Cards) -> ModelState:
     """Return what is known of a model, in memory or not."""
     resident = pool.resident(files.id)
     known = ModelState(
@@ -127,6 +129,7 @@ def model_state(pool: ModelPool, files: ModelFiles) -> ModelState:
         state="unloaded" if resident is None else resident.state,
         pinned=pool.is_pinned(files),
         pin_source="by_hand" if pool.is_pin_by_hand(files) else "settings",
+        capability_card=cards.of(files),
     )
     if resident is None:
         return known

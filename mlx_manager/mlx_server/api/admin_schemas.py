@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlx_manager.chat.request import Operation
+from mlx_manager.mlx_server.api.cards import CapabilityCard
 from mlx_manager.mlx_server.generation.running import Phase
 from mlx_manager.mlx_server.pool.catalog import Source
 from mlx_manager.mlx_server.pool.kind import ModelKind
@@ -32,7 +33,9 @@ class Memory(BaseModel):
 
 
 class ModelState(BaseModel):
-    """A model. What stands below `pin_source` is null or empty unless it is in memory, or on its way.
+    """A model. What stands below `capability_card` is null or empty unless it is in memory, or on its way.
+
+    The card says what `mlx-manager doctor conformance` found of it; null until its files, as they are, were checked.
 
     `pin_source` says where `pinned` comes from: what was said `by_hand` holds until the server ends, and the `settings`
     from then on.
@@ -51,6 +54,7 @@ class ModelState(BaseModel):
     state: State
     pinned: bool
     pin_source: PinSource
+    capability_card: CapabilityCard | None
     requests: int = 0
     idle_s: float | None = None
     engine_restarts: int = 0

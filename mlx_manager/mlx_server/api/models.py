@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from mlx_manager.mlx_server.api.cards import Cards, cards_of
 from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.wire.anthropic.requests import models_query
@@ -22,19 +23,23 @@ async def list_models(request: Request, state: CurrentState) -> dict[str, Any]:
     """List the models on this machine, loaded or not."""
     is_anthropic = ANTHROPIC_VERSION in request.headers
     query = models_query(request.query_params) if is_anthropic else None
-    models = _named(await asyncio.to_thread(state.pool.catalog.list), state.pool.catalog)
+    catalog = state.pool.catalog
+    models, cards = _named(await asyncio.to_thread(catalog.list), catalog), await cards_of(state)
     if query is not None:
-        return models_page([model_info(name, model.created_s) for name, model in models], query)
-    return {"object": "list", "data": [_described(name, model) for name, model in models]}
+        infos = [_with_card(model_info(name, one.created_s), one, cards) for name, one in models]
+        return models_page(infos, query)
+    described = [_with_card(_described(name, one), one, cards) for name, one in models]
+    return {"object": "list", "data": described}
 
 
 @router.get("/{model_id:path}")
 async def get_model(model_id: str, request: Request, state: CurrentState) -> dict[str, Any]:
     """Describe one model; its id may contain a slash."""
     model = await asyncio.to_thread(state.pool.catalog.find, model_id)
+    cards = await cards_of(state)
     if ANTHROPIC_VERSION in request.headers:
-        return model_info(model_id, model.created_s)
-    return _described(model_id, model)
+        return _with_card(model_info(model_id, model.created_s), model, cards)
+    return _with_card(_described(model_id, model), model, cards)
 
 
 def _named(models: list[ModelFiles], catalog: Catalog) -> list[tuple[str, ModelFiles]]:
@@ -47,3 +52,9 @@ def _named(models: list[ModelFiles], catalog: Catalog) -> list[tuple[str, ModelF
 def _described(name: str, model: ModelFiles) -> dict[str, Any]:
     owner = "mlx-manager" if model.source == "built-in" else model.id.split("/")[0]
     return model_object(name, model.created_s, owner)
+
+
+def _with_card(described: dict[str, Any], model: ModelFiles, cards: Cards) -> dict[str, Any]:
+    """Return a model with what it was found to be able to do, which is in neither API; unchanged without a card."""
+    card = cards.of(model)
+    return described if card is None else {**described, "capability_card": card.model_dump()}
