@@ -217,6 +217,13 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds that embeddings may take from arrival to last byte.",
     )
+    stream_keep_alive_s: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds of silence after which a stream gets a sign of life, a comment or one of Anthropic's "
+        "pings: while a model loads, a request waits for its turn or its prompt is read. The first one takes the "
+        "answer's headers along; what goes wrong from then on comes as an event.",
+    )
     shutdown_timeout_s: float = Field(
         10.0,
         ge=0,

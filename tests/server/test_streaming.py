@@ -33,7 +33,7 @@ from mlx_manager.chat.request import (
     Sampling,
 )
 from mlx_manager.errors import EngineFailed, MlxManagerError
-from mlx_manager.mlx_server.api.streaming import EventStream, Ping, first_of
+from mlx_manager.mlx_server.api.streaming import EventStream, Ping, begin
 from mlx_manager.mlx_server.audit.audited import AuditedBackend
 from mlx_manager.mlx_server.audit.entry import Entry
 from mlx_manager.mlx_server.generation.local import LocalBackend
@@ -122,7 +122,8 @@ async def answer(
     )
     chunks = to_chunks(backend.stream(request), request, 0, False)
     to_event = partial(error_event, request_id="a-request")
-    stream = EventStream(await first_of(chunks), chunks, sse.DONE, to_event, limit_s)
+    first = await begin(client.receive, chunks, 60)
+    stream = EventStream(first, chunks, sse.DONE, to_event, limit_s, Ping(60))
     await stream({"type": "http"}, client.receive, client.send)
 
 
@@ -222,8 +223,8 @@ async def slowly(first_s: float, *pieces: bytes) -> AsyncGenerator[bytes, None]:
 async def pinged(
     pieces: AsyncGenerator[bytes, None], client: Connection, every_s: float = 0.02
 ) -> None:
-    ping = Ping(b"ping", every_s)
-    stream = EventStream(await first_of(pieces), pieces, END, told, 10, ping)
+    first = await begin(client.receive, pieces, every_s)
+    stream = EventStream(first, pieces, END, told, 10, Ping(every_s, b"ping"))
     await stream({"type": "http"}, client.receive, client.send)
 
 

@@ -14,9 +14,10 @@ from mlx_manager.mlx_server.api.streaming import (
     LAST_WORDS_S,
     ClientLeft,
     EventStream,
+    Ping,
     adjusted_headers,
+    begin,
     collected,
-    first_of,
     until_disconnect,
 )
 from mlx_manager.mlx_server.state import ServerState
@@ -54,6 +55,7 @@ async def _answer(
     created_s = int(time.time())
     # Read here, as the backend does: what changes meanwhile is for the next request.
     limit_s = state.time_limits[request.operation] + LAST_WORDS_S
+    ping = Ping(state.settings.stream_keep_alive_s)
     events = state.backend.stream(request)
     try:
         if not request.stream:
@@ -62,7 +64,7 @@ async def _answer(
                 to_response(answer, request, created_s), headers=adjusted_headers(request.timeline)
             )
         chunks = to_chunks(events, request, created_s, includes_usage)
-        first = await until_disconnect(http.receive, first_of(chunks))
+        first = await begin(http.receive, chunks, ping.every_s)
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return EventStream(
@@ -70,6 +72,7 @@ async def _answer(
         chunks,
         sse.DONE,
         partial(error_event, request_id=request.origin.request_id),
-        limit_s=limit_s,
-        headers=adjusted_headers(request.timeline),
+        limit_s,
+        ping,
+        partial(adjusted_headers, request.timeline),
     )

@@ -14,8 +14,8 @@ from mlx_manager.mlx_server.api.streaming import (
     EventStream,
     Ping,
     adjusted_headers,
+    begin,
     collected,
-    first_of,
     until_disconnect,
 )
 from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
@@ -29,9 +29,6 @@ from mlx_manager.wire.anthropic.streams import (
     to_message,
 )
 
-# Well below the time after which proxies give up on a silent connection.
-PING_EVERY_S = 5.0
-
 router = APIRouter(prefix="/v1/messages", tags=["Anthropic"])
 
 
@@ -44,6 +41,7 @@ async def create_message(
     request = message_request(body, entry.origin, state.signer)
     # Read here, as the backend does: what changes meanwhile is for the next request.
     limit_s = state.time_limits[request.operation] + LAST_WORDS_S
+    ping = Ping(state.settings.stream_keep_alive_s, PING)
     events = state.backend.stream(request)
     try:
         if not request.stream:
@@ -51,7 +49,7 @@ async def create_message(
             message = to_message(answer, request, state.signer, body.shows_thinking)
             return JSONResponse(message, headers=adjusted_headers(request.timeline))
         chunks = to_events(events, request, state.signer, body.shows_thinking)
-        first = await until_disconnect(http.receive, first_of(chunks))
+        first = await begin(http.receive, chunks, ping.every_s)
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return EventStream(
@@ -60,8 +58,8 @@ async def create_message(
         MESSAGE_STOP,
         partial(error_event, request_id=request.origin.request_id),
         limit_s,
-        Ping(PING, PING_EVERY_S),
-        adjusted_headers(request.timeline),
+        ping,
+        partial(adjusted_headers, request.timeline),
     )
 
 

@@ -20,8 +20,9 @@ from mlx_manager.mlx_server.api.streaming import (
     LAST_WORDS_S,
     ClientLeft,
     EventStream,
+    Ping,
     adjusted_headers,
-    first_of,
+    begin,
     until_disconnect,
 )
 from mlx_manager.mlx_server.audit.entry import Entry
@@ -58,17 +59,18 @@ async def create_response(
         return await _in_background(asked, http)
     # Read here, as the backend does: what changes meanwhile is for the next request.
     limit_s = state.time_limits[asked.request.operation] + LAST_WORDS_S
+    ping = Ping(state.settings.stream_keep_alive_s)
     events = state.backend.stream(asked.request)
     try:
         if not body.stream:
             whole = await until_disconnect(http.receive, _whole(asked, events))
             return JSONResponse(whole, headers=adjusted_headers(asked.request.timeline))
         frames = _streamed(asked, events)
-        first = await until_disconnect(http.receive, first_of(frames))
+        first = await begin(http.receive, frames, ping.every_s)
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    told = adjusted_headers(asked.request.timeline)
-    return EventStream(first, frames, (), asked.writer.error, limit_s, headers=told)
+    told = partial(adjusted_headers, asked.request.timeline)
+    return EventStream(first, frames, (), partial(_last_event, asked.writer), limit_s, ping, told)
 
 
 @router.post("/input_tokens", response_model=None)
@@ -197,6 +199,11 @@ async def _streamed(
         yield frames
 
 
+def _last_event(writer: ResponseWriter, error: MlxManagerError) -> bytes:
+    """Return the event of an error that ended a stream before its first event, or came when all was said."""
+    return writer.error(error) if writer.is_over else writer.fail(error)
+
+
 async def _in_background(asked: _Asked, http: Request) -> Response:
     """Answer at once with the queued response, or with its stream, which nobody needs to read.
 
@@ -231,9 +238,10 @@ async def _followed(
 ) -> Response:
     """Stream the events of a response that is worked on by somebody else, or that is over."""
     limit_s = state.time_limits["chat"] + LAST_WORDS_S
+    ping = Ping(state.settings.stream_keep_alive_s)
     try:
-        first = await until_disconnect(http.receive, first_of(frames, b""))
+        first = await begin(http.receive, frames, ping.every_s, b"")
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     to_event = partial(error_event, request_id=http.state.request_id)
-    return EventStream(first, frames, (), to_event, limit_s)
+    return EventStream(first, frames, (), to_event, limit_s, ping)

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from mlx_manager.chat.events import Answer, ChatEvent, Timeline, collect
 from mlx_manager.errors import MlxManagerError
+from mlx_manager.wire import sse
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -81,31 +82,60 @@ class _Interrupt:
 class Ping:
     """What is sent when a stream has said nothing for `every_s` seconds: a long prompt is read, thoughts are hidden."""
 
-    event: bytes
     every_s: float
+    event: bytes = sse.KEEP_ALIVE
+
+
+async def begin(
+    receive: Receive,
+    chunks: AsyncGenerator[bytes, None],
+    patience_s: float,
+    default: bytes | None = None,
+) -> asyncio.Task[bytes]:
+    """Begin a stream: return the task that makes its first chunk when it is done, or after `patience_s`.
+
+    What goes wrong by then is raised, and still becomes a proper error answer. A stream that may be empty has a
+    `default`. Raises ClientLeft.
+    """
+    first = asyncio.create_task(_first_of(chunks, default))
+    try:
+        await until_disconnect(receive, asyncio.wait({first}, timeout=patience_s))
+        if first.done():
+            first.result()
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await chunks.aclose()
+        raise
+    return first
+
+
+async def _first_of(chunks: AsyncGenerator[bytes, None], default: bytes | None) -> bytes:
+    return await (anext(chunks) if default is None else anext(chunks, default))
 
 
 class EventStream(Response):
-    """A stream of server-sent events whose first one has been made, so that its headers tell the truth.
+    """A stream of server-sent events that has been begun, so that its headers tell the truth as far as it is known.
 
     `end` is what the last piece of a complete stream ends with, () when that is nothing fixed. A client that hasn't
-    taken all of it after `limit_s` is cut off.
+    taken all of it after `limit_s` is cut off. Of `told` what is known when the stream is sent goes into its headers,
+    and what is known only with the first chunk into a comment before that.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        first: bytes,
+        first: asyncio.Task[bytes],
         rest: AsyncGenerator[bytes, None],
         end: bytes | tuple[bytes, ...],
         to_event: Callable[[MlxManagerError], bytes],
         limit_s: float,
-        ping: Ping | None = None,
-        headers: Mapping[str, str] | None = None,
+        ping: Ping,
+        told: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         super().__init__(
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})},
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **told()},
         )
         del self.headers["content-length"]
         self._first = first
@@ -114,6 +144,7 @@ class EventStream(Response):
         self._to_event = to_event
         self._limit_s = limit_s
         self._ping = ping
+        self._told = told
         self._pieces = 0
         self._is_sending = False
 
@@ -140,7 +171,10 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
-        pinging = asyncio.create_task(self._keep_alive(send, self._ping)) if self._ping else None
+        if not self._first.done():
+            # Some proxies hold the headers back until something follows them.
+            await _send_body(send, sse.KEEP_ALIVE)
+        pinging = asyncio.create_task(self._keep_alive(send))
         try:
             await self._write_pieces(send)
         except MlxManagerError as error:
@@ -148,13 +182,15 @@ class EventStream(Response):
             self._is_sending = True
             await _send_body(send, self._to_event(error), is_last=True)
         finally:
-            if pinging is not None:
-                pinging.cancel()
-                await asyncio.gather(pinging, return_exceptions=True)
+            pinging.cancel()
+            await asyncio.gather(pinging, return_exceptions=True)
 
     async def _write_pieces(self, send: Send) -> None:
+        is_late = not self._first.done()
+        first = await self._first
         self._is_sending = True
-        await _send_body(send, self._first)
+        await _send_body(send, self._told_late() + first if is_late else first)
+        self._pieces += 1
         self._is_sending = False
         async for chunk in self._rest:
             self._pieces += 1
@@ -168,13 +204,18 @@ class EventStream(Response):
         self._is_sending = True
         await _send_body(send, b"", is_last=True)
 
-    async def _keep_alive(self, send: Send, ping: Ping) -> None:
+    def _told_late(self) -> bytes:
+        late = {name: text for name, text in self._told().items() if name not in self.headers}
+        return b"".join(sse.comment(f"{name}: {text}") for name, text in late.items())
+
+    async def _keep_alive(self, send: Send) -> None:
         """Send a ping whenever no piece has come for a while; never while one is being sent, which may be the last."""
         while True:
             pieces = self._pieces
-            await asyncio.sleep(ping.every_s)
+            await asyncio.sleep(self._ping.every_s)
             if self._pieces == pieces and not self._is_sending:
-                await _send_body(send, ping.event)
+                # A client may expect its stream to begin with another event than a ping.
+                await _send_body(send, self._ping.event if pieces else sse.KEEP_ALIVE)
 
 
 def _send_body(send: Send, chunk: bytes, *, is_last: bool = False) -> Awaitable[None]:
@@ -194,15 +235,3 @@ async def collected(events: AsyncGenerator[ChatEvent, None]) -> Answer:
     """Return a whole answer, and leave nothing running when nobody waits for it any more."""
     async with aclosing(events):
         return await collect(events)
-
-
-async def first_of(chunks: AsyncGenerator[bytes, None], default: bytes | None = None) -> bytes:
-    """Return a stream's first chunk; what goes wrong before it still becomes a proper error answer.
-
-    A stream that may be empty has a `default`.
-    """
-    try:
-        return await (anext(chunks) if default is None else anext(chunks, default))
-    except BaseException:
-        await chunks.aclose()
-        raise

@@ -100,8 +100,9 @@ class ResponseWriter:
 
     def fail(self, error: MlxManagerError) -> bytes:
         """End the response by an error. What was written stays, and is incomplete."""
+        begun = b"" if self.has_begun else self._lifecycle("created")
         self.response["error"] = failure(error)
-        return self._end("failed", "incomplete")
+        return begun + self._end("failed", "incomplete")
 
     def cancel(self) -> bytes:
         """End the response because its client doesn't want it any more.
