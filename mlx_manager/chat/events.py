@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -148,13 +149,22 @@ class Adjustment:
     `context` is the room that the model has for an answer, `generation_config` the file of the model's makers;
     `hosted_tool` is one that only the client's provider runs, and that is left out; by `canonical_prompts` a part of
     the prompt has another order, by `chat_template` the messages have, where the model's has no place for a system
-    message.
+    message. A parameter that this `chat_template` doesn't read is left out, or is only `on` where that has a switch and
+    no levels. `text_only` are models that read no pictures, `no_thoughts` those whose thoughts have no marks that
+    would limit them, and what is `unheld` nobody here can do.
     """
 
     parameter: str
-    value: float | Literal["left_out", "reordered"]
+    value: float | Literal["left_out", "reordered", "on"]
     source: Literal[
-        "context", "generation_config", "hosted_tool", "canonical_prompts", "chat_template"
+        "context",
+        "generation_config",
+        "hosted_tool",
+        "canonical_prompts",
+        "chat_template",
+        "text_only",
+        "no_thoughts",
+        "unheld",
     ]
 
     def __str__(self) -> str:
@@ -398,6 +408,17 @@ async def collect(events: AsyncIterator[ChatEvent]) -> Answer:
             case _:
                 choices[0].add(event)
     raise EOFError("the stream ended without a Finished event")
+
+
+async def without_reasoning(
+    events: AsyncGenerator[ChatEvent, None],
+) -> AsyncGenerator[ChatEvent, None]:
+    """Yield the events of an answer but for what the model thinks; it is counted all the same."""
+    async with aclosing(events):
+        async for event in events:
+            said = event.event if isinstance(event, OfChoice) else event
+            if not isinstance(said, ReasoningDelta):
+                yield event
 
 
 class _Choice:

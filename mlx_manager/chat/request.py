@@ -89,7 +89,8 @@ class Conversation:
 
     `thinking` switches a model's reasoning on or off; None leaves it as the model's template has it.
     `template_arguments` are extra variables for the template, and win over what is said here. `absent_tools` are the
-    places in the client's body (`tools[2]`) of tools that only its provider runs: the model isn't told of them.
+    places in the client's body (`tools[2]`) of tools that only its provider runs: the model isn't told of them. Nobody
+    here can do what the parameters in `unheld` ask for. Where the answer `is_begun`, the last message is its beginning.
     """
 
     messages: tuple[Message, ...]
@@ -97,6 +98,8 @@ class Conversation:
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     absent_tools: tuple[str, ...] = ()
+    unheld: tuple[str, ...] = ()
+    is_begun: bool = False
     thinking: bool | None = None
 
     @property

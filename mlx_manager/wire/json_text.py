@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlx_manager.errors import InvalidRequest
 
 
-def check_writable(document: dict[str, Any]) -> None:
+def check_writable(document: Mapping[str, Any]) -> None:
     """Raise InvalidRequest, with the field, when an answer that repeats a part of `document` could not be written."""
+    check_finite(document)
+    for name, value in document.items():
+        for leaf in _leaves(value):
+            if isinstance(leaf, str) and not _is_unicode(leaf):
+                raise InvalidRequest(f"{name!r} has half of a surrogate pair.", param=name)
+
+
+def check_finite(document: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest, with the field, for a number in `document` that JSON doesn't know."""
     for name, value in document.items():
         for leaf in _leaves(value):
             if isinstance(leaf, float) and not math.isfinite(leaf):
                 raise InvalidRequest(f"{name!r} has a number that JSON doesn't know.", param=name)
-            if isinstance(leaf, str) and not _is_unicode(leaf):
-                raise InvalidRequest(f"{name!r} has half of a surrogate pair.", param=name)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

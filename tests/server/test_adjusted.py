@@ -7,11 +7,14 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import TINY
 from tests.support.spans import Spans
 
 HEADER = "X-Adjusted-Parameters"
 MESSAGES = [{"role": "user", "content": "Hi"}]
 MODEL = "mlx-manager/starter"
+CHAT = "/v1/chat/completions"
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 
 
 async def told(http: httpx.AsyncClient, path: str, **body: Any) -> dict[str, tuple[float, str]]:
@@ -87,3 +90,114 @@ async def test_a_tool_that_was_left_out_is_told(
     assert "tools[1]=left_out;by=hosted_tool" in response.headers[HEADER].split(", ")
     if path == "/v1/responses":
         assert [tool["name"] for tool in response.json()["tools"]] == ["look"]
+
+
+PNG = "data:image/png;base64,aGk="
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "fields", "expected"),
+    [
+        # Its template has a switch, and no levels.
+        (MODEL, CHAT, {"reasoning_effort": "high"}, "reasoning_effort=on;by=chat_template"),
+        (MODEL, CHAT, {"reasoning_effort": "none"}, None),
+        (MODEL, CHAT, {"thinking": {"type": "disabled"}}, None),
+        (MODEL, CHAT, {"thinking": {"type": "enabled"}}, None),
+        (MODEL, "/v1/responses", {"reasoning": {"effort": "low"}}, "reasoning_effort=on;by=chat_template"),
+        (MODEL, "/v1/messages", {"output_config": {"effort": "max"}, "thinking": {"type": "adaptive"}},
+         "reasoning_effort=on;by=chat_template"),
+        # This one's has neither, and its models think nothing.
+        (TINY, CHAT, {"reasoning_effort": "high"}, "reasoning_effort=left_out;by=chat_template"),
+        (TINY, CHAT, {"reasoning_effort": "none"}, None),
+        (TINY, CHAT, {"reasoning": {"enabled": True}}, "thinking=left_out;by=chat_template"),
+        (TINY, CHAT, {"reasoning": {"enabled": False}}, None),
+        (TINY, "/v1/messages", {"output_config": {"effort": "low"}}, "reasoning_effort=left_out;by=chat_template"),
+        # Nobody's has these.
+        (MODEL, CHAT, {"verbosity": "low"}, "verbosity=left_out;by=chat_template"),
+        (MODEL, CHAT, {"verbosity": "medium"}, None),
+        (MODEL, "/v1/responses", {"text": {"verbosity": "high"}}, "verbosity=left_out;by=chat_template"),
+        (MODEL, CHAT, {"chat_template_kwargs": {"enable_thinking": True}}, None),
+        (MODEL, CHAT, {"chat_template_kwargs": {"enable_thoughts": True}}, "enable_thoughts=left_out;by=chat_template"),
+        (MODEL, "/v1/responses", {"reasoning": {"summary": "auto"}}, "reasoning.summary=left_out;by=unheld"),
+        (MODEL, CHAT, {"reasoning": {"summary": "concise"}}, "reasoning.summary=left_out;by=unheld"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_template_does_not_read_is_told(
+    http: httpx.AsyncClient,
+    model: str,
+    path: str,
+    fields: dict[str, Any],
+    expected: str | None,
+    stream: bool,
+) -> None:
+    prompt = {"input": "Hi"} if path == "/v1/responses" else {"messages": MESSAGES}
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    body = {"model": model, "temperature": 0, **prompt, limit: 4, "stream": stream, **fields}
+    response = await http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    assert response.headers.get(HEADER) == expected
+
+
+PICTURES: dict[str, dict[str, Any]] = {
+    CHAT: {
+        "messages": [
+            *MESSAGES,
+            {"role": "assistant", "tool_calls": [CALL]},
+            {
+                "role": "tool",
+                "tool_call_id": "c1",
+                "content": [{"type": "image_url", "image_url": {"url": PNG}}],
+            },
+        ]
+    },
+    "/v1/messages": {
+        "messages": [
+            *MESSAGES,
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "c1", "name": "look", "input": {}}],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "c1",
+                        "content": [
+                            {
+                                "type": "image",
+                                "source": {
+                                    "type": "base64",
+                                    "media_type": "image/png",
+                                    "data": "aGk=",
+                                },
+                            }
+                        ],
+                    }
+                ],
+            },
+        ]
+    },
+    "/v1/responses": {
+        "input": [
+            {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+            {
+                "type": "function_call_output",
+                "call_id": "c1",
+                "output": [{"type": "input_image", "image_url": PNG}],
+            },
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("path", PICTURES)
+async def test_a_picture_that_no_model_here_sees_is_told(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    body = {"model": MODEL, "temperature": 0, limit: 4, **PICTURES[path]}
+    response = await http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    assert response.headers[HEADER] == "tool_results.media=left_out;by=text_only"

@@ -174,7 +174,7 @@ async def test_a_model_without_a_template_says_so(openai: AsyncOpenAI) -> None:
     ("name", "value"),
     [
         ("prediction", {"type": "content", "content": "x"}),
-        ("verbosity", "high"),
+        ("web_search_options", {}),
         ("nonsense", 1),
     ],
 )

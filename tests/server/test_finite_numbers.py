@@ -62,3 +62,57 @@ async def test_what_is_no_finite_number_is_refused_as_such(
     message = response.json()["error"]["message"]
     assert message.startswith(name)
     assert message.endswith(f"Input should be a finite number, and not {said}.")
+
+
+SCHEMA = {"type": "object", "properties": {"at": {"const": "VALUE"}}}
+FUNCTION = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
+USE = {"type": "tool_use", "id": "c1", "name": "look", "input": {"at": "VALUE"}}
+FREE: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/chat/completions", {"tools": [FUNCTION]}, "tools[0].function.parameters"),
+    ("/v1/chat/completions", {"chat_template_kwargs": {"a": ["VALUE"]}}, "chat_template_kwargs"),
+    (
+        "/v1/chat/completions",
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "schema": SCHEMA},
+            }
+        },
+        "response_format.json_schema.schema",
+    ),
+    ("/v1/completions", {"structured_outputs": {"json": SCHEMA}}, "structured_outputs.json"),
+    (
+        "/v1/responses",
+        {"tools": [{"type": "function", "name": "l", "parameters": SCHEMA}]},
+        "tools",
+    ),
+    ("/v1/messages", {"tools": [{"name": "l", "input_schema": SCHEMA}]}, "tools[0].input_schema"),
+    (
+        "/v1/messages",
+        {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        "output_config.format.schema",
+    ),
+    (
+        "/v1/messages",
+        {"messages": [*HI, {"role": "assistant", "content": [USE]}, *HI]},
+        "messages[1].content[0].input",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "place"), FREE)
+@pytest.mark.parametrize("written", ["NaN", "-Infinity", "1e999"])
+async def test_in_what_clients_describe_themselves_they_are_refused_with_the_place(
+    http: httpx.AsyncClient, path: str, fields: dict[str, Any], place: str, written: str
+) -> None:
+    body = json.dumps({"model": MODEL, **ENDPOINTS[path][1], **fields})
+    response = await http.post(
+        path,
+        content=body.replace('"VALUE"', written),
+        headers={"content-type": "application/json"},
+    )
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["message"] == f"'{place}' has a number that JSON doesn't know."
+    if path != "/v1/messages":
+        assert error["param"] == place

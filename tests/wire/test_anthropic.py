@@ -342,12 +342,45 @@ def test_what_makes_no_sense_is_refused_where_it_stands(
     assert refusal.value.param == place
 
 
-def test_an_answer_that_is_begun_is_counted_and_not_continued() -> None:
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The best is ("}]
-    assert conversation_of(counted(*turns)).messages[-1].content == "The best is ("
-    with pytest.raises(UnsupportedParameter, match="can't continue") as refusal:
-        request_for(*turns)
+BEGUN = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The best is ("}]
+
+
+def test_an_answer_that_is_begun_is_counted_and_gone_on_with() -> None:
+    for request in (counted(*BEGUN), request_for(*BEGUN)):
+        conversation = conversation_of(request)
+        assert conversation.messages[-1] == Message("assistant", "The best is (")
+        assert conversation.is_begun
+    assert not conversation_of(request_for(BEGUN[0])).is_begun
+
+
+def test_calls_whose_results_are_still_to_come_are_counted_and_refused() -> None:
+    called = (BEGUN[0], assistant(text("Let me see."), TOOL_USE))
+    assert not conversation_of(counted(*called)).is_begun
+    with pytest.raises(InvalidRequest, match="calls a tool") as refusal:
+        request_for(*called)
     assert refusal.value.param == "messages[1]"
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "param"),
+    [
+        ("The best is ", {}, "messages[1]"),
+        ("The best is\n", {}, "messages[1]"),
+        (
+            "{",
+            {"output_format": {"type": "json_schema", "schema": {"type": "object"}}},
+            "output_format.schema",
+        ),
+        ("I", {"tools": [TOOL], "tool_choice": {"type": "any"}}, "tool_choice"),
+        ("I", {"tools": [TOOL | {"strict": True}]}, "tools"),
+    ],
+)
+def test_a_beginning_that_can_t_be_gone_on_with_is_refused(
+    content: str, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        request_for(BEGUN[0], {"role": "assistant", "content": content}, **fields)
+    assert refusal.value.param == param
 
 
 @pytest.mark.parametrize(

@@ -242,9 +242,7 @@ def item(**fields: Any) -> dict[str, Any]:
         ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"unheard_of": 1}, "unheard_of"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
-        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
@@ -271,6 +269,30 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], para
     with pytest.raises(InvalidRequest) as refused:
         request_for(**fields)
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    "fields", [{"text": {"verbosity": "low"}}, {"verbosity": "low", "text": {"verbosity": "low"}}]
+)
+def test_how_long_an_answer_is_to_be_is_told_to_the_template(fields: dict[str, Any]) -> None:
+    conversation = request_for(**fields).input
+    assert isinstance(conversation, Conversation)
+    assert conversation.template_arguments == {"verbosity": "low"}
+    with pytest.raises(InvalidRequest) as refused:
+        request_for(verbosity="high", text={"verbosity": "low"})
+    assert refused.value.param == "verbosity"
+
+
+@pytest.mark.parametrize("name", ["summary", "generate_summary"])
+@pytest.mark.parametrize(
+    ("value", "is_unheld"), [("auto", True), ("concise", True), ("detailed", True), ("none", False)]
+)
+def test_a_summary_of_thoughts_is_asked_for_and_never_written(
+    name: str, value: str, is_unheld: bool
+) -> None:
+    conversation = request_for(reasoning={name: value}).input
+    assert isinstance(conversation, Conversation)
+    assert conversation.unheld == ((f"reasoning.{name}",) if is_unheld else ())
 
 
 def test_what_real_clients_send_to_say_not_used_is_accepted() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
+from mlx_manager.chat.events import without_reasoning
 from mlx_manager.chat.request import ChatRequest
 from mlx_manager.mlx_server.api.dependencies import CurrentEntry, CurrentState
 from mlx_manager.mlx_server.api.streaming import (
@@ -37,7 +38,13 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation, streamed when `stream` is true."""
     entry.asked(body.model, bool(body.stream))
-    return await _answer(state, chat_request(body, entry.origin), http, body.includes_usage)
+    return await _answer(
+        state,
+        chat_request(body, entry.origin),
+        http,
+        body.includes_usage,
+        shows_reasoning=body.shows_reasoning,
+    )
 
 
 @router.post("/completions", response_model=None)
@@ -50,13 +57,20 @@ async def create_completion(
 
 
 async def _answer(
-    state: ServerState, request: ChatRequest, http: Request, includes_usage: bool
+    state: ServerState,
+    request: ChatRequest,
+    http: Request,
+    includes_usage: bool,
+    *,
+    shows_reasoning: bool = True,
 ) -> Response:
     created_s = int(time.time())
     # Read here, as the backend does: what changes meanwhile is for the next request.
     limit_s = state.time_limits[request.operation] + LAST_WORDS_S
     ping = Ping(state.settings.stream_keep_alive_s)
     events = state.backend.stream(request)
+    if not shows_reasoning:
+        events = without_reasoning(events)
     try:
         if not request.stream:
             answer = await until_disconnect(http.receive, collected(events))

@@ -78,6 +78,11 @@ class Family:
     instructions: str = IN_TAGS
 
     @property
+    def thinks(self) -> bool:
+        """Whether its models have a place for thoughts."""
+        return self.reasoning is not None or self.in_messages
+
+    @property
     def marks(self) -> frozenset[str]:
         """All marks, some of which are special tokens of the model."""
         own = (*self.calls, *self.silent, *(self.reasoning or ()))

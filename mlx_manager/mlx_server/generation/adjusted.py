@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mlx_manager.chat.events import Adjustment
 from mlx_manager.chat.request import ChatRequest, Conversation
 from mlx_manager.mlx_server.generation.model_text import API_DEFAULTS, ModelText
+
+EFFORT, BUDGET = "reasoning_effort", "thinking_token_budget"
+RESULTS = "tool_results.media"
+# What a client sends that has no wish.
+USUAL_VERBOSITY = ("verbosity", "medium")
 
 
 def adjustments(
@@ -21,7 +26,39 @@ def adjustments(
         if getattr(request.sampling, name) is None and own != default:
             found.append(Adjustment(name, own, "generation_config"))
     if isinstance(request.input, Conversation):
-        absent = request.input.absent_tools
-        found.extend(Adjustment(place, "left_out", "hosted_tool") for place in absent)
+        found.extend(_of_conversation(request.input, text))
+    if request.sampling.thinking_tokens is not None and text.family.reasoning is None:
+        found.append(Adjustment(BUDGET, "left_out", "no_thoughts"))
     found.extend(reordered)
     return tuple(found)
+
+
+def _of_conversation(conversation: Conversation, text: ModelText) -> Iterator[Adjustment]:
+    for place in conversation.absent_tools:
+        yield Adjustment(place, "left_out", "hosted_tool")
+    if conversation.left_out:
+        yield Adjustment(RESULTS, "left_out", "text_only")
+    for name in conversation.unheld:
+        yield Adjustment(name, "left_out", "unheld")
+    unread = conversation.template_arguments.keys() - text.template_variables
+    for name in sorted(unread - {EFFORT}):
+        if (name, conversation.template_arguments[name]) != USUAL_VERBOSITY:
+            yield Adjustment(name, "left_out", "chat_template")
+    if EFFORT in unread:
+        yield from _switched(EFFORT, conversation, text)
+    elif EFFORT not in conversation.template_arguments:
+        yield from _switched("thinking", conversation, text)
+
+
+def _switched(name: str, conversation: Conversation, text: ModelText) -> Iterator[Adjustment]:
+    """Say what became of a wish that the model thinks, or doesn't, for which its template has at most a switch."""
+    is_on, has_level = conversation.thinking, name == EFFORT
+    if is_on is None:
+        was_honoured = not has_level
+    elif text.has_thinking_switch:
+        was_honoured = not (is_on and has_level)
+    else:
+        was_honoured = is_on == text.family.thinks and not (is_on and has_level)
+    if not was_honoured:
+        is_switched = bool(is_on) and text.has_thinking_switch
+        yield Adjustment(name, "on" if is_switched else "left_out", "chat_template")

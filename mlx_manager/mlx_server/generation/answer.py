@@ -23,6 +23,9 @@ from mlx_manager.mlx_server.generation.text import Detokenizer, StopStrings
 from mlx_manager.mlx_server.generation.thoughts import ThoughtCounter
 from mlx_manager.mlx_server.workers.stream import TokenStream
 
+# That no mark and no call begins with.
+SOME_TEXT = "."
+
 
 async def read_answer(
     tokens: TokenStream, reader: AnswerReader, input_tokens: int
@@ -89,6 +92,12 @@ class AnswerReader:
     def awaits_prompt(self) -> bool:
         """Whether the answer begins with a prompt whose log-probabilities are wanted."""
         return bool(self._scored_token_ids)
+
+    def skip_beginning(self) -> None:
+        """Read what the client has of the answer already: it goes on within it, and not where a call may begin."""
+        if self._parser is not None:
+            self._parser.feed(self._opening + SOME_TEXT)
+        self._opening = ""
 
     def begin(self, prompt_logprobs: Sequence[Logprobs] = ()) -> list[Delta]:
         """Return what the answer's opening, which the model was given, already says."""

@@ -61,6 +61,8 @@ EXPECTED_TOKENS = 2048
 class Prompt:
     """What goes to the engine for one prompt; `opening` is the part of it that the answer begins with.
 
+    Where the answer `is_begun`, the client has that part, and what follows it in the prompt.
+
     The answer has `max_tokens` at most, and `expected_tokens` as far as memory is concerned.
     """
 
@@ -73,6 +75,7 @@ class Prompt:
     thought_budget: ThoughtBudget | None
     parts: tuple[Part, ...] = ()
     reordered: tuple[Adjustment, ...] = ()
+    is_begun: bool = False
 
 
 class LocalBackend:
@@ -210,6 +213,7 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
         thought_budget(request, text, encoded.opening),
         encoded.parts,
         encoded.reordered,
+        encoded.is_begun,
     )
 
 
@@ -272,9 +276,12 @@ def reader_for(request: ChatRequest, text: ModelText, prompt: Prompt) -> AnswerR
             prompt.thought_budget, partial(findings.note, "reasoning_cut", None)
         )
     scored = prompt.token_ids if scores_prompt(request) else ()
-    return AnswerReader(
+    reader = AnswerReader(
         text, request.stop, request.sampling, parser, prompt.opening, counter, scored
     )
+    if prompt.is_begun:
+        reader.skip_beginning()
+    return reader
 
 
 def scores_prompt(request: ChatRequest) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,7 @@ from mlx_manager.errors import InvalidRequest, ModelLoadFailed, UnsupportedParam
 from mlx_manager.long_lived import keep_all_so_far
 from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.engine.token_bytes import TokenBytes
+from mlx_manager.mlx_server.families import harmony
 from mlx_manager.mlx_server.families.family import Family, family_of
 from mlx_manager.mlx_server.generation.canonical import canonical
 from mlx_manager.mlx_server.generation.system_messages import SystemPlace, placed, system_place
@@ -26,6 +27,7 @@ from mlx_manager.mlx_server.generation.template_messages import (
     template_messages,
     with_instructions,
 )
+from mlx_manager.mlx_server.generation.template_variables import template_variables
 from mlx_manager.mlx_server.generation.whereabouts import Part, parts_of
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.pool.fit import own_context
@@ -40,26 +42,31 @@ API_DEFAULTS: dict[str, Any] = {
     "repetition_penalty": 1.0,
 }
 DEFAULT_XTC_THRESHOLD = 0.1
+# Two names for one thing: most templates' own, and DeepSeek's.
+SWITCHES = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """A prompt for the engine. `opening` is the part of it that belongs to the answer, for whoever reads that.
 
-    `parts` say which tokens are which message's. What is `reordered` has another order than was sent.
+    `parts` say which tokens are which message's. What is `reordered` has another order than was sent. An answer that
+    `is_begun` goes on behind what its client has of it already; then `opening` is the mark that this leaves open.
     """
 
     token_ids: list[int]
     opening: str = ""
     parts: tuple[Part, ...] = ()
     reordered: tuple[Adjustment, ...] = ()
+    is_begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ModelText:
     """What turns requests into token ids and back for one model, and what its config says of its weights.
 
-    Reading all this took `load_s`. With `is_canonical` conversations are put into their lasting order first.
+    Reading all this took `load_s`. The chat template reads `template_variables`. With `is_canonical` conversations are
+    put into their lasting order first.
     """
 
     model_id: str
@@ -75,6 +82,12 @@ class ModelText:
     load_s: float
     is_canonical: bool = False
     system_place: SystemPlace = "anywhere"
+    template_variables: frozenset[str] = frozenset()
+
+    @property
+    def has_thinking_switch(self) -> bool:
+        """Whether the chat template can switch thinking on and off."""
+        return not self.template_variables.isdisjoint(SWITCHES)
 
     def encode(self, prompt: Conversation | RawPrompt) -> Encoded:
         """Return the prompt for the engine. Raises InvalidRequest when the model can't take it."""
@@ -83,6 +96,11 @@ class ModelText:
             reordered = [Adjustment(name, "reordered", "canonical_prompts") for name in names]
             if self._moves_system(prompt):
                 reordered.append(Adjustment("messages", "reordered", "chat_template"))
+            if prompt.is_begun:
+                rendered, opening = self._begun(prompt)
+                encoding = self._encoding(rendered, add_special_tokens=False)
+                parts = parts_of(prompt, rendered, encoding)
+                return Encoded(encoding.ids, opening, parts, tuple(reordered), is_begun=True)
             rendered, forced = self.render(prompt), self._forced(prompt)
             thought = self._open_reasoning(rendered)
             if forced and thought:
@@ -197,6 +215,41 @@ class ModelText:
         form = self.family.form
         return form.opening if choice.name is None else form.opening_of(choice.name)
 
+    def _begun(self, conversation: Conversation) -> tuple[str, str]:
+        """Return a conversation whose last message begins the answer, and the mark that this leaves open.
+
+        It is what the model would have written behind the prompt that asks for the answer: templates close a whole
+        message, cut white space off, and leave thoughts out. Raises InvalidRequest.
+        """
+        *earlier, last = conversation.messages
+        mark, end = self.family.reasoning or ("", "")
+        written = last.content.lstrip() if mark and last.content.lstrip().startswith(mark) else ""
+        thinks = bool(written or last.reasoning)
+        if conversation.thinking and not thinks and self.family.thinks:
+            raise InvalidRequest(
+                f"The last message begins the answer, and {self.model_id} would have to think before it. Switch its "
+                "reasoning off, or leave the beginning out.",
+                param="messages",
+            )
+        rendered = self.render(
+            replace(conversation, messages=tuple(earlier), thinking=thinks, is_begun=False)
+        )
+        if self.family.in_messages:
+            thought = f"{last.reasoning}{harmony.END}{harmony.START}assistant"
+            before = f"{harmony.ANALYSIS}{thought}" if last.reasoning else ""
+            return f"{rendered}{before}{harmony.FINAL}{last.content}", harmony.FINAL
+        is_open = bool(self._open_reasoning(rendered))
+        if written:
+            # A thought that the client has begun, and maybe ended.
+            behind = (
+                rendered.rstrip() + written.removeprefix(mark) if is_open else rendered + written
+            )
+            return behind, "" if end in written else mark
+        if last.reasoning and mark:
+            rendered += ("" if is_open else f"{mark}\n") + f"{last.reasoning}\n"
+            is_open = True
+        return rendered + (self._end_of_reasoning if is_open else "") + last.content, ""
+
     def _open_reasoning(self, rendered: str) -> str:
         """Return the mark that opens the model's thoughts, when the prompt ends with it."""
         mark = self.family.reasoning[0] if self.family.reasoning else ""
@@ -284,6 +337,7 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
         load_s=time.monotonic() - began_s,
         is_canonical=files.settings.canonical_prompts,
         system_place=_system_place(tokenizer),
+        template_variables=template_variables(tokenizer.chat_template),
     )
 
 
@@ -339,8 +393,7 @@ def callable_tools(conversation: Conversation) -> Sequence[Tool]:
 def _variables(conversation: Conversation) -> dict[str, Any]:
     """Return the variables of the template; what the client set by name wins."""
     thinking = conversation.thinking
-    # Two names for one thing: most templates' own, and DeepSeek's.
-    switch = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
+    switch = {} if thinking is None else dict.fromkeys(SWITCHES, thinking)
     return switch | dict(conversation.template_arguments)
 
 

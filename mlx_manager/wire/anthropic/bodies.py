@@ -12,6 +12,7 @@ from mlx_manager.wire.signature import Signer
 
 # Anthropic's API wants to be told; others take as many as there is room for.
 MAX_TOKENS = 4096
+LEAST_BUDGET = 1024
 KINDS = {"auto": "auto", "required": "any", "none": "none"}
 
 
@@ -38,18 +39,26 @@ def message_body(request: ChatRequest, signer: Signer) -> dict[str, Any]:
         "stream": request.stream or None,
         "priority": request.priority,
         "output_config": _output(request) or None,
-        "thinking": _thinking(conversation.thinking),
+        "thinking": _thinking(conversation.thinking, asked.thinking_tokens),
         **_tools(conversation.tools, conversation.tool_choice),
     }
     return {name: value for name, value in body.items() if value is not None}
 
 
 def _check(request: ChatRequest) -> None:
-    plain = replace(request.sampling, temperature=None, top_p=None, top_k=None)
+    plain = replace(
+        request.sampling, temperature=None, top_p=None, top_k=None, thinking_tokens=None
+    )
     if plain != Sampling():
         raise UnsupportedParameter(
             "Anthropic's API takes 'temperature', 'top_p' and 'top_k'. Leave other ways of sampling out.",
             param="temperature",
+        )
+    budget = request.sampling.thinking_tokens
+    if budget is not None and budget < LEAST_BUDGET:
+        raise UnsupportedParameter(
+            f"Anthropic's API takes no budget of thoughts below {LEAST_BUDGET} tokens, and this is {budget}. Raise it.",
+            param="thinking_token_budget",
         )
     assert isinstance(request.input, Conversation)
     if request.input.tool_choice.allowed is not None:
@@ -96,7 +105,9 @@ def _output(request: ChatRequest) -> dict[str, Any]:
     return output
 
 
-def _thinking(thinking: bool | None) -> dict[str, Any] | None:
+def _thinking(thinking: bool | None, tokens: int | None) -> dict[str, Any] | None:
+    if thinking and tokens is not None:
+        return {"type": "enabled", "budget_tokens": tokens}
     return None if thinking is None else {"type": "adaptive" if thinking else "disabled"}
 
 

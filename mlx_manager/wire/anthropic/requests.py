@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Literal, TypeVar
@@ -44,6 +45,8 @@ from mlx_manager.wire.anthropic.schema import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from mlx_manager.wire.begun import check_begun
+from mlx_manager.wire.json_text import check_finite
 from mlx_manager.wire.left_out import hosted_beside_others, not_to_be_chosen, remark
 from mlx_manager.wire.signature import Signer
 
@@ -72,13 +75,7 @@ Validated = TypeVar("Validated", bound=BaseModel)
 def message_request(body: MessagesBody, origin: Origin, signer: Signer) -> ChatRequest:
     """Return what a message asks for. Raises InvalidRequest and UnsupportedParameter."""
     check_unsupported(body.model_extra or {})
-    if body.messages[-1].role == "assistant":
-        last = f"messages[{len(body.messages) - 1}]"
-        raise UnsupportedParameter(
-            f"{last} is the assistant's. This version can't continue it; end with a message of the user.",
-            param=last,
-        )
-    return ChatRequest(
+    request = ChatRequest(
         model=body.model,
         input=_conversation(body, signer),
         origin=origin,
@@ -94,12 +91,32 @@ def message_request(body: MessagesBody, origin: Origin, signer: Signer) -> ChatR
         stream=bool(body.stream),
         priority=body.priority,
     )
+    last = f"messages[{len(body.messages) - 1}]"
+    return check_begun(_checked_end(request, last), last)
+
+
+def _checked_end(request: ChatRequest, place: str) -> ChatRequest:
+    """Return the request. Raises InvalidRequest where it begins the answer and that ends with white space.
+
+    So does Anthropic's API: behind white space hardly a token begins as it does in texts.
+    """
+    assert isinstance(request.input, Conversation)
+    content = request.input.messages[-1].content
+    if request.input.is_begun and content != content.rstrip():
+        raise InvalidRequest(
+            f"{place} begins the answer, and ends with white space. Leave that out.", param=place
+        )
+    return request
 
 
 def count_request(body: CountTokensBody, origin: Origin, signer: Signer) -> ChatRequest:
     """Return the request whose prompt is to be counted. Raises what `message_request` raises."""
     check_unsupported(body.model_extra or {}, harmless=HARMLESS | HARMLESS_TO_A_COUNT)
-    return ChatRequest(model=body.model, input=_conversation(body, signer), origin=origin)
+    conversation = _conversation(body, signer)
+    if conversation.messages[-1].tool_calls:
+        # Counted before the calls' results are there.
+        conversation = replace(conversation, is_begun=False)
+    return ChatRequest(model=body.model, input=conversation, origin=origin)
 
 
 def models_query(parameters: Mapping[str, str]) -> ModelsQuery:
@@ -128,6 +145,7 @@ def _conversation(body: PromptBody, signer: Signer) -> Conversation:
             body.tool_choice, tools, {str(asked[at].get("name")) for at in absent}
         ),
         absent_tools=tuple(f"tools[{at}]" for at in sorted(absent)),
+        is_begun=body.messages[-1].role == "assistant",
         thinking=None if thinking is None else _thinks(thinking, body.messages[-1]),
     )
 
@@ -149,6 +167,7 @@ def _tool(tool: Mapping[str, Any], place: str) -> Tool:
             param=place,
         )
     custom = _validated(CustomTool, tool, place)
+    check_finite({f"{place}.input_schema": custom.input_schema})
     extra = {name: value for name, value in (custom.model_extra or {}).items() if name != "type"}
     check_unsupported(extra, kind="tools[].", place=f"{place}.")
     return Tool(custom.name, custom.description, custom.input_schema, bool(custom.strict))
@@ -156,13 +175,13 @@ def _tool(tool: Mapping[str, Any], place: str) -> Tool:
 
 def _format(body: PromptBody) -> AnswerFormat | None:
     """Return what the answer must be, by the parameter of today or by the one that older clients send."""
+    asked, param = body.output_format, "output_format.schema"
     if body.output_config is not None and body.output_config.format is not None:
-        return AnswerFormat(
-            "json_schema", body.output_config.format.json_schema, "output_config.format.schema"
-        )
-    if body.output_format is not None:
-        return AnswerFormat("json_schema", body.output_format.json_schema, "output_format.schema")
-    return None
+        asked, param = body.output_config.format, "output_config.format.schema"
+    if asked is None:
+        return None
+    check_finite({param: asked.json_schema})
+    return AnswerFormat("json_schema", asked.json_schema, param)
 
 
 def _tool_choice(
@@ -275,13 +294,14 @@ def _assistant(turn: MessageTurn, place: str, signer: Signer) -> Message:
     if isinstance(turn.content, str):
         return Message("assistant", turn.content)
     texts, thoughts, calls = list[str](), list[str](), list[ToolCall]()
-    for _, block in _blocks(turn.content, ASSISTANT, f"{place}.content"):
+    for at, block in _blocks(turn.content, ASSISTANT, f"{place}.content"):
         match block:
             case TextBlock():
                 texts.append(block.text)
             case ThinkingBlock():
                 thoughts.append(signer.read(block.thinking, block.signature))
             case ToolUseBlock():
+                check_finite({f"{at}.input": block.input})
                 calls.append(ToolCall(block.id, block.name, block.input))
             case _:
                 # Redacted by Anthropic, for Anthropic: nobody else can read it.

@@ -36,6 +36,8 @@ def chat_body(request: ChatRequest) -> dict[str, Any]:
         "stop": list(request.stop) or None,
         "stream": request.stream or None,
         "priority": request.priority,
+        "continue_final_message": request.input.is_begun or None,
+        "thinking_token_budget": request.sampling.thinking_tokens,
         **_sampling(request.sampling),
         **_reasoning(request.input),
         **_tools(request.input.tools, request.input.tool_choice),

@@ -6,6 +6,7 @@ import json
 
 from mlx_manager.chat.request import AnswerFormat
 from mlx_manager.errors import InvalidRequest
+from mlx_manager.wire.json_text import check_finite
 from mlx_manager.wire.openai.schema import (
     ChatCompletionBody,
     GenerationBody,
@@ -46,8 +47,9 @@ def _response_formats(body: GenerationBody) -> list[AnswerFormat]:
         case JsonObjectFormat():
             return [AnswerFormat("json_schema", {"type": "object"}, RESPONSE_FORMAT)]
         case JsonSchemaFormat():
-            schema = asked.json_schema.json_schema
-            return [AnswerFormat("json_schema", schema, f"{RESPONSE_FORMAT}.json_schema.schema")]
+            schema, param = asked.json_schema.json_schema, f"{RESPONSE_FORMAT}.json_schema.schema"
+            check_finite({param: schema})
+            return [AnswerFormat("json_schema", schema, param)]
         case _:
             return []
 
@@ -57,6 +59,7 @@ def _structured_outputs(asked: StructuredOutputs | None) -> list[AnswerFormat]:
     if asked is None:
         return found
     if asked.json_schema is not None:
+        check_finite({f"{STRUCTURED_OUTPUTS}.json": asked.json_schema})
         found.append(AnswerFormat("json_schema", asked.json_schema, f"{STRUCTURED_OUTPUTS}.json"))
     if asked.regex is not None:
         found.append(AnswerFormat("regex", asked.regex, f"{STRUCTURED_OUTPUTS}.regex"))

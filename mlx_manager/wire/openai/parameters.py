@@ -33,7 +33,6 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
-    "verbosity": ("medium",),
     "web_search_options": (),
 }
 

@@ -22,6 +22,8 @@ from mlx_manager.chat.request import (
     ToolChoice,
 )
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.begun import check_begun
+from mlx_manager.wire.json_text import check_finite
 from mlx_manager.wire.left_out import NAMES, remark
 from mlx_manager.wire.openai.formats import answer_format
 from mlx_manager.wire.openai.parameters import (
@@ -41,6 +43,7 @@ from mlx_manager.wire.openai.schema import (
     ToolCallMessage,
     ToolDefinition,
 )
+from mlx_manager.wire.openai.thinking import Thinking, thinking_of
 
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -50,13 +53,12 @@ def chat_request(body: ChatCompletionBody, origin: Origin) -> ChatRequest:
     _check(body)
     max_tokens = body.max_completion_tokens or body.max_tokens
     check_min_tokens(body, max_tokens)
-    return ChatRequest(
+    thinking = thinking_of(body, body.thinking_token_budget)
+    request = ChatRequest(
         model=body.model,
-        input=_conversation(body),
+        input=_conversation(body, thinking),
         origin=origin,
-        sampling=replace(
-            sampling(body, _top_logprobs(body)), thinking_tokens=body.thinking_token_budget
-        ),
+        sampling=replace(sampling(body, _top_logprobs(body)), thinking_tokens=thinking.tokens),
         max_tokens=max_tokens,
         stop=stop_strings(body),
         format=answer_format(body),
@@ -64,6 +66,7 @@ def chat_request(body: ChatCompletionBody, origin: Origin) -> ChatRequest:
         priority=priority(body.priority),
         choices=body.n or 1,
     )
+    return check_begun(request, f"messages[{len(body.messages) - 1}]")
 
 
 def completion_request(body: CompletionBody, origin: Origin) -> ChatRequest:
@@ -107,23 +110,49 @@ def _selection(body: CompletionBody) -> Selection | None:
     return Selection(wanted, body.logprobs is not None) if made > wanted else None
 
 
-def _conversation(body: ChatCompletionBody) -> Conversation:
-    arguments, effort = body.chat_template_kwargs or {}, body.reasoning_effort
+def _conversation(body: ChatCompletionBody, thinking: Thinking) -> Conversation:
+    arguments = body.chat_template_kwargs or {}
     check_template_arguments(arguments)
+    check_finite({"chat_template_kwargs": arguments})
+    verbosity = {} if body.verbosity is None else {"verbosity": body.verbosity}
     return Conversation(
         messages=tuple(_message(message, index) for index, message in enumerate(body.messages)),
         # Few templates know levels; most have a switch, which `thinking` is.
-        template_arguments=arguments
-        if effort is None
-        else {"reasoning_effort": effort, **arguments},
-        tools=tuple(_tool(tool) for tool in body.tools or ()),
+        template_arguments={**thinking.variables, **verbosity, **arguments},
+        tools=tuple(_tool(tool, index) for index, tool in enumerate(body.tools or ())),
         tool_choice=_tool_choice(body),
-        thinking=None if effort is None else effort != "none",
+        unheld=thinking.unheld,
+        is_begun=_is_begun(body),
+        thinking=thinking.is_on,
     )
 
 
-def _tool(tool: ToolDefinition) -> Tool:
+def _is_begun(body: ChatCompletionBody) -> bool:
+    """Whether the last message begins the answer, as vLLM's clients say it or Mistral's and DeepSeek's."""
+    for index, message in enumerate(body.messages[:-1]):
+        if message.prefix:
+            raise InvalidRequest(
+                "Only the last message can begin the answer. Leave 'prefix' out.",
+                param=f"messages[{index}].prefix",
+            )
+    is_begun = bool(body.continue_final_message or body.messages[-1].prefix)
+    if body.add_generation_prompt and is_begun:
+        raise InvalidRequest(
+            "'add_generation_prompt' begins a new message, and the last one is to be gone on with. Leave it out.",
+            param="add_generation_prompt",
+        )
+    if body.add_generation_prompt is False and not is_begun:
+        raise UnsupportedParameter(
+            "Without 'add_generation_prompt' nobody would know whose message comes next. Leave it out, or set "
+            "'continue_final_message' to true.",
+            param="add_generation_prompt",
+        )
+    return is_begun
+
+
+def _tool(tool: ToolDefinition, index: int) -> Tool:
     function = tool.function
+    check_finite({f"tools[{index}].function.parameters": function.parameters})
     return Tool(
         function.name, function.description, function.parameters or {}, bool(function.strict)
     )

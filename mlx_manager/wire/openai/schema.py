@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from mlx_manager.wire.openai.thinking import Budget, ThinkingFields
+
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -24,6 +26,7 @@ MAX_TOOLS = 1024
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 ChoiceCount = Annotated[int, Field(ge=1, le=MAX_CHOICES, strict=True)]
 TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
+Verbosity = Literal["low", "medium", "high"]
 # vLLM's numbers, of which the lower one goes first, or a word.
 Priority = Literal["high", "normal", "low"] | Annotated[int, Field(strict=True)]
 # `fail_fast`: a list of a million wrong items gets one complaint, not a million.
@@ -138,7 +141,8 @@ ChatToolChoice = Annotated[
 class ChatMessage(BaseModel):
     """One message; `content` may be null only beside tool calls.
 
-    `reasoning_content` is what an assistant's message had as such; `reasoning` is another name for it.
+    `reasoning_content` is what an assistant's message had as such; `reasoning` is another name for it. With `prefix`
+    the last message begins the answer.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -150,6 +154,19 @@ class ChatMessage(BaseModel):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    prefix: bool | None = None
+
+
+class BegunFields(BaseModel):
+    """Whether the last message, the assistant's, is the beginning of the answer, in vLLM's words."""
+
+    continue_final_message: bool | None = Field(
+        None,
+        description="Whether the last message, the assistant's, is the beginning of the answer",
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="`false` belongs to `continue_final_message`, `true` to any other request"
+    )
 
 
 class StreamOptions(BaseModel):
@@ -244,7 +261,7 @@ class GenerationBody(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class ChatCompletionBody(GenerationBody):
+class ChatCompletionBody(BegunFields, ThinkingFields, GenerationBody):
     """Body of `POST /v1/chat/completions`."""
 
     n: ChoiceCount | None = None
@@ -261,10 +278,16 @@ class ChatCompletionBody(GenerationBody):
     )
     tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
-        None
-    )
+    thinking_token_budget: Budget | None = None
+    include_reasoning: bool | None = None
+    verbosity: Verbosity | None = None
+
+    @property
+    def shows_reasoning(self) -> bool:
+        """Whether the client wants to see what the model thinks."""
+        is_excluded = self.reasoning is not None and bool(self.reasoning.exclude)
+        is_omitted = self.thinking is not None and self.thinking.display == "omitted"
+        return self.include_reasoning is not False and not is_excluded and not is_omitted
 
 
 class CompletionBody(GenerationBody):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,22 +9,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from mlx_manager.chat.request import Conversation, Origin
 from mlx_manager.chat.tokens import DetokenizeRequest, TokenizeRequest, Tokens
 from mlx_manager.errors import InvalidRequest
-from mlx_manager.wire.openai.parameters import HARMLESS, NEUTRAL_VALUES, check_unsupported
+from mlx_manager.wire.openai.parameters import HARMLESS, check_unsupported
 from mlx_manager.wire.openai.requests import chat_request
 from mlx_manager.wire.openai.schema import (
     MAX_MODEL_ID,
     MAX_TOOLS,
+    BegunFields,
     ChatCompletionBody,
     ChatMessage,
     NamedToolChoice,
     TokenId,
     ToolDefinition,
+    Verbosity,
 )
+from mlx_manager.wire.openai.thinking import ThinkingFields
 
 ModelId = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_ID)]
 
 
-class TokenizeBody(BaseModel):
+class TokenizeBody(BegunFields, ThinkingFields):
     """Body of `POST /v1/tokenize`: a text, or what a chat completion is asked for with."""
 
     model_config = ConfigDict(extra="allow")
@@ -46,9 +48,7 @@ class TokenizeBody(BaseModel):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="More variables of the template, for `messages`"
     )
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
-        Field(None, description="For `messages`")
-    )
+    verbosity: Verbosity | None = Field(None, description="How long an answer is to be")
     add_special_tokens: bool | None = Field(
         None,
         description="Whether a text gets the tokens that the model's tokenizer puts around one (`true` unless it is "
@@ -75,17 +75,13 @@ class DetokenizeBody(BaseModel):
 HARMLESS_TO_A_PROMPT = HARMLESS | (
     ChatCompletionBody.model_fields.keys() - TokenizeBody.model_fields.keys()
 )
-PROMPT_NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
-    **NEUTRAL_VALUES,
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-}
-_OF_MESSAGES = ("tools", "tool_choice", "chat_template_kwargs", "reasoning_effort")
+_SHARED = (*ThinkingFields.model_fields, *BegunFields.model_fields)
+_OF_MESSAGES = ("tools", "tool_choice", "chat_template_kwargs", "verbosity", *_SHARED)
 
 
 def tokenize_request(body: TokenizeBody, origin: Origin) -> TokenizeRequest:
     """Return what is to be encoded. Raises InvalidRequest and UnsupportedParameter."""
-    check_unsupported(body.model_extra or {}, HARMLESS_TO_A_PROMPT, PROMPT_NEUTRAL_VALUES)
+    check_unsupported(body.model_extra or {}, HARMLESS_TO_A_PROMPT)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Send either a 'prompt' or 'messages'.", param="prompt")
     if body.messages is not None:
@@ -111,7 +107,8 @@ def _conversation(body: TokenizeBody, messages: list[ChatMessage], origin: Origi
         tools=body.tools,
         tool_choice=body.tool_choice,
         chat_template_kwargs=body.chat_template_kwargs,
-        reasoning_effort=body.reasoning_effort,
+        verbosity=body.verbosity,
+        **{name: getattr(body, name) for name in _SHARED},
     )
     conversation = chat_request(chat, origin).input
     assert isinstance(conversation, Conversation), "that is what messages are"

@@ -39,11 +39,6 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "access_programs": (),
     "prompt_cache_options.prewarm": (False,),
     "image": (),
-    "text.verbosity": ("medium",),
-    # The SDK's `parse` sends it so.
-    "verbosity": ("medium",),
-    "reasoning.summary": ("auto",),
-    "reasoning.generate_summary": ("auto",),
     "reasoning.context": ("auto",),
     "reasoning.mode": ("standard",),
     "tools[].async": (False,),

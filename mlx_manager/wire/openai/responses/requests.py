@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -100,17 +100,40 @@ def response_request(
 def _conversation(body: ResponsesBody, items: Sequence[ItemObject]) -> Conversation:
     instructions = () if body.instructions is None else (Message("system", body.instructions),)
     effort = body.reasoning.effort if body.reasoning else None
+    verbosity = verbosity_of(body)
+    said = {"reasoning_effort": effort, "verbosity": verbosity}
     tools = body.tools or []
     absent = hosted_beside_others([tool.type for tool in tools])
     return Conversation(
         messages=(*instructions, *messages_of(items)),
         # Few templates know levels; most have a switch, which `thinking` is.
-        template_arguments={} if effort is None else {"reasoning_effort": effort},
+        template_arguments={name: value for name, value in said.items() if value is not None},
         tools=tuple(_tool(tool, at) for at, tool in enumerate(tools) if at not in absent),
         tool_choice=_tool_choice(body),
         absent_tools=tuple(f"tools[{at}]" for at in sorted(absent)),
+        unheld=tuple(_summaries(body)),
         thinking=None if effort is None else effort != "none",
     )
+
+
+def verbosity_of(body: ResponsesBody) -> str | None:
+    """Return how long an answer is to be, by either of the two places that can say so."""
+    in_text = body.text.verbosity if body.text else None
+    if None not in (in_text, body.verbosity) and in_text != body.verbosity:
+        raise InvalidRequest(
+            "'verbosity' contradicts 'text.verbosity'. Send one of them.", param="verbosity"
+        )
+    return in_text or body.verbosity
+
+
+def _summaries(body: ResponsesBody) -> Iterator[str]:
+    """Yield where a summary of the model's thoughts is asked for: there is nobody here who would write one."""
+    asked = (
+        body.reasoning.model_dump(include={"summary", "generate_summary"}) if body.reasoning else {}
+    )
+    for name, value in asked.items():
+        if value not in (None, "none"):
+            yield f"reasoning.{name}"
 
 
 def _tool(tool: FunctionTool, index: int) -> Tool:

@@ -15,13 +15,15 @@ from mlx_manager.wire.openai.schema import (
     GenerationBody,
     LogprobCount,
     TokenCount,
+    Verbosity,
 )
+from mlx_manager.wire.openai.thinking import Budget, Effort
 
 MAX_RESPONSE_ID = 160
 MAX_METADATA = 16
 MetadataName = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Summary = Literal["auto", "concise", "detailed", "none"]
 
 
 class Part(BaseModel):
@@ -112,6 +114,7 @@ class TextConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     format: TextFormat | None = None
+    verbosity: Verbosity | None = None
 
 
 class Reasoning(BaseModel):
@@ -120,6 +123,8 @@ class Reasoning(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     effort: Effort | None = None
+    summary: Summary | None = None
+    generate_summary: Summary | None = None
 
 
 class IncludeQuery(BaseModel):
@@ -168,7 +173,9 @@ class ResponsesBody(GenerationBody):
     top_logprobs: LogprobCount | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
+    # The SDK's `parse` sends it beside `text`.
+    verbosity: Verbosity | None = None
+    thinking_token_budget: Budget | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Annotated[
         Literal["none", "auto", "required"] | AllowedToolsChoice | ToolChoiceObject | None,
