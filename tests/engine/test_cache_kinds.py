@@ -9,7 +9,7 @@ import pytest
 
 from mlx_manager.mlx_server.engine.prefix_cache import PrefixCache
 from mlx_manager.mlx_server.engine.row_state import caches_for, kinds_of, state_of
-from mlx_manager.mlx_server.engine.runner import MOST_SNAPSHOTS, snapshot_places
+from mlx_manager.mlx_server.engine.snapshots import MOST_SNAPSHOTS, snapshot_places
 from tests.engine.driving import Driver, answer_alone
 from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
 

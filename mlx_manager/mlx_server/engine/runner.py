@@ -41,12 +41,10 @@ from mlx_manager.mlx_server.engine.sampling import (
     greedy,
     sampler_for,
 )
+from mlx_manager.mlx_server.engine.snapshots import snapshot_places
 from mlx_manager.mlx_server.engine.thoughts import BudgetedSampler
 
 LEAST_REUSED_TOKENS = 16
-# A prompt is read in no shorter pieces than this for a snapshot between them, and for no more snapshots than this.
-LEAST_SEGMENT_TOKENS = 64
-MOST_SNAPSHOTS = 8
 # The end of an answer whose grammar was too complex to go on with.
 GIVEN_UP = "given_up"
 Drawing = tuple[Sampler, Matcher | None]
@@ -457,21 +455,6 @@ class Runner:
         if key not in self._stop_sequences:
             self._stop_sequences[key] = StopSequences([[token_id] for token_id in key])
         return self._stop_sequences[key]
-
-
-def snapshot_places(borders: Iterable[int], begin: int, end: int) -> list[int]:
-    """Return those of `borders` between `begin` and `end` that are worth a snapshot, in order.
-
-    The last ones, as prompts mostly go on from there, and the first, behind the instructions that chats share. There
-    is one at `end` in any case.
-    """
-    places = list[int]()
-    following = end
-    for border in sorted(set(borders), reverse=True):
-        if begin < border <= following - LEAST_SEGMENT_TOKENS:
-            places.append(border)
-            following = border
-    return [*places[: MOST_SNAPSHOTS - 1], *places[MOST_SNAPSHOTS - 1 :][-1:]][::-1]
 
 
 def _holding(
