@@ -76,6 +76,7 @@
     const found = [];
     const complain = (elements, what) => found.push(...elements.map((one) => `${what}: ${named(one)}`));
     complain(all("a[href], button, input:not([type=hidden]), select, textarea, summary, [role=img], [role=region], [role=treegrid], table, nav, form").filter((one) => !nameOf(one) && !one.parentElement.closest("[role=img]")), "no name");
+    complain(all(":is(span, div, p, pre, code):is([aria-label], [aria-labelledby]):not([role])"), "named, but nothing that has a name");
     complain(all("img:not([alt])"), "no alternative");
     complain(all("section").filter((one) => !nameOf(one)), "section without a name");
     complain(all("svg").filter((one) => !one.closest("[aria-hidden=true], [role=img], time-chart")), "picture that is neither named nor hidden");

@@ -103,6 +103,11 @@ def test_the_first_tab_skips_to_the_content(site: Site, page: Page) -> None:
         ("document.querySelector('h1').style.opacity = 0.3", "contrast", "contrast"),
         ("document.querySelector('#text').removeAttribute('id')", "names", "no name"),
         ("document.querySelector('.skip').remove()", "names", "skip link"),
+        (
+            "document.querySelector('.none').removeAttribute('role')",
+            "names",
+            "nothing that has a name",
+        ),
         ("document.querySelector('th').removeAttribute('scope')", "names", "heading of nothing"),
     ],
 )
