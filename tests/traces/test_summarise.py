@@ -24,6 +24,18 @@ def test_a_chat_over_http_is_told_by_its_server_and_its_chat() -> None:
         assert line.time_to_first_token_s == 0.25
 
 
+@pytest.mark.parametrize("name", ["mlx.key.id", "enduser.id"])
+def test_who_asked_is_told_by_our_key_or_by_what_others_call_their_user(name: str) -> None:
+    assert summarise(trace_id(1), [chat(1, attributes={name: "laptop"})]).key_id == "laptop"
+    ours_first = {"enduser.id": "somebody", "mlx.key.id": "laptop"}
+    assert summarise(trace_id(1), [chat(1, attributes=ours_first)]).key_id == "laptop"
+
+
+@pytest.mark.parametrize("name", ["gen_ai.conversation.id", "session.id"])
+def test_a_session_is_told_by_the_conventions_name_or_the_older_one(name: str) -> None:
+    assert summarise(trace_id(1), [chat(1, attributes={name: "s-1"})]).session == "s-1"
+
+
 def test_the_tokens_of_several_chats_add_up() -> None:
     spans = [span(1, 1), chat(1, 2), chat(1, 3, at_s=1), chat(1, 4, at_s=2)]
     assert summarise(trace_id(1), spans).input_tokens == 30
