@@ -75,7 +75,7 @@ def encoded(**changes: Any) -> bytes:
         (CHAT, b'"text"', 400, "invalid_request", "chat", None, None),
         (CHAT, b'{"model": 5}', 400, "invalid_request", "chat", None, None),
         (CHAT, encoded(stream=True, top_p=7), 400, "invalid_request", "chat", MODEL, True),
-        (CHAT, encoded(verbosity="high"), 400, "unsupported_parameter", "chat", MODEL, False),
+        (CHAT, encoded(suffix="!"), 400, "unsupported_parameter", "chat", MODEL, False),
         (CHAT, b" " * 9999, 413, "content_too_large", "chat", None, None),
         (CHAT, encoded(model="no/such"), 404, "model_not_found", "chat", "no/such", False),
         ("/v1/completions", b"{}", 400, "invalid_request", "text_completion", None, None),

@@ -269,8 +269,7 @@ def resumed(stage: Stage) -> str:
     """The engine process is killed in the middle of an answer."""
     with ThreadPoolExecutor() as threads:
         answered = threads.submit(stage.ask, max_tokens=200)
-        wait_until(lambda: stage.server.active(STARTER) == 1)
-        threading.Event().wait(0.5)
+        wait_until(lambda: any(one.output_tokens > 9 for one in stage.server.state.running))
         engine = stage.server.resident(STARTER).engine
         assert engine is not None
         assert engine.pid is not None
