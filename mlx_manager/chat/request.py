@@ -45,13 +45,14 @@ class Message:
 class Tool:
     """A function that the model may call; `parameters` is the JSON schema of its arguments, an object.
 
-    `is_strict` holds the arguments to it.
+    `is_strict` holds the arguments to it. The `name` of one that belongs to a `namespace` has that before it.
     """
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     is_strict: bool = False
+    namespace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -577,3 +577,66 @@ def test_pages_of_items_follow_each_other_in_both_orders() -> None:
     assert walked(False) == ["i4", "i3", "i2", "i1", "i0"]
     with pytest.raises(InvalidRequest, match="no item 'i9'"):
         items_page(items, 2, "i9", True)
+
+
+AGENTS = {
+    "type": "namespace",
+    "name": "agents",
+    "description": "Sub-agents.",
+    "tools": [
+        LOOK | {"name": "spawn", "description": "Begins one.", "strict": False},
+        LOOK | {"name": "wait"},
+    ],
+}
+
+
+def test_the_model_knows_functions_of_a_namespace_by_both_names() -> None:
+    tools = conversation_of(tools=[LOOK, AGENTS]).tools
+    assert [(tool.name, tool.namespace) for tool in tools] == [
+        ("look", None),
+        ("agents__spawn", "agents"),
+        ("agents__wait", "agents"),
+    ]
+    assert [tool.description for tool in tools] == [None, "Sub-agents.\nBegins one.", None]
+    assert [tool.is_strict for tool in tools] == [True, False, True]
+
+
+def test_a_call_of_one_has_the_names_apart_and_comes_back_as_it_was() -> None:
+    events: list[ChatEvent] = [
+        ToolCallStarted(0, "c1", "agents__spawn"),
+        ToolCallDelta(0, "{}"),
+        ToolCallStarted(1, "c2", "look"),
+        ToolCallDelta(1, "{}"),
+    ]
+    writer, found = written(events, "tool_calls", tools=[LOOK, AGENTS])
+    spawned, looked = writer.response["output"]
+    assert (spawned["namespace"], spawned["name"]) == ("agents", "spawn")
+    assert looked["name"] == "look"
+    assert "namespace" not in looked
+    assert writer.response["tools"][1]["tools"][0]["name"] == "spawn"
+    for event in found:
+        TypeAdapter[Any](ResponseStreamEvent).validate_python(event)
+    [turn] = conversation_of(input=[spawned, looked], tools=[LOOK, AGENTS]).messages
+    assert [call.name for call in turn.tool_calls] == ["agents__spawn", "look"]
+
+
+@pytest.mark.parametrize(
+    ("tools", "param"),
+    [
+        ([{**AGENTS, "name": None}], "tools[0].name"),
+        ([{**AGENTS, "tools": [{"type": "custom", "name": "x"}]}], "tools[0].tools[0].type"),
+        (
+            [{**AGENTS, "tools": [LOOK | {"defer_loading": True}]}],
+            "tools[0].tools[0].defer_loading",
+        ),
+        ([{**AGENTS, "mood": "good"}], "tools[0].mood"),
+        ([LOOK | {"name": "agents__spawn"}, AGENTS], "tools[1].tools[0].name"),
+        ([LOOK | {"tools": [LOOK]}], "tools[0].tools"),
+    ],
+)
+def test_a_namespace_that_can_t_be_honoured_is_refused_with_its_place(
+    tools: list[dict[str, Any]], param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        request_for(tools=tools)
+    assert refused.value.param == param

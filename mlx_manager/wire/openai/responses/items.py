@@ -12,6 +12,7 @@ from pydantic_core import from_json
 from mlx_manager.chat.request import Message, Role, ToolCall
 from mlx_manager.errors import InvalidRequest, ItemNotFound, UnsupportedParameter
 from mlx_manager.wire.left_out import NAMES, remark
+from mlx_manager.wire.openai.responses.namespaces import joined
 from mlx_manager.wire.openai.responses.schema import Item, Part
 from mlx_manager.wire.signature import Signer
 
@@ -140,7 +141,8 @@ def _other(item: ItemObject) -> Message:
 
 
 def _tool_call(item: ItemObject) -> ToolCall:
-    return ToolCall(item["call_id"], item["name"], _arguments(item["arguments"] or "{}"))
+    name = joined(item.get("namespace"), item["name"])
+    return ToolCall(item["call_id"], name, _arguments(item["arguments"] or "{}"))
 
 
 def _arguments(written: str) -> dict[str, Any]:
@@ -231,6 +233,7 @@ def _call(item: Item, place: str, item_id: str, status: str) -> ItemObject:
     arguments = item.arguments or "{}"
     if not _is_object(arguments, allow_partial=status == "incomplete"):
         raise InvalidRequest(f"{place}.arguments is not a JSON object.", param=f"{place}.arguments")
+    grouped = {} if item.namespace is None else {"namespace": item.namespace}
     return {
         "id": item_id,
         "type": "function_call",
@@ -238,6 +241,7 @@ def _call(item: Item, place: str, item_id: str, status: str) -> ItemObject:
         "call_id": _needed(item.call_id, f"{place}.call_id"),
         "name": _needed(item.name, f"{place}.name"),
         "arguments": arguments,
+        **grouped,
     }
 
 

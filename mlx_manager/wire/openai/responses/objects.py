@@ -10,8 +10,9 @@ from mlx_manager.errors import InvalidRequest, MlxManagerError, UnsupportedParam
 from mlx_manager.wire.left_out import hosted_beside_others
 from mlx_manager.wire.openai.errors import error_type
 from mlx_manager.wire.openai.responses.items import ItemObject
+from mlx_manager.wire.openai.responses.namespaces import NAMESPACE
 from mlx_manager.wire.openai.responses.parameters import ENCRYPTED, LOGPROBS
-from mlx_manager.wire.openai.responses.schema import ResponsesBody
+from mlx_manager.wire.openai.responses.schema import FunctionTool, ResponsesBody
 from mlx_manager.wire.signature import Signer
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -68,7 +69,15 @@ def _tools(body: ResponsesBody) -> list[dict[str, Any]]:
     """Return the tools that the model is given."""
     tools = body.tools or []
     absent = hosted_beside_others([tool.type for tool in tools])
-    return [tool.model_dump() for at, tool in enumerate(tools) if at not in absent]
+    return [_described(tool) for at, tool in enumerate(tools) if at not in absent]
+
+
+def _described(tool: FunctionTool) -> dict[str, Any]:
+    if tool.type != NAMESPACE:
+        return tool.model_dump(exclude={"tools"})
+    some = [_described(one) for one in tool.tools or ()]
+    group = {"type": NAMESPACE, "name": tool.name, "description": tool.description}
+    return {**group, "tools": some}
 
 
 def _tool_choice(body: ResponsesBody) -> str | dict[str, Any]:

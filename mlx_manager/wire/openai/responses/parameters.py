@@ -80,8 +80,8 @@ def check_supported(body: ResponsesBody) -> None:
     check_included(body.include or ())
 
 
-def check_tool(extra: Mapping[str, Any], index: int) -> None:
-    """Do the same for the fields of `tools[index]`."""
-    neutral = {name.replace("[]", f"[{index}]"): values for name, values in NEUTRAL_VALUES.items()}
-    named = {f"tools[{index}].{name}": value for name, value in extra.items()}
+def check_tool(extra: Mapping[str, Any], place: str) -> None:
+    """Do the same for the fields of a tool at `place`: `tools[2]`, or `tools[2].tools[0]`."""
+    neutral = {name.replace("tools[]", place): values for name, values in NEUTRAL_VALUES.items()}
+    named = {f"{place}.{name}": value for name, value in extra.items()}
     check_unsupported(named, frozenset(), neutral)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from mlx_manager.wire.openai.requests import (
     stop_strings,
 )
 from mlx_manager.wire.openai.responses.items import ItemObject, messages_of
+from mlx_manager.wire.openai.responses.namespaces import NAMESPACE, joined
 from mlx_manager.wire.openai.responses.parameters import (
     LOGPROBS,
     check_included,
@@ -108,7 +110,7 @@ def _conversation(body: ResponsesBody, items: Sequence[ItemObject]) -> Conversat
         messages=(*instructions, *messages_of(items)),
         # Few templates know levels; most have a switch, which `thinking` is.
         template_arguments={name: value for name, value in said.items() if value is not None},
-        tools=tuple(_tool(tool, at) for at, tool in enumerate(tools) if at not in absent),
+        tools=tuple(_functions(tools, absent)),
         tool_choice=_tool_choice(body),
         absent_tools=tuple(f"tools[{at}]" for at in sorted(absent)),
         unheld=tuple(_summaries(body)),
@@ -136,16 +138,57 @@ def _summaries(body: ResponsesBody) -> Iterator[str]:
             yield f"reasoning.{name}"
 
 
-def _tool(tool: FunctionTool, index: int) -> Tool:
+def _functions(tools: Sequence[FunctionTool], absent: AbstractSet[int]) -> Iterator[Tool]:
+    """Yield the functions that are tools and those in namespaces. Raises InvalidRequest for a name that two have."""
+    names = set[str]()
+    for at, tool in enumerate(tools):
+        if at in absent:
+            continue
+        for place, function in _grouped(tool, f"tools[{at}]"):
+            if function.name in names and function.namespace is not None:
+                raise InvalidRequest(
+                    f"{place} is known to the model as {function.name!r}, and so is another tool. Rename one of them.",
+                    param=f"{place}.name",
+                )
+            names.add(function.name)
+            yield function
+
+
+def _grouped(tool: FunctionTool, place: str) -> Iterator[tuple[str, Tool]]:
+    if tool.type != NAMESPACE:
+        yield place, _tool(tool, place)
+        return
+    check_tool(tool.model_extra or {}, place)
+    if tool.name is None:
+        raise InvalidRequest(f"{place}.name is missing.", param=f"{place}.name")
+    about = tool.description
+    for at, one in enumerate(tool.tools or ()):
+        function = _tool(one, f"{place}.tools[{at}]")
+        # What the group is about stands before its first function.
+        description = "\n".join(filter(None, (about, function.description))) or None
+        about = None
+        yield (
+            f"{place}.tools[{at}]",
+            replace(
+                function,
+                name=joined(tool.name, function.name),
+                description=description,
+                namespace=tool.name,
+            ),
+        )
+
+
+def _tool(tool: FunctionTool, place: str) -> Tool:
     if tool.type != "function":
         raise UnsupportedParameter(
-            f"tools[{index}] is of type {tool.type!r}. This version knows tools of type 'function', which you run "
-            "yourself. Leave this one out.",
-            param=f"tools[{index}].type",
+            f"{place} is of type {tool.type!r}. This version knows tools of type 'function', which you run "
+            "yourself, and 'namespace', which groups some. Leave this one out.",
+            param=f"{place}.type",
         )
-    check_tool(tool.model_extra or {}, index)
+    extra = {"tools": tool.tools} if tool.tools is not None else {}
+    check_tool({**extra, **(tool.model_extra or {})}, place)
     if tool.name is None:
-        raise InvalidRequest(f"tools[{index}].name is missing.", param=f"tools[{index}].name")
+        raise InvalidRequest(f"{place}.name is missing.", param=f"{place}.name")
     return Tool(tool.name, tool.description, tool.parameters or {}, bool(tool.strict))
 
 

@@ -48,6 +48,7 @@ class Item(BaseModel):
     encrypted_content: str | None = None
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
     output: str | list[Part] | None = None
 
@@ -64,11 +65,15 @@ Items = Annotated[
 
 
 class FunctionTool(BaseModel):
-    """A tool. This version knows those of type `function`; `parameters` is a JSON schema of an object."""
+    """A tool. This version knows those of type `function`; `parameters` is a JSON schema of an object.
+
+    One of type `namespace` has a name, too, and `tools`, which are functions.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     type: str
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")] | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None

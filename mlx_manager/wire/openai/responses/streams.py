@@ -27,6 +27,7 @@ from mlx_manager.errors import MlxManagerError
 from mlx_manager.wire import sse
 from mlx_manager.wire.openai.logprobs import to_chat_logprobs
 from mlx_manager.wire.openai.responses.items import ItemObject
+from mlx_manager.wire.openai.responses.namespaces import apart
 from mlx_manager.wire.openai.responses.objects import (
     UNFINISHED,
     ResponseObject,
@@ -153,7 +154,7 @@ class ResponseWriter:
 
     def _call(self, call: ToolCallStarted) -> bytes:
         closed = self._close("completed")
-        called = {"call_id": call.id, "name": call.name, "arguments": ""}
+        called = {"call_id": call.id, **apart(self._request, call.name), "arguments": ""}
         opened = self._add("function_call", called)
         self._cut(f"{_ARGUMENTS}.delta", {"item_id": self._id, "output_index": self._index})
         return closed + opened
