@@ -44,13 +44,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mlx-manager-traces-") as folder:
         path = options.file or Path(folder) / "traces.db"
         if not path.exists():
-            console.print(_build(path, options.spans // SPANS_PER_TRACE))
+            console.print(build(path, options.spans // SPANS_PER_TRACE))
         with TraceReader(path) as reader:
             console.print(_measured(reader))
     return 0
 
 
-def _build(path: Path, traces: int) -> str:
+def build(path: Path, traces: int) -> str:
+    """Write a file of so many traces, spread over a week, and say how that went."""
     numbers = random.Random(1)
     connection = open_for_writing(path)
     now_ns = time.time_ns()
