@@ -63,6 +63,8 @@ def test_filters_and_pages_reach_the_store(http: httpx.Client, ask: Ask) -> None
     later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     assert http.get("/api/traces", params={"since": later}).json()["traces"] == []
     assert http.get("/api/traces", params={"since": "9999-01-01T00:00:00Z"}).json()["traces"] == []
+    before = http.get("/api/traces", params={"until": since, "limit": 500}).json()["traces"]
+    assert not {line["trace_id"] for line in before} & {*asked}
 
 
 def test_the_figures_count_requests_and_lead_to_traces(http: httpx.Client, ask: Ask) -> None:
@@ -73,6 +75,7 @@ def test_the_figures_count_requests_and_lead_to_traces(http: httpx.Client, ask: 
     assert model["duration"]["p50_s"] >= model["time_to_first_token"]["p50_s"] > 0
     assert http.get(f"/api/traces/{model['duration']['p99_trace_id']}").status_code == 200
     assert (len(stats["buckets"]), stats["bucket_s"]) == (24, 3600)
+    assert http.get("/api/traces/stats", params={"model": "none"}).json()["models"] == []
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,14 @@ def test_a_queue_between_two_samples_is_in_the_next_one(tmp_path: Path, model_di
     assert column.kv_bytes
 
 
+def test_gauges_can_be_asked_for_of_one_model(http: httpx.Client, kept: TraceStore) -> None:
+    kept.put_sample(Sample(time.time_ns(), 1, "of/one", 1, 1, 1, 1, weights_bytes=4711))
+    assert kept.flush(10)
+    for model, expected in (("of/one", {None, 4711}), ("of/another", {None})):
+        buckets = http.get("/api/traces/gauges", params={"model": model}).json()["buckets"]
+        assert {bucket["weights_bytes"] for bucket in buckets} - {0} == expected
+
+
 def test_a_query_of_gauges_that_makes_no_sense_is_a_problem_that_names_it(
     http: httpx.Client,
 ) -> None:
