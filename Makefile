@@ -16,9 +16,9 @@ STAMPS := .venv/.stamps
 _ := $(shell [ -x $(BIN)/python ] && [ "$$(cat $(STAMPS)/venv 2>/dev/null)" = "$$(pwd -P)" ] || rm -rf $(STAMPS))
 PACKAGES := tools/setup/system-packages.sh
 
-# Most tests wait for a server now and then: two processes take turns. A place in a file is kept as
-# far as it goes, for the servers that the tests of a file share.
-PARALLEL ?= -n 2 --dist worksteal
+# Most tests wait for a server now and then: two processes take turns. The tests of a file, which share
+# a server, stay together.
+PARALLEL ?= -n 2 --dist loadfile
 
 # Passed on to the command behind `serve`, `unit`, `conformance`, `fuzz`, `chaos`, `bench` and `starter`.
 ARGS ?=
