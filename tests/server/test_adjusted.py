@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -201,3 +202,24 @@ async def test_a_picture_that_no_model_here_sees_is_told(
     response = await http.post(path, json=body)
     assert response.status_code == 200, response.text
     assert response.headers[HEADER] == "tool_results.media=left_out;by=text_only"
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/tokenize"])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        *({name: 1} for name in ("\ud800", "a\r\nX-More: 1", "变量", "a b", "", "1st", "a" * 65)),
+        {f"a{number}": 1 for number in range(65)},
+    ],
+)
+async def test_what_is_no_name_of_a_variable_is_refused_and_reaches_no_header(
+    http: httpx.AsyncClient, path: str, variables: dict[str, int]
+) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    body = {"model": MODEL, "messages": messages, "chat_template_kwargs": variables}
+    headers = {"Content-Type": "application/json"}
+    response = await http.post(path, content=json.dumps(body), headers=headers)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "chat_template_kwargs"
+    assert "X-More" not in response.headers

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_manager.errors import UnsupportedParameter
+from mlx_manager.errors import InvalidRequest, UnsupportedParameter
 
 # Accepted whatever they say: they label, route, bill or cache a request, and no local answer depends on them.
 HARMLESS = frozenset(
@@ -44,6 +45,10 @@ MESSAGE_NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "function_call": (),
     "tool_calls": ([],),
 }
+
+# The names that a variable of a chat template can have, and how many a request may set.
+TEMPLATE_ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+MOST_TEMPLATE_ARGUMENTS = 64
 
 # Variables of the chat template that are ours to set.
 RESERVED_TEMPLATE_ARGUMENTS = frozenset(
@@ -100,8 +105,22 @@ def _is_same(value: Any, neutral: Any) -> bool:
 
 
 def check_template_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raise UnsupportedParameter when a template variable is one that the server sets itself."""
+    """Raise UnsupportedParameter for a template variable that the server sets itself, InvalidRequest for no variable.
+
+    Names of variables go into a header when the template doesn't read them.
+    """
+    if len(arguments) > MOST_TEMPLATE_ARGUMENTS:
+        raise InvalidRequest(
+            f"'chat_template_kwargs' has {len(arguments)} variables. Send {MOST_TEMPLATE_ARGUMENTS} at most.",
+            param="chat_template_kwargs",
+        )
     for name in arguments:
+        if not TEMPLATE_ARGUMENT.fullmatch(name):
+            raise InvalidRequest(
+                f"'chat_template_kwargs' has {name[:64]!a}, which no template can read: a variable's name has up to 64 "
+                "letters, digits and underscores of ASCII, and no digit first.",
+                param="chat_template_kwargs",
+            )
         if name in RESERVED_TEMPLATE_ARGUMENTS:
             raise UnsupportedParameter(
                 f"'chat_template_kwargs' can't set {name!r}: the server does. Leave it out.",
