@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from opentelemetry.sdk.trace import ReadableSpan
@@ -133,7 +134,18 @@ async def test_where_tools_or_instructions_differ_they_are_named(
 
 
 async def test_requests_that_come_together_are_read_once(openai: AsyncOpenAI, spans: Spans) -> None:
-    asked = conversation("Told by several at once. " * 40)
+    for attempt in range(8):
+        # One that a busy machine brings after the first has been read has nothing to wait for.
+        if await _came_together(
+            f"Told by several at once, for the {attempt}th time. ", openai, spans
+        ):
+            return
+    pytest.fail("no three requests came while the first of them was read")
+
+
+async def _came_together(text: str, openai: AsyncOpenAI, spans: Spans) -> bool:
+    """Whether each of the two that were not read waited for the one that was, by its trace."""
+    asked = conversation(text * 60)
     responses = await asyncio.gather(*(ask(openai, *asked, max_tokens=5) for _ in range(3)))
     assert len({response.choices[0].message.content for response in responses}) == 1
     by_cached = sorted(responses, key=cached)
@@ -141,14 +153,18 @@ async def test_requests_that_come_together_are_read_once(openai: AsyncOpenAI, sp
     first = chats[0][0].get_span_context()
     assert first is not None
     assert cached(by_cached[0]) < by_cached[0].usage.prompt_tokens - 256
+    waits = []
     for response, (_, *phases) in zip(by_cached[1:], chats[1:], strict=True):
         assert cached(response) == response.usage.prompt_tokens - 1
         [queue] = [phase for phase in phases if phase.name == "queue"]
-        assert queue.links[0].context.span_id == first.span_id
-        assert dict(queue.links[0].attributes or {}) == {"mlx.link.reason": "shared_prefix"}
-        waited_s = (queue.attributes or {})["mlx.queue.shared_prefix_s"]
-        assert isinstance(waited_s, float)
-        assert waited_s > 0
+        waited_s = (queue.attributes or {}).get("mlx.queue.shared_prefix_s")
+        for link in queue.links:
+            if (link.attributes or {})["mlx.link.reason"] == "shared_prefix":
+                assert link.context.span_id == first.span_id
+                assert isinstance(waited_s, float)
+                assert waited_s > 0
+                waits.append(waited_s)
+    return len(waits) == 2
 
 
 async def test_a_conversation_goes_on_warm_after_a_restart(tmp_path: Path, model_dir: Path) -> None:

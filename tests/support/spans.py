@@ -35,8 +35,13 @@ class Spans:
         return [span for span in self.all if span.name == name]
 
     def one(self, name: str) -> ReadableSpan:
-        (span,) = self.named(name)
-        return span
+        named = self.named(name)
+        assert len(named) == 1, [(ids(span.context), span.to_json()) for span in named]
+        return named[0]
+
+    def in_trace(self, trace_id: str, name: str) -> list[ReadableSpan]:
+        """The spans of this name in one trace: of one request, whoever else asks the model meanwhile."""
+        return [span for span in self.named(name) if ids(span.context)[0] == trace_id]
 
     def of_kind(self, kind: SpanKind) -> list[ReadableSpan]:
         return [span for span in self.all if span.kind is kind]
