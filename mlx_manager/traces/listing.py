@@ -32,11 +32,24 @@ WITH RECURSIVE found (model) AS (
 SELECT model FROM found WHERE model IS NOT NULL
 """
 
-# Names and models stand in the index that is walked; ids have indexes of their own.
-TEXT = """
-(name LIKE ? ESCAPE '\\' OR model LIKE ? ESCAPE '\\'
-    OR id IN (SELECT id FROM traces WHERE trace_id BETWEEN ? AND ?)
-    OR id IN (SELECT id FROM traces WHERE request_id BETWEEN ? AND ?))
+# Ids have indexes of their own; names and models stand in the index that is walked when any of them has the text.
+TEXT_IN_ID = """
+id IN (
+    SELECT id FROM traces WHERE trace_id BETWEEN ? AND ?
+    UNION ALL SELECT id FROM traces WHERE request_id BETWEEN ? AND ?
+)
+"""
+TEXT_ANYWHERE = f"(name LIKE ? ESCAPE '\\' OR model LIKE ? ESCAPE '\\' OR {TEXT_IN_ID})"
+# Names and models are few, mostly: an id is soon known to be in none of them. With more than this many, nobody looks.
+MOST_WORDS = 1000
+COUNT_WORDS = """
+WITH RECURSIVE found (word) AS (
+    SELECT min({column}) FROM traces WHERE {column} IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min({column}) FROM traces WHERE {column} > found.word) FROM found WHERE found.word IS NOT NULL
+    LIMIT ?
+)
+SELECT count(word), total(word LIKE ? ESCAPE '\\') FROM found
 """
 LAST_CHARACTER = "\U0010ffff"
 
@@ -47,7 +60,7 @@ def list_traces(
     connection: sqlite3.Connection, wanted: TraceFilter, limit: int, cursor: str | None
 ) -> TracePage:
     """See `TraceReader.list_traces`."""
-    conditions = [*_conditions(wanted), *_below(cursor)]
+    conditions = [*_conditions(wanted), *_has_text(connection, wanted.text), *_below(cursor)]
     where = " AND ".join(condition for condition, _ in conditions) or "TRUE"
     values = [value for _, found in conditions for value in found]
     rows = connection.execute(SELECT_PAGE.format(conditions=where), [*values, limit + 1]).fetchall()
@@ -98,13 +111,25 @@ def _conditions(wanted: TraceFilter) -> Iterator[Condition]:
         ("started_ns < ?", wanted.until_ns),
     )
     yield from ((condition, [value]) for condition, value in bounds if value is not None)
-    if wanted.text:
-        yield TEXT, _text_values(wanted.text)
 
 
-def _text_values(text: str) -> list[Any]:
+def _has_text(connection: sqlite3.Connection, text: str | None) -> Iterator[Condition]:
+    if not text:
+        return
     pattern = "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
-    return [pattern, pattern, *_id_range(text.lower()), text, text + LAST_CHARACTER]
+    ids = [*_id_range(text.lower()), text, text + LAST_CHARACTER]
+    if any(_may_contain(connection, column, pattern) for column in ("name", "model")):
+        yield TEXT_ANYWHERE, [pattern, pattern, *ids]
+    else:
+        yield TEXT_IN_ID, ids
+
+
+def _may_contain(connection: sqlite3.Connection, column: str, pattern: str) -> bool:
+    """Whether a value of the column is like `pattern`, or there are too many of them to find out in passing."""
+    (words, likes) = connection.execute(
+        COUNT_WORDS.format(column=column), [MOST_WORDS, pattern]
+    ).fetchone()
+    return bool(likes) or words == MOST_WORDS
 
 
 def _id_range(prefix: str) -> tuple[bytes, bytes]:

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 # "MLXT": tells our file from any other SQLite file that a setting may point to by mistake.
 APPLICATION_ID = 0x4D4C5854
-VERSION = 3
+VERSION = 4
 BUSY_TIMEOUT_S = 5.0
 # Written back after about 4 MiB, and never left larger than 16 MiB on the disk.
 _CHECKPOINT_PAGES = 1000
@@ -44,6 +44,9 @@ CREATE TABLE samples (
     buffers_bytes INTEGER NOT NULL,
     PRIMARY KEY (at_ns, process, model)
 ) WITHOUT ROWID;
+"""
+BY_NAME = """
+CREATE INDEX traces_by_name ON traces (name);
 """
 SCHEMA = f"""
 CREATE TABLE traces (
@@ -76,7 +79,7 @@ CREATE TABLE traces (
 CREATE INDEX traces_listed ON traces (
     started_ns, duration_ns, status, model, name, operation, endpoint, input_tokens, output_tokens
 );
-CREATE INDEX traces_by_model ON traces (model, started_ns) WHERE model IS NOT NULL;
+{BY_NAME}CREATE INDEX traces_by_model ON traces (model, started_ns) WHERE model IS NOT NULL;
 CREATE INDEX traces_by_error ON traces (error_type, started_ns) WHERE error_type IS NOT NULL;
 CREATE INDEX traces_by_session ON traces (session, started_ns) WHERE session IS NOT NULL;
 CREATE INDEX traces_by_key ON traces (key_id, started_ns) WHERE key_id IS NOT NULL;
@@ -127,7 +130,7 @@ CREATE TABLE requests (
 CREATE INDEX requests_by_trace ON requests (trace);
 {SAMPLES}"""
 # By the version that a file has: what makes the next one of it. A file of any other older version begins anew.
-ADDITIONS = {2: SAMPLES}
+ADDITIONS = {2: SAMPLES, 3: BY_NAME}
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:

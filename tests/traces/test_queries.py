@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_manager.errors import InvalidQuery
+from mlx_manager.traces.listing import MOST_WORDS
 from mlx_manager.traces.store import TraceStore
 from mlx_manager.traces.summary import TraceFilter, TraceSummary
 from tests.traces.records import START_NS, S, chat, put, server, span, trace_id
@@ -82,12 +84,25 @@ ALL = range(1, COUNT + 1)
         ({"text": trace_id(0x2A)}, lambda n: n == 0x2A),
         ({"text": trace_id(0x30)[:31]}, lambda n: n // 16 == 3),
         ({"text": "%"}, lambda n: False),
+        ({"text": "request-1", "operation": "chat"}, lambda n: str(n)[0] == "1" and n % 2 == 1),
         ({"text": "model_1"}, lambda n: False),
         ({"status": "error", "model": "model-0", "min_tokens": 61}, lambda n: n % 30 == 0 and n > 30),
     ],
 )  # fmt: skip
 def test_a_filter_lets_through_what_fits(many: TraceStore, wanted: Any, fits: Any) -> None:
     assert found(many, **wanted) == {number for number in ALL if fits(number)}
+
+
+@pytest.mark.parametrize("names", [MOST_WORDS - 1, MOST_WORDS, MOST_WORDS + 1, 2 * MOST_WORDS])
+def test_a_text_is_found_among_any_number_of_names(tmp_path: Path, names: int) -> None:
+    with TraceStore(tmp_path / "traces.db") as store:
+        put(
+            store, *(server(number, name=f"job {number:05} done") for number in range(1, names + 1))
+        )
+        for wanted in (1, names):
+            assert found(store, text=f"b {wanted:05}") == {wanted}
+        assert found(store, text=trace_id(names)) == {names}
+        assert found(store, text="nowhere") == set()
 
 
 @pytest.mark.parametrize("wanted", [TraceFilter(), TraceFilter(model="model-1", text="POST")])

@@ -42,6 +42,21 @@ def newest_trace(store: sqlite3.Connection) -> object:
     return listing.get_trace(store, newest.trace_id)
 
 
+def by_request_id(store: sqlite3.Connection) -> object:
+    (newest,) = listing.list_traces(store, TraceFilter(), 1, None).traces
+    assert newest.request_id is not None
+    wanted = TraceFilter(text=newest.request_id[:-1])
+    assert listing.list_traces(store, wanted, PAGE, None).traces == (newest,)
+    return newest
+
+
+def by_trace_id(store: sqlite3.Connection) -> object:
+    (newest,) = listing.list_traces(store, TraceFilter(), 1, None).traces
+    wanted = TraceFilter(text=newest.trace_id[:-1])
+    assert listing.list_traces(store, wanted, PAGE, None).traces == (newest,)
+    return newest
+
+
 # What an index leads to at once.
 QUICK: dict[str, Ask] = {
     "the newest": page(),
@@ -53,6 +68,10 @@ QUICK: dict[str, Ask] = {
     "an error": page(error_type="none"),
     "a time": page(until_ns=1),
     "one trace": newest_trace,
+    "the beginning of a request id": by_request_id,
+    "the beginning of a trace id": by_trace_id,
+    "a text that is nowhere": page(text="no such thing"),
+    "a text that is nowhere, of a status": page(text="no such thing", status="error"),
     "the models": listing.models,
 }
 # What may have to look at all, in an index that is a fraction of the table.
@@ -62,6 +81,7 @@ WALKS: dict[str, Ask] = {
     "a duration": page(min_duration_s=30),
     "a number of tokens": page(min_tokens=4990),
     "an endpoint": page(endpoint="/v1/embeddings"),
+    "a text in a name": page(text="/chat/", status="error"),
 }
 
 
