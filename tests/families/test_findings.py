@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -208,6 +209,90 @@ def test_a_string_in_the_place_of_another_type_becomes_what_it_says(
         _, _, calls, findings = read(pieces, family(name), (Tool("wait", None, SCHEMA),))
         assert calls == [("wait", {key: meant})], pieces
         assert findings == [BEGAN, REPAIRED][: 1 + is_repaired], pieces
+
+
+DEEP = {
+    "properties": {
+        "trip": {"$ref": "#/$defs/trip"},
+        "perhaps": {"anyOf": [{"$ref": "#/$defs/trip"}, {"type": "null"}]},
+        "one_of_two": {"anyOf": [{"$ref": "#/$defs/trip"}, {"type": "object"}]},
+        "held_by_all": {"allOf": [{"$ref": "#/$defs/trip"}]},
+        "stops": {"type": "array", "items": {"$ref": "#/$defs/trip"}},
+        "pair": {"prefixItems": [{"type": "string"}, {"type": "integer"}], "items": {"type": "null"}},
+        "by_name": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "by_pattern": {
+            "type": "object",
+            "patternProperties": {"^s": {"type": "string"}},
+            "additionalProperties": {"type": "integer"},
+        },
+    },
+    "$defs": {
+        "trip": {
+            "type": "object",
+            "properties": {
+                "days": {"type": "integer"},
+                "city": {"type": "string"},
+                "next": {"$ref": "#/$defs/trip"},
+            },
+        }
+    },
+}  # fmt: skip
+TRIP = {"days": 5, "city": "5"}
+# What is written for an argument in JSON, what is meant, and the number of repairs.
+FITTED_WITHIN: list[tuple[str, str, Any, int]] = [
+    ("trip", '{"days": "5", "city": "5"}', TRIP, 1),
+    ("trip", '{"next": {"next": {"days": "5"}}}', {"next": {"next": {"days": 5}}}, 1),
+    ("trip", r'"{\"days\": \"5\", \"city\": \"5\"}"', TRIP, 2),
+    ("trip", '{"days": "five", "city": 5}', {"days": "five", "city": 5}, 0),
+    ("perhaps", '{"days": "5", "city": "5"}', TRIP, 1),
+    ("one_of_two", '{"days": "5"}', {"days": "5"}, 0),
+    ("held_by_all", '{"days": "5", "city": "5"}', TRIP, 1),
+    ("stops", '[{"days": "5", "city": "5"}, {"days": 6}]', [TRIP, {"days": 6}], 1),
+    ("stops", r'["{\"days\": 1}", {"days": "2"}]', [{"days": 1}, {"days": 2}], 2),
+    ("pair", '["5", "5", "null"]', ["5", 5, None], 2),
+    ("by_name", '{"a": "1", "b": 2}', {"a": 1, "b": 2}, 1),
+    ("by_pattern", '{"a": "1"}', {"a": "1"}, 0),
+    ("unknown", '{"days": "5"}', {"days": "5"}, 0),
+]
+IN_TEXT = (
+    "qwen3-coder",
+    "<tool_call><function=wait><parameter={key}>{value}</parameter></function></tool_call>",
+)
+
+
+@pytest.mark.parametrize(("name", "form"), [*FORMS, IN_TEXT])
+@pytest.mark.parametrize(("key", "written", "meant", "repairs"), FITTED_WITHIN)
+def test_a_string_deep_in_an_argument_becomes_what_its_schema_makes_certain(
+    name: str, form: str, key: str, written: str, meant: Any, repairs: int
+) -> None:
+    for pieces in cuts(form.format(key=key, value=written)):
+        _, _, calls, findings = read(pieces, family(name), (Tool("wait", None, DEEP),))
+        assert calls == [("wait", {key: meant})], pieces
+        assert findings == [BEGAN, *[REPAIRED] * repairs], pieces
+
+
+def test_a_tuple_s_items_become_what_they_say() -> None:
+    for pieces in cuts('<|tool_call_start|>[wait(pair=("5", "5"))]<|tool_call_end|>'):
+        _, _, calls, findings = read(pieces, family("lfm2"), (Tool("wait", None, DEEP),))
+        assert calls == [("wait", {"pair": ["5", 5]})], pieces
+        assert findings == [BEGAN, REPAIRED]
+
+
+@pytest.mark.parametrize("kind", ["anyOf", "allOf", "oneOf"])
+def test_a_schema_that_refers_to_itself_twice_holds_nothing_up(kind: str) -> None:
+    again = {kind: [{"$ref": "#/$defs/x"}, {"$ref": "#/$defs/x"}]}
+    schema = {"properties": {"a": again}, "$defs": {"x": again}}
+    answer = '<tool_call>{"name": "wait", "arguments": {"a": {"b": ["1"]}}}</tool_call>'
+    _, _, calls, _ = read([answer], family("hermes"), (Tool("wait", None, schema),))
+    assert calls == [("wait", {"a": {"b": ["1"]}})]
+
+
+@pytest.mark.parametrize("value", ["[" * 80 + "]" * 80, "1" * 500])
+def test_a_value_that_is_too_much_to_look_into_stays(value: str) -> None:
+    schema = {"properties": {"a": {"type": ["array", "integer"]}}}
+    answer = f"<tool_call><function=wait><parameter=a>{value}</parameter></function></tool_call>"
+    _, _, calls, _ = read([answer], family("qwen3-coder"), (Tool("wait", None, schema),))
+    assert calls == [("wait", {"a": json.loads(value)})]
 
 
 def test_strings_in_gemma_s_own_quotes_become_what_they_say_too() -> None:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Unreadable
-from mlx_manager.mlx_server.families.json_text import Json
+from mlx_manager.mlx_server.families.json_text import Json, fitted
 from mlx_manager.mlx_server.families.syntax import (
     CallWriter,
     Grammar,
@@ -168,13 +168,8 @@ class _JsonCall:
     def _fitted(self, arguments: str) -> str:
         """Return arguments with the types that the tool's schema gives them."""
         assert self._name is not None
-        cursor, parts = Cursor(), list[str]()
-        cursor.feed(arguments)
-        cursor.end()
-        reader = Json(cursor, self._writer.repaired, self._writer.schema_of(self._name))
-        for _ in reader.value(parts.append):
-            pass
-        return "".join(parts)
+        schema = self._writer.schema_of(self._name)
+        return fitted(arguments, self._writer.repaired, schema, schema)
 
     def _tell_others(self) -> None:
         """Tell of the members that a call has no place for."""

@@ -1,8 +1,8 @@
 """JSON as a model writes it, read letter by letter: strict, but for slips whose meaning is certain.
 
 These are repaired, and `repaired` is called for each: Python's `True`, `False`, `None` and quotes, a comma too many, a
-line break inside a string, and a string where the schema of a tool's argument has other types and what it says is of
-one of them. Anything else raises Unreadable where it stands.
+line break inside a string, and a string where the schema of a tool's arguments, at any depth, has other types and what
+it says is of one of them. Anything else raises Unreadable where it stands.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Take, Unreadable
-from mlx_manager.mlx_server.families.typed import argument_types, typed
+from mlx_manager.mlx_server.families.typed import item_schema, member_schema, typed, types_of
 
 MOST_LEVELS = 64
 PYTHON_LITERALS = {"True": "true", "False": "false", "None": "null"}
@@ -28,7 +28,7 @@ LONGEST_LITERAL = 400
 class Json:
     """Reads values from `cursor` and hands their text on, valid JSON piece by piece.
 
-    With the `schema` of a tool's arguments the members of an object are held to its types.
+    With the `schema` of a tool's arguments the members of objects and the items of arrays are held to its types.
     """
 
     # Slips in JSON that are none in the form that is read.
@@ -39,7 +39,9 @@ class Json:
     ) -> None:
         self._cursor = cursor
         self._repaired = repaired
-        self._schema = schema or {}
+        self._root = schema or {}
+        # The schema of what is being read.
+        self._schema: Any = self._root
 
     def value(self, take: Take, level: int = 0) -> Reading[None]:
         """Read one value and hand it on."""
@@ -63,14 +65,25 @@ class Json:
 
     def argument(self, key: str, take: Take) -> Reading[None]:
         """Read the value of the argument `key` and hand it on, whole where it is a string and may be none."""
-        types = argument_types(self._schema, key)
-        if "string" in types or not (yield from self._is_string()):
-            yield from self.value(take, level=1)
+        yield from self._held_to(member_schema(self._root, key, self._root), take, level=1)
+
+    def value_of(self, schema: Any, take: Take) -> Reading[None]:
+        """Read one value of `schema`, which is a part of the reader's, and hand it on."""
+        self._schema = schema
+        yield from self.value(take)
+
+    def _held_to(self, schema: Any, take: Take, level: int) -> Reading[None]:
+        types = types_of(schema, self._root)
+        if "string" not in types and (yield from self._is_string()):
+            text, is_repaired = typed((yield from self.text()), types)
+            if is_repaired:
+                self._repaired()
+                text = fitted(text, self._repaired, schema, self._root)
+            take(text)
             return
-        text, is_repaired = typed((yield from self.text()), types)
-        if is_repaired:
-            self._repaired()
-        take(text)
+        outer, self._schema = self._schema, schema
+        yield from self.value(take, level)
+        self._schema = outer
 
     def string(self, take: Take) -> Reading[None]:
         """Read a string and hand it on, in double quotes."""
@@ -124,21 +137,19 @@ class Json:
 
     def _items(self, end: str, take: Take, level: int) -> Reading[None]:
         """Read an object or an array up to `end`."""
+        index = 0
         take(self._cursor.take(1))
         take((yield from self._cursor.space()))
         while (yield from self._cursor.ahead(1)) != end:
-            if end == "}" and level == 0:
-                yield from self._argument(take)
-            elif end == "}":
-                yield from self._key(take)
-                yield from self._colon(take)
-                yield from self.value(take, level + 1)
+            if end == "}":
+                yield from self._member(take, level)
             else:
-                yield from self.value(take, level + 1)
+                yield from self._item(index, take, level)
+            index += 1
             yield from self._separator(end, take)
         take(self._cursor.take(1))
 
-    def _argument(self, take: Take) -> Reading[None]:
+    def _member(self, take: Take, level: int) -> Reading[None]:
         key = list[str]()
 
         def keep(piece: str) -> None:
@@ -147,7 +158,12 @@ class Json:
 
         yield from self._key(keep)
         yield from self._colon(take)
-        yield from self.argument(json.loads("".join(key)), take)
+        schema = member_schema(self._schema, json.loads("".join(key)), self._root)
+        yield from self._held_to(schema, take, level + 1)
+
+    def _item(self, index: int, take: Take, level: int) -> Reading[None]:
+        schema = item_schema(self._schema, index, self._root)
+        yield from self._held_to(schema, take, level + 1)
 
     def _is_string(self) -> Reading[bool]:
         return (yield from self._cursor.ahead(1)) in ('"', "'")
@@ -188,3 +204,24 @@ class Json:
     def _slip(self, written: str) -> None:
         if written not in self.own:
             self._repaired()
+
+
+def fitted(text: str, repaired: Callable[[], None], schema: Any, root: Mapping[str, Any]) -> str:
+    """Return a value's JSON text with what is in it as its `schema` says; references are into `root`.
+
+    What is too deep or too long to be read stays as it is.
+    """
+    cursor, parts, repairs = Cursor(), list[str](), list[None]()
+    cursor.feed(text)
+    cursor.end()
+    reader = Json(cursor, lambda: repairs.append(None), root)
+    try:
+        for _ in reader.value_of(schema, parts.append):
+            pass
+    except Unreadable:
+        return text
+    if cursor.buffered.strip():
+        return text
+    for _ in repairs:
+        repaired()
+    return "".join(parts)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Unreadable
 from mlx_manager.mlx_server.families.json_calls import closing, json_calls
+from mlx_manager.mlx_server.families.json_text import fitted
 from mlx_manager.mlx_server.families.syntax import CallWriter, Grammar, checked, dumped
-from mlx_manager.mlx_server.families.typed import STRING, argument_types, typed
+from mlx_manager.mlx_server.families.typed import STRING, member_schema, typed, types_of
 
 ATTRIBUTE = re.compile(r'(\w+)\s*=\s*"([^"]*)"')
 ESCAPED = re.compile(r"\\.", re.DOTALL)
@@ -173,7 +174,8 @@ class _Arguments:
         separator = ", " if self._count else "{"
         self._count += 1
         self._writer.arguments(f"{separator}{dumped(key)}: ")
-        types = argument_types(self._schema, key)
+        schema = member_schema(self._schema, key, self._schema)
+        types = types_of(schema, self._schema)
         if types == STRING or (is_string and "string" in types):
             yield from self._string(cursor, close)
             return
@@ -181,7 +183,7 @@ class _Arguments:
         text, is_repaired = typed(dumped(text) if is_string else text, types)
         if is_repaired:
             self._writer.repaired()
-        self._writer.arguments(text)
+        self._writer.arguments(fitted(text, self._writer.repaired, schema, self._schema))
 
     def end(self) -> None:
         """All arguments were read."""

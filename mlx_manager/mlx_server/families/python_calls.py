@@ -215,10 +215,12 @@ class PythonText(Json):
         return chr(code)
 
     def _tuple(self, take: Take, level: int) -> Reading[None]:
+        index = 0
         take("[")
         take((yield from self._cursor.space()))
         while (yield from self._cursor.ahead(1)) != ")":
-            yield from self.value(take, level + 1)
+            yield from self._item(index, take, level)
+            index += 1
             yield from self._separator(")", take)
         self._cursor.take(1)
         take("]")

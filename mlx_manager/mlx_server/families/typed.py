@@ -4,31 +4,80 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mlx_manager.mlx_server.families.syntax import dumped, loaded
 
 ALL_TYPES = frozenset({"string", "integer", "number", "boolean", "null", "array", "object"})
 STRING = frozenset({"string"})
-MOST_STEPS = 32
+MOST_STEPS = 64
 # How models write these in plain text, as their templates do.
 PYTHON_WORDS = ("True", "False", "None")
 
 
-def types_of(schema: Any, root: Any, steps: int = MOST_STEPS) -> frozenset[str]:
-    """Return the types that values of `schema` may have, all where it doesn't say; references are into `root`."""
+def types_of(schema: Any, root: Any, steps: Iterator[int] | None = None) -> frozenset[str]:
+    """Return the types that values of `schema` may have, all where it doesn't say; references are into `root`.
+
+    Where it takes more `steps` than there are, as in a schema that refers to itself twice, it doesn't say either.
+    """
+    steps = steps or iter(range(MOST_STEPS))
     schema = resolved(schema, root)
-    if not isinstance(schema, Mapping) or steps == 0:
+    if not isinstance(schema, Mapping) or next(steps, None) is None:
         return ALL_TYPES
     found = _named_types(schema)
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
-            some = [types_of(one, root, steps - 1) for one in schema[key]]
+            some = [types_of(one, root, steps) for one in schema[key]]
             found &= frozenset().union(*some)
     for one in schema["allOf"] if isinstance(schema.get("allOf"), list) else ():
-        found &= types_of(one, root, steps - 1)
+        found &= types_of(one, root, steps)
     return found
+
+
+def member_schema(schema: Any, key: str, root: Any) -> Any:
+    """Return the schema that the member `key` of an object of `schema` is certainly held to, or None."""
+
+    def own(schema: Mapping[str, Any]) -> Any:
+        properties = schema.get("properties")
+        if isinstance(properties, Mapping) and key in properties:
+            return properties[key]
+        return None if schema.get("patternProperties") else schema.get("additionalProperties")
+
+    return _inner_schema(schema, root, "object", own)
+
+
+def item_schema(schema: Any, index: int, root: Any) -> Any:
+    """Return the schema that the item at `index` of an array of `schema` is certainly held to, or None."""
+
+    def own(schema: Mapping[str, Any]) -> Any:
+        items = schema.get("items")
+        first = items if isinstance(items, list) else schema.get("prefixItems")
+        if isinstance(first, list) and index < len(first):
+            return first[index]
+        return items
+
+    return _inner_schema(schema, root, "array", own)
+
+
+def _inner_schema(
+    schema: Any, root: Any, kind: str, own: Callable[[Mapping[str, Any]], Any]
+) -> Any:
+    """Return what a schema has by itself, or in the only one of its alternatives that may be of `kind`."""
+    for _ in range(MOST_STEPS):
+        schema = resolved(schema, root)
+        if not isinstance(schema, Mapping):
+            break
+        if isinstance(found := own(schema), Mapping):
+            return found
+        lists = [schema[key] for key in ("anyOf", "oneOf", "allOf") if key in schema]
+        if len(lists) != 1 or not isinstance(lists[0], list):
+            break
+        fitting = [one for one in lists[0] if kind in types_of(one, root)]
+        if len(fitting) != 1:
+            break
+        schema = fitting[0]
+    return None
 
 
 def resolved(schema: Any, root: Any) -> Any:
@@ -80,14 +129,6 @@ def _types(value: Any) -> frozenset[str]:
         case Sequence():
             return frozenset({"array"})
     return frozenset()
-
-
-def argument_types(schema: Mapping[str, Any], key: str) -> frozenset[str]:
-    """Return the types that `schema`, that of a tool's arguments, gives the one named; all where it doesn't say."""
-    properties = schema.get("properties")
-    if not isinstance(properties, Mapping) or key not in properties:
-        return ALL_TYPES
-    return types_of(properties[key], schema)
 
 
 def typed(text: str, types: frozenset[str]) -> tuple[str, bool]:
