@@ -39,9 +39,17 @@ class Spans:
         assert len(named) == 1, [(ids(span.context), span.to_json()) for span in named]
         return named[0]
 
-    def in_trace(self, trace_id: str, name: str) -> list[ReadableSpan]:
-        """The spans of this name in one trace: of one request, whoever else asks the model meanwhile."""
-        return [span for span in self.named(name) if ids(span.context)[0] == trace_id]
+    async def chat_in(self, trace_id: str) -> ReadableSpan:
+        """The server's chat of one trace; a client's, once one is instrumented in this process, has the same name."""
+
+        def found() -> list[ReadableSpan]:
+            ours = [one for one in self.all if _attribute(one, "gen_ai.provider.name") == "mlx"]
+            in_trace = [one for one in ours if ids(one.context)[0] == trace_id]
+            return [one for one in in_trace if one.name.startswith("chat ")]
+
+        await eventually(lambda: bool(found()))
+        [chat] = found()
+        return chat
 
     def of_kind(self, kind: SpanKind) -> list[ReadableSpan]:
         return [span for span in self.all if span.kind is kind]
