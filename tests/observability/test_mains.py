@@ -22,12 +22,13 @@ ANSWER = {
     "usage": {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14},
 }
 
-# Calls the provider once through httpx and once through OpenAI's SDK, and prints what spans that left.
+# Calls the provider once through httpx and once through OpenAI's SDK, and prints what spans that left. The
+# console's lines come from a thread of their own: they are waited for, so that none stands within another line.
 CALLS = """
 import json
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from mlx_manager.observability.setup import span_sink
+from mlx_manager.observability.setup import flush, span_sink
 import httpx, openai
 
 spans = InMemorySpanExporter()
@@ -35,6 +36,7 @@ with span_sink(SimpleSpanProcessor(spans)):
     httpx.get("{provider}/models")
     openai.OpenAI(base_url="{provider}", api_key="k").chat.completions.create(
         model="gpt-real", messages=[{{"role": "user", "content": "Hello"}}])
+assert flush(30)
 for span in spans.get_finished_spans():
     told = [span.name, span.kind.name, dict(span.attributes or {{}}), dict(span.resource.attributes)]
     print("SPAN", json.dumps(told))
