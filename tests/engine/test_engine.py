@@ -109,10 +109,23 @@ def test_a_sequence_alone_is_computed_in_large_chunks_until_another_comes(
 def test_prompts_share_the_step_between_them(model: WatchedModel) -> None:
     driver = Driver(model, chunk=256)
     for _ in range(4):
-        driver.submit(LONG, max_tokens=2)
+        driver.submit(LONG[:250], max_tokens=2)
     driver.finish()
     widest = max((rows * tokens, rows) for rows, tokens in model.shapes)
     assert widest == (256, 4)
+
+
+def test_prompts_of_several_pieces_are_read_in_turns_each_by_itself(model: WatchedModel) -> None:
+    driver = Driver(model, chunk=64, idle_chunk=64)
+    ids = [driver.submit(LONG, max_tokens=2) for _ in range(3)]
+    for _ in range(6):
+        driver.step()
+    assert model.shapes == [(1, 64)] * 6
+    driver.finish()
+    assert {driver.ended[one].stamps.prefill_chunks for one in ids} == {7}
+    assert {tuple(driver.tokens[one]) for one in ids} == {
+        tuple(answer_alone(model, LONG, max_tokens=2))
+    }
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(model: WatchedModel) -> None:
@@ -122,7 +135,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(model: WatchedModel) -> Non
     assert driver.tokens[long] == []
 
 
-def test_a_short_prompt_has_its_first_token_when_one_more_chunk_could_have_been_read(
+def test_a_short_prompt_has_its_first_token_before_a_long_one_moves_on(
     model: WatchedModel,
 ) -> None:
     driver = Driver(model, chunk=64)
@@ -132,7 +145,7 @@ def test_a_short_prompt_has_its_first_token_when_one_more_chunk_could_have_been_
     model.shapes.clear()
     driver.step_until(short, 1)
     computed = sum(rows * tokens for rows, tokens in model.shapes if tokens > 1)
-    assert computed == 2 * 64, "both prompts move by one piece"
+    assert computed == len(PROMPTS[2]) - 1, "only the short one moves, and nothing is padded"
     driver.finish()
     assert driver.tokens[short] == answer_alone(model, PROMPTS[2], max_tokens=3)
     assert driver.tokens[long] == answer_alone(model, LONG * 3, max_tokens=1)

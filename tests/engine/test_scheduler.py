@@ -12,6 +12,7 @@ from mlx_manager.mlx_server.engine.scheduler import (
     MAX_PREFILLS,
     RETURN_NS,
     Limits,
+    Piece,
     Scheduler,
 )
 from mlx_manager.mlx_server.engine.sequence import Sequence
@@ -323,14 +324,14 @@ def test_a_sequence_that_has_the_engine_for_itself_gets_large_chunks() -> None:
     alone = scheduler(1, prompt_tokens=32_000)
     learn(alone, token_ns=1000)
     alone.admit(10)
-    assert alone.chunk_tokens() == 2048
+    assert alone.next_piece().tokens == 2048
 
 
 def test_chunks_are_small_as_soon_as_somebody_waits() -> None:
     one = scheduler(2, max_batch=1)
     learn(one, token_ns=1000)
     one.admit(10)
-    assert one.chunk_tokens() == 512
+    assert one.next_piece().tokens == 512
 
 
 def test_a_chunk_takes_as_long_as_the_next_token_of_running_rows_may() -> None:
@@ -339,19 +340,19 @@ def test_a_chunk_takes_as_long_as_the_next_token_of_running_rows_may() -> None:
     start_decoding(two)
     two.add(sequence(2, 32_000))
     two.admit(10)
-    assert two.chunk_tokens() == 256, "nothing is known yet"
+    assert two.next_piece().tokens == 256, "nothing is known yet"
     learn(two, token_ns=GAP_NS // 400, step_ns=GAP_NS // 4)
-    assert two.chunk_tokens() == 300
+    assert two.next_piece().tokens == 300
     learn(two, token_ns=GAP_NS, step_ns=GAP_NS)
     learn(two, token_ns=GAP_NS, step_ns=GAP_NS)
-    assert two.chunk_tokens() == 16, "but it goes on"
+    assert two.next_piece().tokens == 16, "but it goes on"
 
 
 def test_alone_a_chunk_may_take_four_times_as_long() -> None:
     alone = scheduler(1, prompt_tokens=32_000)
     learn(alone, token_ns=GAP_NS // 100)
     alone.admit(10)
-    assert alone.chunk_tokens() == 400
+    assert alone.next_piece().tokens == 400
 
 
 def test_one_disturbed_step_changes_nothing() -> None:
@@ -359,7 +360,7 @@ def test_one_disturbed_step_changes_nothing() -> None:
     learn(alone, token_ns=GAP_NS // 100)
     alone.note(GAP_NS * 1000, 100, 0)
     alone.admit(10)
-    assert alone.chunk_tokens() == 400
+    assert alone.next_piece().tokens == 400
 
 
 @pytest.mark.parametrize(("prompts", "share"), [(2, 256), (4, 128), (8, 64)])
@@ -367,29 +368,64 @@ def test_prompts_that_are_computed_together_share_the_step(prompts: int, share: 
     shared = scheduler(prompts)
     learn(shared, token_ns=1000)
     shared.admit(10)
-    assert shared.chunk_tokens() == share
+    assert shared.next_piece().tokens == share
 
 
 def test_a_share_stays_large_enough_to_be_worth_a_pass() -> None:
     shared = scheduler(8, prompt_tokens=128, chunk=128)
     shared.admit(10)
-    assert shared.chunk_tokens() == 64
+    assert shared.next_piece().tokens == 64
 
 
 def test_a_limit_smaller_than_that_is_kept() -> None:
     modest = scheduler(2, chunk=16, max_batch=1)
     modest.admit(10)
-    assert modest.chunk_tokens() == 16
+    assert modest.next_piece().tokens == 16
 
 
-def test_a_short_prompt_takes_a_long_one_no_further_than_it_needs_every_second_time() -> None:
-    two = Scheduler(limited())
-    learn(two, token_ns=1000)
-    two.add(sequence(1, 32_000))
-    two.add(sequence(2, 101))
-    two.admit(10)
-    assert two.chunk_tokens() == 100
-    assert two.chunk_tokens() == 256
+def mixed(*prompt_tokens: int) -> Scheduler:
+    """Prompts of such lengths are being read, numbered from 1."""
+    made = Scheduler(limited())
+    learn(made, token_ns=1000)
+    for sequence_id, tokens in enumerate(prompt_tokens, 1):
+        made.add(sequence(sequence_id, tokens))
+    made.admit(10)
+    return made
+
+
+def test_short_prompts_share_a_lane_and_long_ones_have_their_own() -> None:
+    some = mixed(100, 513, 32_000, 512)
+    assert [one.lane for one in some.running.values()] == [None, 2, 3, None]
+
+
+def test_a_short_prompt_is_read_next_and_then_every_second_time() -> None:
+    some = mixed(32_000, 101, 101)
+    assert [some.next_piece() for _ in range(4)] == [Piece(256, None), Piece(512, 1)] * 2
+
+
+def test_long_prompts_take_turns_whether_or_not_short_ones_come_between() -> None:
+    some = mixed(32_000, 32_000, 32_000, 101)
+    assert [some.next_piece().lane for _ in range(6)] == [None, 1, None, 2, None, 3]
+    some.remove(4)
+    some.add(sequence(5, 32_000))
+    some.admit(10)
+    assert [some.next_piece().lane for _ in range(5)] == [5, 1, 2, 3, 5]
+
+
+def test_a_long_prompt_of_which_a_piece_is_left_goes_before_the_others() -> None:
+    some = mixed(32_000, 32_000)
+    some.running[2].found(31_900)
+    assert [some.next_piece().lane for _ in range(3)] == [2, 1, 2]
+
+
+def test_what_a_token_costs_behind_a_long_prompt_counts_there_only() -> None:
+    some = mixed(32_000, 101)
+    for _ in range(3):
+        some.note(GAP_NS, 64, 0, lane=1)
+    assert [some.next_piece() for _ in range(2)] == [Piece(512, None), Piece(64, 1)]
+    some.add(sequence(3, 32_000))
+    some.admit(10)
+    assert [some.next_piece() for _ in range(2)] == [Piece(512, None), Piece(512, 3)]
 
 
 def test_prompts_stand_still_while_a_first_token_is_made_but_only_so_long() -> None:
@@ -397,7 +433,7 @@ def test_prompts_stand_still_while_a_first_token_is_made_but_only_so_long() -> N
     two.add(sequence(1, 32_000))
     two.add(sequence(2, 1))
     two.admit(10)
-    assert [two.chunk_tokens() > 0 for _ in range(6)] == [False, False, True] * 2
+    assert [two.next_piece().tokens > 0 for _ in range(6)] == [False, False, True] * 2
     start_decoding(two)
     two.running[1].unread_tokens = 500
-    assert two.chunk_tokens() > 0
+    assert two.next_piece().tokens > 0

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
+from mlx_lm.generate import PromptProcessingBatch
 
-from mlx_manager.mlx_server.engine.batch_api import check_parts
+from mlx_manager.mlx_server.engine.lanes import LanedGenerator
 from mlx_manager.mlx_server.engine.lookup import Lookup
 from mlx_manager.mlx_server.engine.sampling import (
     LogitsProcessor,
@@ -423,15 +423,14 @@ class DecodeBatch:
         self._joined.clear()
 
 
-class SlottedGenerator(BatchGenerator):
+class SlottedGenerator(LanedGenerator):
     """mlx-lm's `BatchGenerator` with a `DecodeBatch` for rows that have read their prompts."""
 
     def __init__(
         self, model: Any, layers: int, *, keeps_rows: bool, lookup_tokens: int = 0, **options: Any
     ) -> None:
         super().__init__(model, **options)
-        check_parts(self)
-        self._prompt_batch = PromptBatch.empty(model, self.sampler, self.prefill_step_size)
+        self._prompt_batch = self._empty_batch()
         self._generation_batch = DecodeBatch(model, layers, keeps_rows, lookup_tokens)
 
     def take_proposed(self) -> list[Proposed]:
@@ -439,28 +438,9 @@ class SlottedGenerator(BatchGenerator):
         proposed, self._generation_batch.proposed = self._generation_batch.proposed, []
         return cast("list[Proposed]", proposed)
 
-    def _next(self) -> tuple[list[Any], list[Answer]]:
-        joined = self._join_read()
-        prompts, answers = cast("Any", super())._next()
-        return [*joined, *prompts], answers
-
-    def _join_read(self) -> list[Any]:
-        """Let who has read all but the last token of its prompt join before the step that begins now."""
-        reading = self._currently_processing
-        is_read = [len(segments) == 1 and len(segments[0]) == 1 for segments, _, _ in reading]
-        indices = [index for index, read in enumerate(is_read) if read]
-        if not indices:
-            return []
-        joining = self._prompt_batch.split(indices).generate([reading[i][0][0] for i in indices])
-        lengths = [reading[index][2] for index in indices]
-        self._currently_processing = [
-            one for one, read in zip(reading, is_read, strict=True) if not read
-        ]
-        self._generation_batch.extend(joining)
-        return [
-            PromptProcessingBatch.Response(uid, (length, length), True, True)
-            for uid, length in zip(joining.uids, lengths, strict=True)
-        ]
+    def _empty_batch(self) -> PromptBatch:
+        empty: PromptBatch = PromptBatch.empty(self.model, self.sampler, self._most_step_tokens)
+        return empty
 
 
 def _processed(rows: list[Row], logits: mx.array) -> mx.array:

@@ -23,7 +23,7 @@ from mlx_manager.mlx_server.engine.messages import (
 from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
 from mlx_manager.mlx_server.engine.restoring import Restoring
 from mlx_manager.mlx_server.engine.runner import GIVEN_UP, Runner, RunnerOutput, TokenOutput
-from mlx_manager.mlx_server.engine.scheduler import Scheduler
+from mlx_manager.mlx_server.engine.scheduler import Piece, Scheduler
 from mlx_manager.mlx_server.engine.sequence import Sequence
 from mlx_manager.mlx_server.engine.single_flight import Following
 from mlx_manager.mlx_server.engine.step_clock import StepClock
@@ -91,10 +91,10 @@ class Engine:
         following = list[int]()
         admitted, waited = self._begin(began_ns, following)
         self._last_began_ns = began_ns
-        chunk_tokens = self._scheduler.chunk_tokens()
-        output = self._run(chunk_tokens)
+        piece = self._scheduler.next_piece()
+        output = self._run(piece)
         now_ns = self._clock_ns()
-        self._measure(now_ns - began_ns, chunk_tokens, output)
+        self._measure(now_ns - began_ns, piece, output)
         for sequence_id, read in output.read.items():
             self._release(sequence_id, read)
         for sequence_id, proposed, right in output.proposed:
@@ -270,11 +270,13 @@ class Engine:
         if sequence.stamps.admitted_ns is None:
             sequence.stamps.admitted_ns = self._clock_ns()
         read, sequence.shared = sequence.shared, None
-        if sequence.submit.max_tokens == 0 and not sequence.submit.scores_prompt:
+        # Nothing is before the first token of a prompt that could score it.
+        has_scores = sequence.submit.scores_prompt and len(sequence.submit.token_ids) > 1
+        if sequence.submit.max_tokens == 0 and not has_scores:
             self._end_without_tokens(sequence)
             return True
         try:
-            match = self._runner.insert(sequence.submit, sequence.matcher, read)
+            match = self._runner.insert(sequence.submit, sequence.matcher, read, sequence.lane)
         except Exception as error:  # noqa: BLE001 - reported with the sequence; the engine goes on
             traceback.print_exception(error)
             self._fail(sequence, error)
@@ -295,15 +297,15 @@ class Engine:
             sequence.stamps.queue_reason = None
         return has_waited
 
-    def _measure(self, step_ns: int, chunk_tokens: int, output: RunnerOutput) -> None:
+    def _measure(self, step_ns: int, piece: Piece, output: RunnerOutput) -> None:
         """Write down what a step has read, and how long it took."""
         self._step_clock.add(step_ns)
         chunks = [
-            self._read(self._scheduler.running[one], chunk_tokens) for one in output.prefilled
+            self._read(self._scheduler.running[one], piece.tokens) for one in output.prefilled
         ]
         # Shorter chunks are padded to the longest one.
         computed_tokens = len(chunks) * max(chunks, default=0)
-        self._scheduler.note(step_ns, computed_tokens, output.rows)
+        self._scheduler.note(step_ns, computed_tokens, output.rows, piece.lane)
 
     def _cancel(self, sequence_id: int) -> None:
         if (sequence := self._compiling.pop(sequence_id, None)) and self._grammars is not None:
@@ -331,10 +333,10 @@ class Engine:
                     return sibling
         return None
 
-    def _run(self, chunk_tokens: int) -> RunnerOutput:
-        self._threads.suit(self._scheduler.prefill_tokens(chunk_tokens))
+    def _run(self, piece: Piece) -> RunnerOutput:
+        self._threads.suit(self._scheduler.prefill_tokens(piece))
         try:
-            return self._runner.step(chunk_tokens)
+            return self._runner.step(piece.tokens, piece.lane)
         except Exception as error:  # noqa: BLE001 - reported with the batch; the engine goes on
             self._lose_batch(error)
             return RunnerOutput([], [])

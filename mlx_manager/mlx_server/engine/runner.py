@@ -1,11 +1,14 @@
-"""Runs sequences through one model by mlx-lm's `BatchGenerator`, which only this file and `decode_batch` know."""
+"""Runs sequences through one model by mlx-lm's `BatchGenerator`.
+
+Only this file, `lanes` and `decode_batch` know that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
@@ -15,6 +18,7 @@ from mlx_manager.mlx_server.engine.batch_api import check_batch_api
 from mlx_manager.mlx_server.engine.constraint import ConstrainedSampler
 from mlx_manager.mlx_server.engine.decode_batch import SlottedGenerator
 from mlx_manager.mlx_server.engine.grammar import Matcher
+from mlx_manager.mlx_server.engine.lanes import LanedGenerator
 from mlx_manager.mlx_server.engine.logprobs import most_likely
 from mlx_manager.mlx_server.engine.messages import (
     Constraint,
@@ -41,6 +45,7 @@ from mlx_manager.mlx_server.engine.sampling import (
     greedy,
     sampler_for,
 )
+from mlx_manager.mlx_server.engine.sequence import Lane
 from mlx_manager.mlx_server.engine.snapshots import snapshot_places
 from mlx_manager.mlx_server.engine.thoughts import BudgetedSampler
 
@@ -144,7 +149,7 @@ class Runner:
         self._scores: dict[int, tuple[PromptScore, Drawing]] = {}
         options: dict[str, Any] = {"sampler": greedy, "completion_batch_size": self._max_batch}
         self._generator = (
-            BatchGenerator(self._model, **options)
+            LanedGenerator(self._model, **options)
             if self._plain_layers is None
             else SlottedGenerator(
                 self._model,
@@ -156,15 +161,20 @@ class Runner:
         )
 
     def insert(
-        self, submit: Submit, matcher: Matcher | None = None, read: ReadPrompt | None = None
+        self,
+        submit: Submit,
+        matcher: Matcher | None = None,
+        read: ReadPrompt | None = None,
+        lane: Lane = None,
     ) -> Match:
         """Let a sequence join with the next step, and return what needs not be computed of its prompt.
 
-        One with a constraint needs the `matcher` of its grammar; `read` is what another has read of the prompt. Raises
-        ValueError when mlx-lm refuses it.
+        One with a constraint needs the `matcher` of its grammar; `read` is what another has read of the prompt. What is
+        to be computed is read in `lane`. Raises ValueError when mlx-lm refuses it.
         """
+        self._generator.enter(lane)
         drawing = self._drawing(submit, matcher)
-        if submit.scores_prompt:
+        if submit.scores_prompt and len(submit.token_ids) > 1:
             score = PromptScore(self._model, submit, make_prompt_cache(self._model))
             self._scores[submit.sequence_id] = score, drawing
             return no_match("prompt_logprobs")
@@ -244,14 +254,15 @@ class Runner:
         if uid in removed:
             self._store(*removed[uid])
 
-    def step(self, chunk_tokens: int) -> RunnerOutput:
-        """Decode one token of every row that can, then compute up to `chunk_tokens` of each prompt that waits.
+    def step(self, chunk_tokens: int, lane: Lane = None) -> RunnerOutput:
+        """Decode one token of every row that can, then compute up to `chunk_tokens` of each prompt in a lane.
 
         With 0 prompts stand still; those that have nothing but their last token left go on.
         """
-        scored = self._score(chunk_tokens)
+        self._generator.enter(lane)
+        scored = self._score(chunk_tokens, lane)
         self._generator.prefill_step_size = chunk_tokens
-        prompts, rows = self._generator.next()
+        prompts, rows = cast("Any", self._generator).next()
         # Behind the step that has begun: what was stored in the one before is computed by now.
         self._prefixes.settle()
         chunks = [row for row in prompts if not row.end_of_prompt] if chunk_tokens else []
@@ -323,11 +334,11 @@ class Runner:
             self._prefixes.files,
         )
 
-    def _score(self, chunk_tokens: int) -> Scored:
-        """Read on in the prompt that has waited longest to be scored; what is read of one joins the batch."""
-        if not self._scores or chunk_tokens == 0:
+    def _score(self, chunk_tokens: int, lane: Lane) -> Scored:
+        """Read on in the prompt that is to be scored and has this lane; what is read of it joins the batch."""
+        if lane is None or lane not in self._scores or chunk_tokens == 0:
             return Scored()
-        sequence_id, (score, drawing) = next(iter(self._scores.items()))
+        sequence_id, (score, drawing) = lane, self._scores[lane]
         logprobs = score.read(chunk_tokens)
         if not score.is_done:
             return Scored([sequence_id], logprobs)

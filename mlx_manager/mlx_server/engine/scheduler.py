@@ -12,7 +12,7 @@ from itertools import takewhile
 from mlx_manager.mlx_server.engine.line import AGEING_NS, Line, Shares
 from mlx_manager.mlx_server.engine.messages import KvCost, QueueReason
 from mlx_manager.mlx_server.engine.pace import Pace
-from mlx_manager.mlx_server.engine.sequence import Sequence
+from mlx_manager.mlx_server.engine.sequence import Lane, Sequence
 
 MAX_PREFILLS = 8
 # Of those, so many that take more than a step: the other places are for prompts that are read at once.
@@ -44,6 +44,14 @@ class Limits:
     kv_budget_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a step computes of prompts: up to so many tokens of each that is in a lane; of none when that is 0."""
+
+    tokens: int
+    lane: Lane
+
+
 class Scheduler:
     """Who runs: by priority, age and key, into a batch that is bounded in rows and in bytes."""
 
@@ -54,7 +62,9 @@ class Scheduler:
         self._pace = Pace(limits.token_gap_ns)
         self._closed_by: QueueReason = "places"
         self._held_steps = 0
-        self._was_short = False
+        self._was_quick = False
+        # When each lane that is read has had its last turn, counted in turns.
+        self._turn_of: dict[Lane, int] = {}
         self._kept_until_ns = 0
         self.running: dict[int, Sequence] = {}
 
@@ -111,25 +121,27 @@ class Scheduler:
         """Count tokens that were computed for a sequence to its key."""
         self._shares.charge(sequence.submit.key_id, tokens)
 
-    def chunk_tokens(self) -> int:
-        """Return how many tokens of *each* prompt the next step may compute; 0: it only decodes.
+    def next_piece(self) -> Piece:
+        """Return what the next step reads of prompts.
 
-        mlx-lm computes one chunk of every prompt that prefills, padded to the longest chunk: the budget is shared
-        out so that one long prompt beside seven short ones costs a step's budget and not eight of them.
+        mlx-lm computes one chunk of every prompt in a lane, padded to the longest chunk: the budget is shared out so
+        that eight short prompts cost a step's budget and not eight of them.
         """
-        reading, budget = self._reading(), self._budget_tokens()
+        reading = self._reading()
         if self._holds_for_first_token(reading):
-            return 0
-        share = max(min(MIN_CHUNK_TOKENS, budget), budget // max(len(reading), 1))
-        return self._cut_to_short(share, reading)
+            return Piece(0, None)
+        lane = self._next_lane(reading)
+        budget, prompts = self._budget_tokens(lane), sum(one.lane == lane for one in reading)
+        return Piece(max(min(MIN_CHUNK_TOKENS, budget), budget // max(prompts, 1)), lane)
 
-    def prefill_tokens(self, chunk_tokens: int) -> int:
-        """Return how many prompt tokens a step computes at most, with chunks of this size."""
-        return sum(min(chunk_tokens, sequence.unread_tokens) for sequence in self._reading())
+    def prefill_tokens(self, piece: Piece) -> int:
+        """Return how many prompt tokens a step computes at most that reads such a piece."""
+        reading = (one for one in self._reading() if one.lane == piece.lane)
+        return sum(min(piece.tokens, sequence.unread_tokens) for sequence in reading)
 
-    def note(self, step_ns: int, prompt_tokens: int, rows: int) -> None:
-        """Learn how long a step took that computed so many prompt tokens and one token of each of `rows`."""
-        self._pace.note(step_ns, prompt_tokens, rows)
+    def note(self, step_ns: int, prompt_tokens: int, rows: int, lane: Lane = None) -> None:
+        """Learn how long a step took that computed so many prompt tokens of a lane and one token of each of `rows`."""
+        self._pace.note(step_ns, prompt_tokens, rows, lane)
 
     def _turns(self, now_ns: int) -> Iterator[Sequence]:
         """Yield those that wait in the order of their turns, while places are kept only those that came back."""
@@ -137,6 +149,7 @@ class Scheduler:
         return takewhile(_has_come_back, turns) if now_ns < self._kept_until_ns else turns
 
     def _take(self, sequence: Sequence) -> None:
+        sequence.lane = self._lane_for(sequence)
         self._line.remove(sequence.id)
         self.running[sequence.id] = sequence
         if sequence.stamps.queue_reason is None:
@@ -185,13 +198,13 @@ class Scheduler:
         kept = {id(read): read.tokens for read in waiting if read is not None}
         return sum(map(cost.row_bytes, kept.values()))
 
-    def _budget_tokens(self) -> int:
-        """Return how many prompt tokens the next step may compute, of all prompts together."""
+    def _budget_tokens(self, lane: Lane = None) -> int:
+        """Return how many prompt tokens the next step may compute, of all prompts in a lane together."""
         active = sum(not sequence.stands_still for sequence in self.running.values())
         if active == 1 and not len(self._line):
-            return min(self._limits.idle_prefill_chunk_tokens, self._pace.idle_tokens())
+            return min(self._limits.idle_prefill_chunk_tokens, self._pace.idle_tokens(lane))
         decoding = sum(sequence.is_decoding for sequence in self.running.values())
-        return min(self._limits.prefill_chunk_tokens, self._pace.tokens(decoding))
+        return min(self._limits.prefill_chunk_tokens, self._pace.tokens(decoding, lane))
 
     def _holds_for_first_token(self, reading: list[Sequence]) -> bool:
         """Whether the prompts that are read stand still, for those that have been and have no token yet."""
@@ -202,11 +215,31 @@ class Scheduler:
         self._held_steps = self._held_steps + 1 if holds else 0
         return holds
 
-    def _cut_to_short(self, share: int, reading: list[Sequence]) -> int:
-        """Return no more than the short prompts need, while there is a long one beside them; every second time."""
-        short = [one.unread_tokens for one in reading if one.unread_tokens <= share]
-        self._was_short = bool(short) and len(short) < len(reading) and not self._was_short
-        return max(*short, min(MIN_CHUNK_TOKENS, share)) if self._was_short else share
+    def _lane_for(self, sequence: Sequence) -> Lane:
+        """Return the shared lane for what is read in one piece, and else one that no other prompt is padded in."""
+        length = len(sequence.submit.known_token_ids)
+        is_short = length <= self._budget_tokens() and not sequence.submit.scores_prompt
+        return None if is_short else sequence.id
+
+    def _next_lane(self, reading: list[Sequence]) -> Lane:
+        """Return the lane that the next step reads: one that takes a single piece, then one that takes more.
+
+        Of several it is the one whose last turn is longest ago.
+        """
+        unread: dict[Lane, int] = {}
+        for one in reading:
+            unread[one.lane] = max(one.unread_tokens, unread.get(one.lane, 0))
+        self._pace.forget_all_but(unread)
+        quick = [lane for lane in unread if unread[lane] <= self._budget_tokens(lane)]
+        slow = [lane for lane in unread if lane not in quick]
+        self._was_quick = bool(quick) and not (slow and self._was_quick)
+        lanes = quick if self._was_quick else slow
+        self._turn_of = {lane: self._turn_of.get(lane, 0) for lane in unread}
+        if not lanes:
+            return None
+        lane = min(lanes, key=self._turn_of.__getitem__)
+        self._turn_of[lane] = 1 + max(self._turn_of.values())
+        return lane
 
     def _beginning(self) -> list[Sequence]:
         """Return those that run and have no token yet."""

@@ -9,6 +9,9 @@ from mlx_manager.mlx_server.engine.grammar import Matcher
 from mlx_manager.mlx_server.engine.messages import Stall, Stamps, Submit
 from mlx_manager.mlx_server.engine.read_prompt import ReadPrompt
 
+# Prompts in a lane are read together, as one batch: None is the lane that short ones share, others are known by the
+# sequence that is alone in them.
+Lane = int | None
 # A pause is a stall when it is this long and this many times the mean of the pauses before it, of which there must be
 # some: a model that needs half a second for each token doesn't stall at each.
 STALL_NS = 250_000_000
@@ -25,13 +28,14 @@ class Sequence:
 
     Of its prompt `unread_tokens` are to be computed before the last one, which makes the first token of the answer.
     None are where another has read it, which is `shared`. One with a constraint has a `matcher` from when its grammar
-    is compiled.
+    is compiled, and one that has its place a `lane`, which its prompt is read in.
     """
 
     submit: Submit
     stamps: Stamps
     unread_tokens: int
     matcher: Matcher | None = None
+    lane: Lane = None
     shared: ReadPrompt | None = None
     # It has its place, and waits for another one to read what both begin with.
     is_following: bool = False
