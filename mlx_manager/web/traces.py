@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.api.dependencies import CurrentState
 from mlx_manager.traces.explain import explain
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import Trace, TracePage
-from mlx_manager.web.filters import PERIODS, STATUSES, Question, period_of
+from mlx_manager.web.filters import PERIODS, STATUSES, TraceQuestion, period_of
 from mlx_manager.web.problem import problem_response
 from mlx_manager.web.shell import page
 from mlx_manager.web.sparkline import Sparkline, sparkline
@@ -44,7 +44,7 @@ async def show_traces(
     request: Request, traces: CurrentTraces, state: CurrentState, cursor: str = ""
 ) -> Response:
     """List traces, newest first."""
-    question = Question.read(request.query_params)
+    question = TraceQuestion.read(request.query_params)
     listing = None
     if traces is not None:
         listing = await asyncio.to_thread(_listing, traces, question, cursor or None)
@@ -72,7 +72,7 @@ async def show_trace(
     return page(request, "trace.html", await asyncio.to_thread(_described, trace))
 
 
-def _listing(traces: TraceReader, question: Question, cursor: str | None) -> Listing:
+def _listing(traces: TraceReader, question: TraceQuestion, cursor: str | None) -> Listing:
     now_ns = time.time_ns()
     wanted = question.to_filter(now_ns)
     has_expired_cursor = False
@@ -85,7 +85,7 @@ def _listing(traces: TraceReader, question: Question, cursor: str | None) -> Lis
     return Listing(found, traces.models(), sparkline(stats), curve_ns, has_expired_cursor)
 
 
-def _curve_ns(question: Question, found: TracePage, now_ns: int) -> int:
+def _curve_ns(question: TraceQuestion, found: TracePage, now_ns: int) -> int:
     """How far back the sparkline goes: the time that was asked for, or as far as the list."""
     period = period_of(question.time)
     if period is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,9 @@ class Site:
         assert store is not None
         return store
 
-    def ask(self, model: str = "test/tiny", tokens: int = 6) -> str:
+    def ask(
+        self, model: str = "test/tiny", tokens: int = 6, headers: Mapping[str, str] | None = None
+    ) -> str:
         """Send a chat and return its trace's id, once it can be looked at."""
         # Without a span of its own: earlier tests may have instrumented httpx.
         with logfire.suppress_instrumentation():
@@ -54,6 +56,7 @@ class Site:
                     "max_tokens": tokens,
                     "temperature": 0,
                 },
+                headers=headers,
                 timeout=60,
             )
         trace_id = answer.headers["X-Trace-ID"]

@@ -6,7 +6,7 @@ import pytest
 
 from mlx_manager.traces.summary import Stats, StatsBucket, TraceFilter
 from mlx_manager.traces.words import bytes_text, duration_text, plural
-from mlx_manager.web.filters import Question
+from mlx_manager.web.filters import Question, TraceQuestion
 from mlx_manager.web.sparkline import sparkline
 
 
@@ -16,25 +16,40 @@ def test_a_question_goes_through_an_address_and_back() -> None:
     assert question.address("/traces") == "/traces?text=a%26b&status=error&min_ms=10"
     assert question.address("/traces", cursor="5-a").endswith("&cursor=5-a")
     assert Question().address("/traces") == "/traces"
+    of_traces = TraceQuestion.read({"session": "a/b", "min_tokens": "7", "status": "ok"})
+    assert of_traces.query == "status=ok&min_tokens=7&session=a%2Fb"
+    assert (TraceQuestion().is_empty, of_traces.is_empty) == (True, False)
 
 
 def test_a_question_becomes_a_filter() -> None:
-    question = Question("x", "cancelled", "m", "k", "10", "2500.5", "1h")
+    question = TraceQuestion(
+        "x", "cancelled", "m", "k", "10", "2500.5", "1h", "20", "300", "talk/7"
+    )
 
     assert question.to_filter(now_ns=4_000 * 10**9) == TraceFilter(
         text="x",
         status="cancelled",
         model="m",
+        session="talk/7",
         key_id="k",
         min_duration_s=0.01,
         max_duration_s=2.5005,
+        min_tokens=20,
+        max_tokens=300,
         since_ns=400 * 10**9,
     )
 
 
 @pytest.mark.parametrize("nonsense", ["", "nan", "inf", "-5", "ten", "1e999"])
 def test_what_cannot_be_understood_asks_for_nothing(nonsense: str) -> None:
-    question = Question(status=nonsense, min_ms=nonsense, max_ms=nonsense, time=nonsense)
+    question = TraceQuestion(
+        status=nonsense,
+        min_ms=nonsense,
+        max_ms=nonsense,
+        time=nonsense,
+        min_tokens=nonsense,
+        max_tokens=nonsense,
+    )
 
     assert question.to_filter(now_ns=0) == TraceFilter()
 

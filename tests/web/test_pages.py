@@ -79,6 +79,56 @@ def test_typing_filters_and_empty_fields_stay_out_of_the_address(site: Site, pag
     expect(page.locator(ROWS)).to_have_count(1)
 
 
+def test_traces_of_a_session_are_narrowed_by_their_tokens(site: Site, page: Page) -> None:
+    session = "agents/talk:7"
+    short, long = (site.ask(tokens=n, headers={"X-Session-ID": session}) for n in (2, 40))
+    tokens = dict[str, int]()
+    for trace_id in (short, long):
+        found = site.store.get_trace(trace_id)
+        assert found is not None
+        one = found.summary
+        assert one.input_tokens is not None
+        assert one.output_tokens is not None
+        tokens[trace_id] = one.input_tokens + one.output_tokens
+    page.goto(f"{site.url}/traces/{short}")
+    page.get_by_role("link", name=session).click()
+    page.wait_for_url("**/traces?session=agents/talk%3A7")
+    expect(page.get_by_label("Session")).to_have_value(session)
+    expect(page.locator(ROWS)).to_have_count(2)
+
+    page.get_by_label("At least, in tokens").fill(str(tokens[long]))
+    page.keyboard.press("Enter")
+    filtered(page, f"min_tokens={tokens[long]}&session=agents%2Ftalk%3A7")
+    expect(page.locator(ROWS)).to_have_count(1)
+    expect(page.locator(f"#t-{long}")).to_be_visible()
+
+    page.get_by_label("At least, in tokens").fill("")
+    page.get_by_label("At most, in tokens").fill(str(tokens[long] - 1))
+    page.keyboard.press("Enter")
+    filtered(page, f"max_tokens={tokens[long] - 1}&session=agents%2Ftalk%3A7")
+    expect(page.locator(ROWS)).to_have_count(1)
+    expect(page.locator(f"#t-{short}")).to_be_visible()
+
+    page.get_by_label("Session").fill("agents")
+    page.keyboard.press("Tab")
+    expect(page.locator(".empty h2")).to_have_text("No trace fits")
+
+
+def test_the_audit_log_asks_for_nothing_that_it_does_not_know(site: Site, page: Page) -> None:
+    page.goto(f"{site.url}/requests")
+
+    expect(page.get_by_label("At least, in milliseconds")).to_be_visible()
+    expect(page.get_by_label("Session")).to_have_count(0)
+
+
+@pytest.mark.parametrize("path", ["/traces", "/requests"])
+def test_no_number_is_too_large_to_be_asked_for(site: Site, path: str) -> None:
+    for number in ("1e30", "9" * 200, "-1", "\N{ARABIC-INDIC DIGIT ONE}"):
+        asked = dict.fromkeys(("min_ms", "max_ms", "min_tokens", "max_tokens"), number)
+        answer = httpx.get(site.url + path, params=asked, timeout=60)
+        assert answer.status_code == 200, number
+
+
 def test_a_filter_works_without_a_script(site: Site, browser_without_script: Page) -> None:
     page = browser_without_script
     page.goto(f"{site.url}/traces")
