@@ -215,7 +215,7 @@ class Timeline:
     cached_tokens: int = 0
     cache_miss_reason: str | None = None
     departure: Departure | None = None
-    prefill_chunks: int = 0
+    prefill_chunks: int | None = None
     batches: int = 0
     output_tokens: int = 0
     batch_width_sum: int = 0
@@ -233,8 +233,10 @@ class Timeline:
 
     @property
     def batch_width_mean(self) -> float | None:
-        """Mean number of rows that decoded together with this one, itself included."""
-        return self.batch_width_sum / self.output_tokens if self.output_tokens else None
+        """Mean number of rows that decoded together with this one, itself included; None where it isn't known."""
+        if not self.batch_width_sum or not self.output_tokens:
+            return None
+        return self.batch_width_sum / self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -346,7 +346,7 @@ def _decoded(timeline: Timeline) -> Attributes:
     decoded: dict[str, AttributeValue | None] = {
         names.DECODE_TOKENS: timeline.output_tokens,
         names.DECODE_TOKENS_PER_S: 1 / per_token_s if per_token_s else None,
-        names.DECODE_LONGEST_GAP_S: timeline.longest_gap_ns / 1e9,
+        names.DECODE_LONGEST_GAP_S: timeline.longest_gap_ns / 1e9 or None,
         names.DECODE_TOKEN_OFFSETS_MS: tuple(us / 1000 for us in timeline.token_offsets_us) or None,
         names.DECODE_TOKEN_STRIDE: timeline.token_stride if timeline.token_offsets_us else None,
         names.DECODE_PROPOSED_TOKENS: timeline.proposed_tokens or None,

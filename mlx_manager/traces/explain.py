@@ -43,6 +43,7 @@ MISS_REASONS = {
     "nothing_stored": "nothing was stored yet",
     "prompt_logprobs": "log-probabilities of all of the prompt were asked for",
     "diverged": "no stored prompt begins like it",
+    "too_short": "so short a prompt isn’t worth it",
 }
 
 Rule = Callable[[Trace], Iterable[Finding]]

@@ -76,6 +76,13 @@ def test_nothing_is_found_where_nothing_is_shared() -> None:
     assert stored([5, 6]).match([5]).tokens == 0
 
 
+def test_a_repeat_that_is_too_short_to_be_given_out_is_told_of() -> None:
+    cache = stored([5, 6, 7])
+    for tokens, shared in (([5, 6, 7], 2), ([5], 0)):
+        match = cache.match(tokens, least_tokens=16)
+        assert (match.tokens, match.shared_tokens, match.reason) == (0, shared, "too_short")
+
+
 def test_shared_beginnings_are_stored_once_and_each_way_on_is_kept() -> None:
     head, ways = prompt(1, 512), [prompt(seed, 100) for seed in range(2, 6)]
     cache = stored(*(head + way for way in ways))

@@ -436,6 +436,31 @@ async def test_a_request_that_is_refused_has_no_phases_and_no_model_in_its_numbe
     }
 
 
+async def test_what_only_the_engines_record_knows_is_absent_without_it(
+    spans: Spans, metrics: ChatMetrics
+) -> None:
+    timeline = a_timeline()
+    timeline.prefill_chunks = None
+    timeline.batch_width_sum = timeline.batch_width_max = timeline.longest_gap_ns = 0
+
+    await collect(
+        InstrumentedBackend(Recorded("a", timeline=timeline), metrics=metrics).stream(CHAT)
+    )
+
+    known = {
+        name
+        for span in ("chat asked/model", "prefill", "decode")
+        for name in spans.one(span).attributes or {}
+    }
+    assert {"mlx.prefill.tokens", "mlx.decode.tokens"} <= known
+    assert known.isdisjoint(
+        {
+            *("mlx.batch.width_mean", "mlx.batch.width_max"),
+            *("mlx.prefill.chunks", "mlx.decode.longest_gap_s"),
+        }
+    )
+
+
 async def test_a_reader_that_leaves_cancels_and_is_no_error(
     spans: Spans, metrics: ChatMetrics, reader: InMemoryMetricReader
 ) -> None:

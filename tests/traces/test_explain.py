@@ -87,6 +87,7 @@ def test_the_trace_that_was_waited_for_is_named() -> None:
         ("diverged", 0, "none cached because no stored prompt begins like it"),
         ("diverged", 96, "96 from the prefix cache, where it leaves what is stored at token 97"),
         ("unsupported_model", 0, "none cached because this model’s state can’t be brought back"),
+        ("too_short", 0, "none cached because so short a prompt isn’t worth it"),
         ("off", 0, "none cached because the prefix cache is switched off"),
     ],
 )

@@ -30,7 +30,13 @@ TOKEN_ID_BYTES = 8
 # Of what is stored where a prompt leaves it, so many tokens are told.
 MOST_AHEAD_TOKENS = 8
 MissReason = Literal[
-    "off", "unsupported_model", "prompt_logprobs", "nothing_stored", "no_snapshot", "diverged"
+    "off",
+    "unsupported_model",
+    "prompt_logprobs",
+    "nothing_stored",
+    "no_snapshot",
+    "diverged",
+    "too_short",
 ]
 
 
@@ -104,7 +110,7 @@ class PrefixCache:
             parts, snapshot = self._usable(shared)
         count, shared_count = _length(parts), _length(shared)
         if count == len(tokens) - 1:
-            reason: MissReason | None = None
+            reason: MissReason | None = None if count >= least_tokens else "too_short"
         elif count < shared_count:
             reason = "no_snapshot"
         else:

@@ -67,7 +67,9 @@ def _add_prompts(readers: Sequence[TokenStream], timeline: Timeline) -> None:
     for tokens in readers:
         timeline.cached_tokens += tokens.cached_tokens
         if tokens.ended is not None:
-            timeline.prefill_chunks += tokens.ended.stamps.prefill_chunks
+            timeline.prefill_chunks = (
+                timeline.prefill_chunks or 0
+            ) + tokens.ended.stamps.prefill_chunks
 
 
 def _tell_miss(readers: Sequence[TokenStream], timeline: Timeline, locate: LocateDeparture) -> None:
