@@ -70,6 +70,10 @@ def headers(secrets: Secrets) -> dict[str, str]:
         "baggage": f"secret={secrets.new('baggage')}",
         "User-Agent": secrets.new("user-agent"),
         "Referer": f"http://127.0.0.1/?token={secrets.new('referer')}",
+        "Origin": f"http://{secrets.new('origin')}",
+        "OpenAI-Organization": secrets.new("organization"),
+        "anthropic-beta": secrets.new("beta"),
+        "X-Of-A-Proxy": secrets.new("any-other-header"),
     }
 
 
@@ -183,6 +187,18 @@ def bodies(secrets: Secrets) -> Iterator[bytes]:
     yield f"key={secrets.new('form')}".encode()
 
 
+def sent(method: str, secrets: Secrets) -> Iterator[bytes]:
+    """The bodies that are tried with a method."""
+    if method == "POST":
+        yield from bodies(secrets)
+    elif method == "PUT":
+        for name in ("chat_s", secrets.new("field")):
+            yield json.dumps({name: secrets.new("setting")}).encode()
+        yield f'{{"chat_s": "{secrets.new("cut-off-setting")}'.encode()
+    else:
+        yield b""
+
+
 def send_everything(
     application: Application, main: str, secrets: Secrets, folder: Path
 ) -> set[int]:
@@ -194,7 +210,7 @@ def send_everything(
                 r"{[a-z_]+(:path)?}", lambda _: secrets.new("path-of-some-length"), template
             )
             assert "{" not in path, "a new parameter needs a secret"
-            for body in bodies(secrets) if method == "POST" else [b""]:
+            for body in sent(method, secrets):
                 with http.stream(
                     method,
                     path,
