@@ -63,6 +63,7 @@ SCHEMA = {
         }
     },
 }
+PROPERTIES: dict[str, Any] = {**SCHEMA["properties"]}  # type: ignore[dict-item]
 STRICT = (
     Tool("get_weather", "The weather", SCHEMA, is_strict=True),
     Tool("wait", None, {"type": "object", "properties": {}, "additionalProperties": False}, True),
@@ -259,6 +260,51 @@ def test_a_named_call_is_that_call(
 
 
 @pytest.mark.parametrize("family", SAYABLE, ids=lambda one: one.name)
+@pytest.mark.parametrize("name", ["get_weather", None], ids=["named", "required"])
+def test_a_forced_call_that_is_not_strict_has_the_types_members_and_values_of_its_schema(
+    model_text: Make, family: Family, name: str | None
+) -> None:
+    text, request = model_text(family), request_for(LOOSE, ToolChoice("required", name))
+    loosened = {"code": {"type": "string"}, "tags": {"type": "array", "items": {"type": "string"}}}
+    schema = {**SCHEMA, "properties": {**PROPERTIES, **loosened}}
+    seen = 0
+    for calls, said in walks(text, family, request, path_of(text)):
+        assert calls, said
+        for called, arguments in calls:
+            if called == "get_weather":
+                Draft202012Validator(schema).validate(arguments)
+                seen += 1
+    assert seen
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3-coder", "gemma4", "lfm2", "gpt-oss"])
+def test_a_forced_call_that_is_not_strict_is_never_refused_for_its_schema(
+    model_text: Make, name: str
+) -> None:
+    family, names = one_of(name), [f"argument_{number}" for number in range(1000)]
+    text = model_text(family)
+    for schema in (
+        {"properties": {"at": {"type": "string", "format": "nonsense", "pattern": "("}}},
+        {"properties": {"a<b": {"not": {}}}, "required": ["a<b"]},
+        {"properties": {"at": {"type": "array", "uniqueItems": True}}, "dependentRequired": {}},
+        {"properties": {one: {"type": "integer"} for one in names}, "required": names},
+        {
+            "properties": {
+                "at": {"anyOf": [{"type": "array", "items": {"enum": [one]}} for one in names]}
+            }
+        },
+        {"properties": {"at": {"$ref": "#/$defs/gone"}, "by": {"type": "nonsense"}}},
+        # What no call of it could satisfy.
+        {"properties": {"at": {"$ref": "#"}}, "required": ["at"]},
+    ):
+        tool = Tool("look", None, {"type": "object", **schema})
+        request = request_for((tool,), ToolChoice("required", "look"))
+        constraint = constraint_for(request, text, text.encode(request.input).opening)
+        assert constraint is not None
+        Vocabulary(path_of(text)).matcher(constraint.grammar)
+
+
+@pytest.mark.parametrize("family", SAYABLE, ids=lambda one: one.name)
 def test_a_strict_call_that_may_be_made_has_valid_arguments(
     model_text: Make, family: Family
 ) -> None:
@@ -400,6 +446,15 @@ def test_a_format_says_nothing_of_calls_that_must_be_made(model_text: Make) -> N
         assert constraint_for(request_for(STRICT, choice, FORMAT), text, opening) == alone
 
 
+# Each refers to the next one.
+CHAIN: dict[str, Any] = {
+    "$defs": {
+        f"d{at}": {"type": "array", "items": {"$ref": f"#/$defs/d{at + 1}"}} for at in range(400)
+    }
+    | {"d400": {"type": "string"}}
+}
+
+
 def named(family: Family, schema: dict[str, Any]) -> ChatRequest:
     return request_for((Tool("look", None, schema, is_strict=True),), ToolChoice())
 
@@ -422,6 +477,11 @@ def one_of(name: str) -> Family:
         ("lfm2", {"properties": {"a-b": {}}}, "argument named 'a-b'"),
         ("gemma4", {"properties": {"at": {"type": "array", "uniqueItems": True}}}, "'uniqueItems'"),
         ("gemma4", {"properties": {"at": {"type": ["string", "integer"]}}}, "integer, string"),
+        (
+            "gemma4",
+            {"properties": {"at": CHAIN["$defs"]["d0"]}} | CHAIN,
+            "100 schemas within each other",
+        ),
         ("deepseek-v3.2", {"properties": {}}, "can't be held to a schema yet"),
     ],
 )

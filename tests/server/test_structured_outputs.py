@@ -285,6 +285,56 @@ async def test_a_call_that_must_be_made_is_one_of_the_tools_and_well_formed(
     assert set(json.loads(call.function.arguments)) >= {"city"}
 
 
+FORECAST = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Oslo", "Rome"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 3},
+        # What no grammar says is not asked for, as it isn't strict.
+        "stops": {
+            "type": "array",
+            "items": {"enum": ["a", "b"]},
+            "uniqueItems": True,
+            "maxItems": 0,
+        },
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+async def test_a_call_that_must_be_made_has_the_types_and_values_of_its_schema_also_where_it_is_not_strict(
+    openai: AsyncOpenAI, anthropic: AsyncAnthropic
+) -> None:
+    # Left to itself the model says Bern, and no number of days.
+    function: dict[str, Any] = {"name": "get_weather", "parameters": FORECAST}
+    asked: Any = {"type": "function", "function": {"name": "get_weather"}}
+    response = await ask(
+        openai,
+        WEATHER_QUESTION,
+        tools=[{"type": "function", "function": function}],
+        tool_choice=asked,
+        max_tokens=600,
+    )
+    (call,) = response.choices[0].message.tool_calls
+    arguments = json.loads(call.function.arguments)
+    assert arguments["city"] in ("Oslo", "Rome")
+    assert arguments["days"] in (1, 2, 3)
+    tool: Any = {"name": "get_weather", "input_schema": FORECAST}
+    message: Any = WEATHER_QUESTION
+    answered = await anthropic.messages.create(
+        model=MODEL,
+        max_tokens=600,
+        messages=[message],
+        tools=[tool],
+        tool_choice={"type": "tool", "name": "get_weather"},
+        extra_body={"temperature": 0},
+    )
+    [block] = answered.content
+    assert block.type == "tool_use"
+    assert block.input == arguments
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [

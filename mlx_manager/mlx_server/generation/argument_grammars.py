@@ -24,6 +24,10 @@ OBJECT_WORDS = NOTES | {
 }
 STRING_WORDS = NOTES | {"type", "enum", "const", "pattern", "minLength", "maxLength", "$ref"}
 ARRAY_WORDS = NOTES | {"type", "items", "minItems", "maxItems"}
+# Any of which may be there or not: grammars with some times as many are too complex.
+MOST_LOOSE_NAMES = 200
+# References within references are followed down to here.
+MOST_LEVELS = 100
 SCALARS = frozenset({"integer", "number", "boolean", "null"})
 
 
@@ -61,9 +65,10 @@ def _members(schema: Mapping[str, Any]) -> list[_Member]:
 
 
 def _loose_names(tool: Tool) -> list[str]:
-    """Return the names of arguments that a tool has whose schema nobody asked to keep to."""
+    """Return the names of arguments that a tool has whose schema nobody asked to keep to; none of too many."""
     names = tool.parameters.get("properties") or {}
-    return [name for name in names if BARE_NAME.fullmatch(name)]
+    found = [name for name in names if BARE_NAME.fullmatch(name)]
+    return found if len(found) <= MOST_LOOSE_NAMES else []
 
 
 def _parameters(rules: Rules, tool: Tool, kind: Parameters) -> str:
@@ -163,6 +168,7 @@ class _Object:
         self._root = root
         self._quote = quote
         self._known: dict[int, str] = {}
+        self._levels = 0
 
     def arguments(self, tool: Tool) -> str:
         """Return the expression of the arguments of a tool."""
@@ -197,8 +203,12 @@ class _Object:
             return self._known[id(found)]
         if not isinstance(found, Mapping):
             raise Unsayable("a schema that is no object")
+        if self._levels == MOST_LEVELS:
+            raise Unsayable(f"more than {MOST_LEVELS} schemas within each other")
         name = self._known[id(found)] = self._rules.name("v")
+        self._levels += 1
         self._rules.define(name, self._body(found))
+        self._levels -= 1
         return name
 
     def _body(self, schema: Mapping[str, Any]) -> str:

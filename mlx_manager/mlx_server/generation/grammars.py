@@ -16,7 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from mlx_manager.chat.request import AnswerFormat, ChatRequest, Conversation, Tool
+from mlx_manager.chat.request import AnswerFormat, ChatRequest, Conversation, Tool, ToolChoice
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.mlx_server.engine.messages import Constraint
 from mlx_manager.mlx_server.families import harmony
@@ -24,6 +24,7 @@ from mlx_manager.mlx_server.families.forms import CallForm
 from mlx_manager.mlx_server.generation import call_grammars
 from mlx_manager.mlx_server.generation.grammar_rules import Says, Unsayable, slashed
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools
+from mlx_manager.mlx_server.generation.outlines import outlined
 from mlx_manager.mlx_server.generation.schema_limits import (
     MOST_LEVELS,
     can_end,
@@ -42,6 +43,7 @@ MOST_REMAINDERS_IN_RANGE = 2_000
 BOUND = re.compile(r'"(?:exclusiveM|m)(?:in|ax)imum"\s*:\s*-?\d')
 MULTIPLE_OF = re.compile(r'"multipleOf"\s*:\s*-?(\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3})?)')
 LONGEST_GRAMMAR_BYTES = 262_144
+LONGEST_OUTLINES = 65_536
 UNICODE_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
@@ -172,17 +174,45 @@ def _of_calls(
     _check_sayable(request.input, text, says)
     if choice.name is not None:
         tools = [tool for tool in tools if tool.name == choice.name]
+    if choice.mode == "required":
+        return Constraint(_of_forced_calls(choice, tools, text, says))
     if text.family.in_messages:
-        lark = call_grammars.messages(tools, says, must_call=choice.mode == "required")
+        lark = call_grammars.messages(tools, says, must_call=False)
         return Constraint(_checked(lark, "tools"))
+    assert text.family.form is not None, "or else it would have been refused"
+    return _of_free_calls(request, text.family.form, tools, text, opening)
+
+
+def _of_forced_calls(choice: ToolChoice, tools: Sequence[Tool], text: ModelText, says: Says) -> str:
+    """Return the grammar of calls, those of tools that aren't strict under the outlines of their schemas."""
+    held = [_outlined(tool, text, says) for tool in tools]
+    lark = _forced(held, choice, text, says)
+    if len(lark) > LONGEST_OUTLINES and held != [*tools]:
+        # Nobody asked for more than a call, and that must not fail by what is added to it.
+        lark = _forced(tools, choice, text, says)
+    return _checked(lark, "tools")
+
+
+def _forced(tools: Sequence[Tool], choice: ToolChoice, text: ModelText, says: Says) -> str:
+    if text.family.in_messages:
+        return call_grammars.messages(tools, says, must_call=True)
     form = text.family.form
     assert form is not None, "or else it would have been refused"
-    if choice.mode != "required":
-        return _of_free_calls(request, form, tools, text, opening)
     if choice.name is not None:
-        return Constraint(_checked(call_grammars.call_of(tools[0], form, says), "tools"))
-    lark = call_grammars.calls(tools, form, says, is_parallel=choice.is_parallel)
-    return Constraint(_checked(lark, "tools"))
+        return call_grammars.call_of(tools[0], form, says)
+    return call_grammars.calls(tools, form, says, is_parallel=choice.is_parallel)
+
+
+def _outlined(tool: Tool, text: ModelText, says: Says) -> Tool:
+    """Return a tool whose calls are held to the outline of its schema, where the family's form can say that."""
+    held = None if tool.is_strict else outlined(tool)
+    if held is None or text.family.form is None:
+        return held or tool
+    try:
+        call_grammars.call_of(held, text.family.form, says)
+    except (Unsayable, InvalidRequest):
+        return tool
+    return held
 
 
 def _of_free_calls(
