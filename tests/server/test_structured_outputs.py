@@ -381,6 +381,49 @@ async def test_what_can_not_be_kept_to_is_refused_before_any_token(
     assert refusal.value.param == param
 
 
+def strict(name: str, **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": [*properties]}
+    function = {
+        "name": name,
+        "strict": True,
+        "parameters": schema | {"additionalProperties": False},
+    }
+    return {"type": "function", "function": function}
+
+
+UNKEPT = {"type": "array", "uniqueItems": True}
+LONG_FORMAT = schema_format({"enum": [f"{number:1000}" for number in range(260)]})
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"tools": [strict("f"), strict("g", x=UNKEPT)]},
+         "tools", "strict tool 'g' can't be kept to: failed to compile JSON schema: Unimplemented keys"),
+        ({"tools": [strict("f"), strict("g", x=UNKEPT)], "tool_choice": "required"},
+         "tools", "strict tool 'g' can't be kept to: failed to compile JSON schema: Unimplemented keys"),
+        ({"tools": [strict("f"), strict("g", x=UNKEPT)], "response_format": schema_format(SCHEMA)},
+         "tools", "strict tool 'g' can't be kept to: failed to compile JSON schema: Unimplemented keys"),
+        ({"tools": [strict("f"), strict("g")], "response_format": schema_format(UNKEPT)},
+         "response_format.json_schema.schema", "Unimplemented keys"),
+        ({"tools": [strict("f"), strict("g", x={"const": "y" * 1500})], "response_format": LONG_FORMAT},
+         "tools", "beside the strict tools 'f', 'g', though each can by itself: it has"),
+        ({"tools": [strict("g", x={"multipleOf": 97})], "response_format": schema_format({"multipleOf": 113})},
+         "tools", "beside the strict tool 'g', though each can by itself: its 'multipleOf'"),
+        ({"tools": [strict("g", x={"multipleOf": 99999})], "response_format": schema_format(SCHEMA)},
+         "tools", "strict tool 'g' can't be kept to: its 'multipleOf'"),
+    ],
+)  # fmt: skip
+async def test_a_refusal_names_the_tool_the_format_or_both(
+    openai: AsyncOpenAI, fields: dict[str, Any], param: str, says: str
+) -> None:
+    with pytest.raises(sdk.BadRequestError, match=re.escape(says)) as refusal:
+        await openai.chat.completions.create(model=MODEL, messages=[QUESTION], extra_body=fields)  # type: ignore[list-item]
+    assert refusal.value.param == param
+    if param == "tools":
+        assert "'strict' out" in str(refusal.value)
+
+
 async def test_rules_that_refer_to_each_other_thousandfold_end_no_process(
     openai: AsyncOpenAI, server: RunningServer
 ) -> None:

@@ -25,6 +25,7 @@ from mlx_manager.mlx_server.generation import call_grammars
 from mlx_manager.mlx_server.generation.grammar_rules import Says, Unsayable, slashed
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools
 from mlx_manager.mlx_server.generation.outlines import outlined
+from mlx_manager.mlx_server.generation.refusals import of_both, of_tool
 from mlx_manager.mlx_server.generation.schema_limits import (
     MOST_LEVELS,
     can_end,
@@ -90,15 +91,33 @@ def _of_format(
 ) -> Constraint:
     """Return what holds an answer to its format, or to calls where the model may choose to make some."""
     lark = _said_or_called(request, asked, tools, text)
+    _check_parts(lark, asked, tools, text)
     if text.family.in_messages or not _may_think(request, text, opening):
-        return Constraint(_checked(lark, asked.param))
+        return Constraint(lark)
     ends = _ids(text, text.family.reasoning[1] if text.family.reasoning else "")
     if len(ends) != 1:
         raise UnsupportedParameter(
             f"The thoughts of {text.model_id} can't be told from a format. Switch its reasoning off.",
             param=asked.param,
         )
-    return Constraint(_checked(_behind_space(lark), asked.param), tuple(ends))
+    return Constraint(_behind_space(lark), tuple(ends))
+
+
+def _check_parts(lark: str, asked: AnswerFormat, tools: Sequence[Tool], text: ModelText) -> None:
+    """Raise InvalidRequest where a grammar is too much, about the tool, the format or the two that make it so."""
+    if (why := _too_much(lark)) is None:
+        return
+    says, strict = (
+        Says(partial(_mark, text), partial(_json, param="tools")),
+        [one for one in tools if one.is_strict],
+    )
+    for tool in strict:
+        alone = _forced([tool], ToolChoice("required", tool.name), text, says)
+        if (reason := _too_much(alone)) is not None:
+            raise of_tool(tool, reason)
+    if not strict or _too_much(_body(asked)) is not None:
+        raise InvalidRequest(f"{asked.param!r} can't be kept to: {why}.", param=asked.param)
+    raise of_both(asked.param, strict, why)
 
 
 def _said_or_called(
@@ -293,37 +312,38 @@ def _ids(text: ModelText, mark: str) -> list[int]:
 
 def _checked(lark: str, param: str) -> str:
     """Return the grammar. Raises InvalidRequest where it would take too long to compile, or isn't text."""
-    _check_multiples(lark, param)
-    try:
-        size = len(lark.encode())
-    except UnicodeEncodeError as error:
-        # Half a surrogate pair can be in JSON, and so in an expression.
-        raise InvalidRequest(
-            f"{param!r} can't be kept to: it is not valid Unicode", param=param
-        ) from error
-    if size > LONGEST_GRAMMAR_BYTES:
-        raise InvalidRequest(
-            f"{param!r} can't be kept to: it has {size} bytes, and at most {LONGEST_GRAMMAR_BYTES} are compiled.",
-            param=param,
-        )
+    if (why := _too_much(lark)) is not None:
+        raise InvalidRequest(f"{param!r} can't be kept to: {why}.", param=param)
     return lark
 
 
-def _check_multiples(lark: str, param: str) -> None:
-    """Refuse schemas whose `multipleOf` have too many remainders: one by one, or where several hold for one number."""
+def _too_much(lark: str) -> str | None:
+    """Return why a grammar would take too long to compile, or isn't text; None where neither is so."""
+    try:
+        size = len(lark.encode())
+    except UnicodeEncodeError:
+        # Half a surrogate pair can be in JSON, and so in an expression.
+        return "it is not valid Unicode"
+    if size > LONGEST_GRAMMAR_BYTES:
+        return f"it has {size} bytes, and at most {LONGEST_GRAMMAR_BYTES} are compiled"
+    return _too_many_remainders(lark)
+
+
+def _too_many_remainders(lark: str) -> str | None:
+    """Return why `multipleOf` have too many remainders: one by one, or where several hold for one number."""
     plain = UNICODE_ESCAPE.sub(lambda found: chr(int(found[1], 16)), lark)
     found = [Decimal(number).normalize() for number in MULTIPLE_OF.findall(plain)]
     places = max(map(_places, found), default=0)
     total = sum(int(number.scaleb(_places(number))) for number in found)
     common = math.lcm(*(int(number.scaleb(places)) for number in found))
     most = MOST_REMAINDERS_IN_RANGE if BOUND.search(plain) else MOST_REMAINDERS
-    if max(total, common) > most:
-        raise InvalidRequest(
-            f"{param!r} can't be kept to: its 'multipleOf' are too large. Counted in units of the last decimal place, "
-            f"their sum and their least common multiple may be {MOST_REMAINDERS}, and {MOST_REMAINDERS_IN_RANGE} in a "
-            "schema with a least or a greatest number.",
-            param=param,
-        )
+    if max(total, common) <= most:
+        return None
+    return (
+        "its 'multipleOf' are too large. Counted in units of the last decimal place, their sum and their least common "
+        f"multiple may be {MOST_REMAINDERS}, and {MOST_REMAINDERS_IN_RANGE} in a schema with a least or a greatest "
+        "number"
+    )
 
 
 def _places(number: Decimal) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
@@ -37,6 +37,7 @@ from mlx_manager.mlx_server.generation.fingerprint import fingerprint
 from mlx_manager.mlx_server.generation.grammars import constraint_for
 from mlx_manager.mlx_server.generation.leasing import Leasing
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools, load_model_text
+from mlx_manager.mlx_server.generation.refusals import WhyNot, explained
 from mlx_manager.mlx_server.generation.running import RunningRequest, RunningRequests
 from mlx_manager.mlx_server.generation.thoughts import ThoughtCounter, thought_budget
 from mlx_manager.mlx_server.generation.timing import LocateDeparture, record, recording
@@ -102,13 +103,13 @@ class LocalBackend:
         async with AsyncExitStack() as held:
             held.enter_context(self._running.holding(running))
             async with deadline.kept():
-                rows, started, locate = await self._submit(request, held)
+                rows, started, locate, why_not = await self._submit(request, held)
             streams = [tokens for tokens, _reader in rows]
             readers = streams[:: request.choices]
             answer = read_choices(rows, request.choices, timeline.prompt_tokens)
             await held.enter_async_context(aclosing(answer))
             with deadline.kept_by(streams), recording(readers, timeline, locate):
-                await streams[0].admitted()
+                await _admitted(streams[0], request, why_not)
                 timeline.cached_tokens = streams[0].cached_tokens
                 yield started
                 async for event in answer:
@@ -119,7 +120,7 @@ class LocalBackend:
 
     async def _submit(
         self, request: ChatRequest, held: AsyncExitStack
-    ) -> tuple[list[Row], Started, LocateDeparture]:
+    ) -> tuple[list[Row], Started, LocateDeparture, WhyNot]:
         """Hold the model in memory as long as `held`, encode the prompts and give them to the engine, all at once."""
         files = await self._models.find(request.model, request.timeline)
         lease, text = await self._models.hold(files, request.timeline, held)
@@ -135,7 +136,8 @@ class LocalBackend:
                 rows.append((stream, reader_for(one, text, prompt)))
         mark = None if engine.ready is None else fingerprint(files, engine.ready)
         started = Started(text.model_id, request.timeline, mark)
-        return rows, started, partial(departure, prompts[0].parts, text)
+        why_not = partial(_why_not, engine, text, prompts[0])
+        return rows, started, partial(departure, prompts[0].parts, text), why_not
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Return the tokens of a prompt; see `TokenCounter`. Takes the model's tokenizer, and not its weights."""
@@ -170,6 +172,37 @@ class LocalBackend:
         timeline.tokenize.end()
         timeline.queued_ns = timeline.tokenize.end_ns
         return prompts
+
+
+async def _admitted(stream: TokenStream, request: ChatRequest, why_not: WhyNot) -> None:
+    """Wait until the engine has taken a sequence. Raises what ended it before, in words about what that comes from."""
+    try:
+        await stream.admitted()
+    except InvalidRequest as refusal:
+        raise await explained(refusal, request, why_not) from refusal
+
+
+async def _why_not(
+    engine: EngineProcess, text: ModelText, prompt: Prompt, request: ChatRequest
+) -> str | None:
+    """Return why an answer can't be held to a request, after the engine, which is asked for one of a token."""
+    constraint = await asyncio.to_thread(constraint_for, request, text, prompt.opening)
+    least = replace(
+        prompt,
+        token_ids=prompt.token_ids[:1],
+        max_tokens=1,
+        expected_tokens=1,
+        thought_budget=None,
+        parts=(),
+    )
+    asked = submission(request, replace(least, constraint=constraint), text)
+    async with engine.generate(asked) as stream:
+        try:
+            await stream.admitted()
+        except InvalidRequest:
+            assert stream.ended is not None, "it was refused"
+            return stream.ended.detail
+    return None
 
 
 def is_quick(request: ChatRequest) -> bool:
