@@ -311,6 +311,21 @@ LLM = (
     ),
     Recorded(
         "llm",
+        "--schema --tool",
+        CHAT,
+        {
+            "messages": [USER],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "output", "schema": OBJECT_SCHEMA},
+            },
+            "tools": [function("llm_time", "Returns the current time")],
+            **STREAMED,
+        },
+        may_refuse=HELD,
+    ),
+    Recorded(
+        "llm",
         "--tool -o max_tokens 64",
         CHAT,
         {
