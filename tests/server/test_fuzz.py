@@ -126,7 +126,9 @@ async def engine_at_rest(engine: EngineProcess | None) -> Vitals:
 
 @pytest.fixture
 async def client(server: RunningServer) -> Any:
-    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+    # Connections that nobody used for so long are not used again: this server closes them after 5 s, maybe just then.
+    limits = httpx.Limits(keepalive_expiry=2)
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
         yield client
 
 
