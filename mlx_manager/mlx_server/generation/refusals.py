@@ -10,13 +10,15 @@ from mlx_manager.errors import InvalidRequest
 
 # Why what a request asks for can't be kept to; None when it can.
 WhyNot = Callable[[ChatRequest], Awaitable[str | None]]
+# Each is a request to the engine, and a grammar to compile.
+MOST_ASKED = 16
 
 
 async def explained(
     refusal: InvalidRequest, request: ChatRequest, why_not: WhyNot
 ) -> InvalidRequest:
     """Return the refusal in words about the tool, the format, or the two that can't be kept to."""
-    strict = strict_tools(request)
+    strict = strict_tools(request)[:MOST_ASKED]
     for tool in strict:
         if (why := await why_not(_with(request, tool, has_format=False))) is not None:
             return of_tool(tool, why)
