@@ -82,7 +82,9 @@ def test_requests_of_one_batch_have_their_own_dimensions(tmp_path: Path) -> None
     rows = model.embed([[2, 9, 3]] * 3, [None, 4, HIDDEN])
 
     assert [len(row) for row in rows] == [4 * HIDDEN, 16, 4 * HIDDEN]
-    assert rows[0] == rows[2]
+    # Not bit for bit: BLAS shares the rows of a batch out among its threads, and sums in another order at a border.
+    first, last = (np.frombuffer(row, np.float32) for row in (rows[0], rows[2]))
+    assert np.abs(first - last).max() < 1e-6
 
 
 def test_without_files_that_say_otherwise_a_vector_is_the_mean_at_its_own_length(
