@@ -38,7 +38,8 @@ class ModelSettings(BaseModel):
     )
     canonical_prompts: bool = Field(
         False,
-        description="Lines of the instructions that say what day or time it is go to their end, and tools are sorted "
+        description="Lines of the instructions that say what day or time it is, or what to bill by "
+        "(`x-anthropic-billing-header: …`), go to their end, and tools are sorted "
         "by name: a prompt that differs in nothing else is not computed again from there. Nothing is left out; what "
         "had another order is told in `X-Adjusted-Parameters` and on the chat's span.",
     )

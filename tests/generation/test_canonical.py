@@ -23,9 +23,12 @@ def instructions(text: str) -> Conversation:
         "  - Current time: 12:30 UTC",
         "Today is 25 November 2026",
         "Date: 2026-11-25T12:00:00Z",
+        "x-anthropic-billing-header: cc_version=2.1.15.f1b; cc_entrypoint=cli; cch=00000;",
     ],
 )
-def test_a_line_that_says_what_day_it_is_goes_to_the_end_of_the_instructions(line: str) -> None:
+def test_a_line_that_is_another_one_each_time_goes_to_the_end_of_the_instructions(
+    line: str,
+) -> None:
     found, changed = canonical(instructions(f"You help.\n{line}\nBe brief."))
     assert found.messages == (Message("system", f"You help.\nBe brief.\n{line}"), HI)
     assert changed == ("system",)

@@ -263,6 +263,15 @@ def test_the_line_of_billing_is_no_part_of_the_prompt() -> None:
     assert messages_of(system=quoted)[0].content == quoted
 
 
+def test_that_the_line_of_billing_was_left_out_is_told() -> None:
+    told = ("x-anthropic-billing-header",)
+    for system in (f"{BILLING}\nBe brief.", [text("Be brief."), text(BILLING)]):
+        assert conversation_of(request_for(system=system)).unheld == told
+    for system in (f"What is {BILLING}", [text("Be brief.")]):
+        assert conversation_of(request_for(system=system)).unheld == ()
+    assert conversation_of(request_for()).unheld == ()
+
+
 @pytest.mark.parametrize("effort", ["low", "max"])
 def test_effort_is_told_to_the_template(effort: str) -> None:
     request = request_for(output_config={"effort": effort})

@@ -145,6 +145,7 @@ def _conversation(body: PromptBody, signer: Signer) -> Conversation:
             body.tool_choice, tools, {str(asked[at].get("name")) for at in absent}
         ),
         absent_tools=tuple(f"tools[{at}]" for at in sorted(absent)),
+        unheld=(BILLING.rstrip(":"),) if _has_billing(body.system) else (),
         is_begun=body.messages[-1].role == "assistant",
         thinking=None if thinking is None else _thinks(thinking, body.messages[-1]),
     )
@@ -216,6 +217,13 @@ def _turns(body: PromptBody, signer: Signer) -> Iterator[Message]:
             yield _assistant(turn, place, signer)
         else:
             yield Message("system", _text(turn.content, f"{place}.content"))
+
+
+def _has_billing(system: str | list[dict[str, Any]] | None) -> bool:
+    """Whether a line of billing is left out."""
+    if isinstance(system, list):
+        return any(str(block.get("text", "")).startswith(BILLING) for block in system)
+    return system is not None and system.startswith(BILLING)
 
 
 def _instructions(system: str | list[dict[str, Any]]) -> str:
