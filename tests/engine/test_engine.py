@@ -115,17 +115,16 @@ def test_prompts_share_the_step_between_them(model: WatchedModel) -> None:
     assert widest == (256, 4)
 
 
-def test_prompts_of_several_pieces_are_read_in_turns_each_by_itself(model: WatchedModel) -> None:
-    driver = Driver(model, chunk=64, idle_chunk=64)
-    ids = [driver.submit(LONG, max_tokens=2) for _ in range(3)]
+def test_long_prompts_are_read_in_turns_each_by_itself(model: WatchedModel) -> None:
+    driver = Driver(model, chunk=256, idle_chunk=256)
+    ids = [driver.submit(LONG * 3, max_tokens=2) for _ in range(3)]
     for _ in range(6):
         driver.step()
-    assert model.shapes == [(1, 64)] * 6
+    assert model.shapes == [(1, 256)] * 6
     driver.finish()
-    assert {driver.ended[one].stamps.prefill_chunks for one in ids} == {7}
-    assert {tuple(driver.tokens[one]) for one in ids} == {
-        tuple(answer_alone(model, LONG, max_tokens=2))
-    }
+    assert {driver.ended[one].stamps.prefill_chunks for one in ids} == {5}
+    expected = tuple(answer_alone(model, LONG * 3, max_tokens=2))
+    assert {tuple(driver.tokens[one]) for one in ids} == {expected}
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(model: WatchedModel) -> None:

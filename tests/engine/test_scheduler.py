@@ -394,13 +394,36 @@ def mixed(*prompt_tokens: int) -> Scheduler:
 
 
 def test_short_prompts_share_a_lane_and_long_ones_have_their_own() -> None:
-    some = mixed(100, 513, 32_000, 512)
+    some = mixed(100, 1025, 32_000, 1024)
     assert [one.lane for one in some.running.values()] == [None, 2, 3, None]
 
 
 def test_a_short_prompt_is_read_next_and_then_every_second_time() -> None:
     some = mixed(32_000, 101, 101)
     assert [some.next_piece() for _ in range(4)] == [Piece(256, None), Piece(512, 1)] * 2
+
+
+def test_a_lane_in_which_somebody_needs_a_piece_goes_before_one_in_which_all_need_more() -> None:
+    some = mixed(32_000, 1000, 101)
+    assert [some.next_piece() for _ in range(2)] == [Piece(256, None), Piece(512, 1)]
+    some.running[3].unread_tokens = 0
+    begin([some.running[3]])
+    assert [some.next_piece() for _ in range(2)] == [Piece(512, None), Piece(512, 1)]
+
+
+def test_what_long_prompts_have_cost_counts_for_those_that_come() -> None:
+    """A first piece that took too long isn't held against all others, though no short prompt follows it."""
+    some = Scheduler(limited())
+    some.note(GAP_NS, 16, 0)
+    for lane in range(1, 4):
+        some.add(sequence(lane, 32_000))
+        some.admit(10)
+        some.note(GAP_NS // 100, 100, 0, lane=lane)
+        some.remove(lane)
+    some.add(sequence(4, 32_000))
+    some.add(sequence(5, 32_000))
+    some.admit(10)
+    assert some.next_piece() == Piece(512, 4)
 
 
 def test_long_prompts_take_turns_whether_or_not_short_ones_come_between() -> None:

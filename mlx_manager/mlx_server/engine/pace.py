@@ -34,11 +34,11 @@ class Pace:
         """Learn from a step that computed so many prompt tokens, padding counted, and one token of each of `rows`."""
         if prompt_tokens >= LEAST_TOKENS:
             token_ns = max(step_ns - self._decoding_ns(rows), 1) / prompt_tokens
-            own = self._token_ns.setdefault(lane, deque(maxlen=REMEMBERED_STEPS))
-            own.append(token_ns)
-            # The first piece of all has nothing before it, as those of the shared lane.
-            if not self._token_ns[None]:
+            # The first piece of a lane has nothing before it, like those of the shared one, which may have had none.
+            if lane not in self._token_ns:
+                self._token_ns[lane] = deque(maxlen=REMEMBERED_STEPS)
                 self._token_ns[None].append(token_ns)
+            self._token_ns[lane].append(token_ns)
         elif rows and not prompt_tokens:
             self._decode_ns.append(step_ns)
 

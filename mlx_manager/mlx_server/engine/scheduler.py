@@ -18,6 +18,8 @@ MAX_PREFILLS = 8
 # Of those, so many that take more than a step: the other places are for prompts that are read at once.
 MAX_LONG_PREFILLS = 4
 MIN_CHUNK_TOKENS = 64
+# Prompts of up to so many tokens share a lane: what those of others are padded to costs little.
+MOST_SHARED_TOKENS = 1024
 TOKEN_GAP_NS = 100_000_000
 # A first token is two steps behind its prompt. So long others' prompts stand still for it, and no longer.
 MOST_HELD_STEPS = 2
@@ -216,19 +218,18 @@ class Scheduler:
         return holds
 
     def _lane_for(self, sequence: Sequence) -> Lane:
-        """Return the shared lane for what is read in one piece, and else one that no other prompt is padded in."""
-        length = len(sequence.submit.known_token_ids)
-        is_short = length <= self._budget_tokens() and not sequence.submit.scores_prompt
-        return None if is_short else sequence.id
+        """Return the shared lane for a short prompt, and else one that no other prompt is padded in."""
+        is_short = len(sequence.submit.known_token_ids) <= MOST_SHARED_TOKENS
+        return None if is_short and not sequence.submit.scores_prompt else sequence.id
 
     def _next_lane(self, reading: list[Sequence]) -> Lane:
-        """Return the lane that the next step reads: one that takes a single piece, then one that takes more.
+        """Return the lane that the next step reads: one in which a piece ends a prompt, then one in which none does.
 
         Of several it is the one whose last turn is longest ago.
         """
         unread: dict[Lane, int] = {}
         for one in reading:
-            unread[one.lane] = max(one.unread_tokens, unread.get(one.lane, 0))
+            unread[one.lane] = min(one.unread_tokens, unread.get(one.lane, one.unread_tokens))
         self._pace.forget_all_but(unread)
         quick = [lane for lane in unread if unread[lane] <= self._budget_tokens(lane)]
         slow = [lane for lane in unread if lane not in quick]
