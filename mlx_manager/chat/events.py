@@ -181,7 +181,8 @@ class Timeline:
     phase wasn't reached. `token_offsets_us` says when every `token_stride`th token came, in microseconds after the
     first. `queue_reason` says what a request that had to wait for its turn waited for, `overtaken` how many that came
     later went first, and `kv_bytes` the memory that its keys and values were predicted to need. For `followed_ns` it
-    was in the queue because those of `followed` read what its prompt begins with, too.
+    was in the queue because those of `followed` read what its prompt begins with, too; for `restored_ns` it had left
+    the queue, and waited for files of the prefix cache.
 
     Of several `choices`, or those of several `prompts`, the work is that of all; the times up to the first token are
     those of the choice that had it first, and so are stalls and offsets. A request for embeddings has one, too, without
@@ -207,6 +208,7 @@ class Timeline:
     kv_bytes: int | None = None
     followed: tuple[TraceContext, ...] = ()
     followed_ns: int = 0
+    restored_ns: int = 0
     admitted_ns: int | None = None
     first_token_ns: int | None = None
     finished_ns: int | None = None

@@ -362,6 +362,7 @@ def _decoded(timeline: Timeline) -> Attributes:
 def _prefilled(timeline: Timeline) -> Attributes:
     prefilled: dict[str, AttributeValue | None] = {
         names.PREFILL_TOKENS: timeline.prompt_tokens - timeline.cached_tokens,
+        names.CACHE_RESTORE_S: timeline.restored_ns / 1e9 or None,
         names.CACHE_MISS_TOKEN: timeline.departure.token if timeline.departure else None,
         names.CACHE_MISS_FIELD: timeline.departure.field if timeline.departure else None,
         names.PREFILL_CHUNKS: timeline.prefill_chunks,

@@ -109,7 +109,7 @@ def prompt_was_computed(trace: Trace) -> Iterator[Finding]:
             continue
         whole = plural(round(computed + cached), "prompt token")
         chat = next((one for one in trace.spans if one.span_id == span.parent_span_id), span)
-        said = f"{_cached(span, cached)}{_left_with(chat)}"
+        said = f"{_cached(span, cached)}{_left_with(chat)}{_restored(span)}"
         sentence = f"Prefill took {took}: {count_text(computed)} of {whole} computed, {said}."
         yield _finding("prefill", span, sentence)
 
@@ -358,6 +358,13 @@ def _cached(span: SpanRecord, cached: float) -> str:
         return f"{found}, where it leaves what is stored {where}"
     because = f"{found} because {MISS_REASONS.get(reason, _as_words(reason))}"
     return f"{because}; it leaves what is stored {where}" if at else because
+
+
+def _restored(span: SpanRecord) -> str:
+    """How long it waited for what came from files."""
+    restore_s = _number(span, names.CACHE_RESTORE_S)
+    took = duration_text(restore_s) if restore_s else ""
+    return f"; {took} went by until files of the cache were read" if took else ""
 
 
 def _left_with(chat: SpanRecord) -> str:

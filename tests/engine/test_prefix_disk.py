@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,12 @@ def test_others_go_on_while_files_are_read(any_model: WatchedModel, folder: Path
     assert driver.tokens[second] == answer_alone(any_model, [*PROMPT, 9])
     assert driver.ended[first].stamps.cached_tokens == len(PROMPT) - 1
     assert driver.waited == []
+    for waited in (first, second, cancelled):
+        stamps = driver.ended[waited].stamps
+        until_ns = stamps.first_token_ns or time.monotonic_ns()
+        assert stamps.admitted_ns is not None
+        assert 0 < stamps.restoring_ns < until_ns - stamps.admitted_ns
+    assert driver.ended[running].stamps.restoring_ns == 0
     # Each file was read once, whoever wanted it.
     assert 3 <= disk.counts.read <= before
     assert not driver.engine.is_restoring

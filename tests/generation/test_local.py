@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from contextlib import aclosing
@@ -74,6 +75,18 @@ async def test_what_a_client_can_make_long_is_never_prepared_on_the_event_loop(
     asked: ChatRequest, expected: bool
 ) -> None:
     assert is_quick(asked) is expected
+
+
+async def test_others_go_on_while_a_long_prompt_is_encoded(backend: LocalBackend) -> None:
+    turns = 0
+    asked = asyncio.create_task(watch(backend, request("Read me. " * 200_000)))
+    while not asked.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    with pytest.raises(PromptTooLong):
+        await asked
+    # On the event loop nobody else would have had a turn in all that time.
+    assert turns > 20
 
 
 async def test_the_timeline_of_an_answer_is_complete_and_in_order(backend: LocalBackend) -> None:

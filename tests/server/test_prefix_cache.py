@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -167,18 +167,25 @@ async def _came_together(text: str, openai: AsyncOpenAI, spans: Spans) -> bool:
     return len(waits) == 2
 
 
-async def test_a_conversation_goes_on_warm_after_a_restart(tmp_path: Path, model_dir: Path) -> None:
+async def test_a_conversation_goes_on_warm_after_a_restart(
+    tmp_path: Path, model_dir: Path, spans: Spans
+) -> None:
     settings = settings_for(tmp_path, model_dir).model_copy(
         update={"prefix_disk_mib": 64, "prefix_disk_path": tmp_path / "prefixes"}
     )
     asked, found = conversation("Told before the restart. " * 40), []
+    waited_s: list[Any] = []
     for _ in range(2):
         with running(create_app(settings)) as server:
             async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
                 found.append(await ask(client, *asked, max_tokens=5))
+            prefill = attributes_of("prefill", await spans.of_answer(found[-1].id))
+            waited_s.append(prefill.get("mlx.cache.restore_s"))
     assert cached(found[0]) == 0
     assert cached(found[1]) == found[1].usage.prompt_tokens - 1
     assert found[1].choices[0].message.content == found[0].choices[0].message.content
+    assert waited_s[0] is None
+    assert 0 < waited_s[1] < 60
 
 
 def dated(day: int, *names: str) -> dict[str, Any]:
@@ -190,7 +197,7 @@ def dated(day: int, *names: str) -> dict[str, Any]:
 
 
 def test_tomorrow_s_prompt_comes_from_the_cache_where_prompts_are_made_canonical(
-    tmp_path: Path, model_dir: Path
+    tmp_path: Path, model_dir: Path, spans: Spans
 ) -> None:
     shares, told = list[float](), list[str]()
     for models in ({}, {MODEL: {"canonical_prompts": True}}):
@@ -205,3 +212,5 @@ def test_tomorrow_s_prompt_comes_from_the_cache_where_prompts_are_made_canonical
     assert shares[0] < 0.3 < shares[1]
     assert "canonical_prompts" not in told[0]
     assert "system=reordered;by=canonical_prompts, tools=reordered;by=canonical_prompts" in told[1]
+    adjusted = (spans.named(f"chat {MODEL}")[-1].attributes or {})["mlx.request.adjusted"]
+    assert ", ".join(map(str, cast("tuple[str, ...]", adjusted))) == told[1]

@@ -104,6 +104,21 @@ def test_why_a_prompt_was_computed_is_told(reason: str, cached: int, said: str) 
     assert found.sentence.endswith(f"computed, {said}.")
 
 
+def test_what_came_from_files_says_how_long_that_took() -> None:
+    prefill = span(
+        "prefill",
+        10,
+        500,
+        mlx__prefill__tokens=1,
+        mlx__cache__matched_tokens=400,
+        mlx__cache__restore_s=0.31,
+    )
+    found = only(rules.prompt_was_computed, chat_trace(prefill))
+    assert found.sentence.endswith(
+        "400 from the prefix cache; 310 ms went by until files of the cache were read."
+    )
+
+
 @pytest.mark.parametrize(
     ("reason", "cached", "said"),
     [

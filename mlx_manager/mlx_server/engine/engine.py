@@ -114,6 +114,8 @@ class Engine:
     def _begin(self, now_ns: int, following: list[int]) -> tuple[list[Sequence], list[int]]:
         """Let into the batch who can go, and return them, and the ids of those that had to wait for room."""
         restored = self._restoring.restored(self._runner.take)
+        for one in restored:
+            one.sequence.stamps.restoring_ns += now_ns
         started = [one for one in restored if self._start(one.sequence)]
         begun = [
             sequence
@@ -233,7 +235,8 @@ class Engine:
         """Have a sequence wait for files, if there are any of use to it: the others go on while those are read."""
         if sequence.shared is not None or not (fetches := self._runner.fetch(sequence.submit)):
             return False
-        sequence.stamps.admitted_ns = self._clock_ns()
+        sequence.stamps.admitted_ns = now_ns = self._clock_ns()
+        sequence.stamps.restoring_ns = -now_ns
         self._restoring.add(sequence, fetches, has_waited=self._note_whether_it_waited(sequence))
         return True
 
@@ -319,6 +322,8 @@ class Engine:
         self._restoring.forget(sequence_id)
         if sequence.is_following:
             sequence.stamps.following_ns += self._clock_ns()
+        if sequence.is_restoring:
+            sequence.stamps.restoring_ns += self._clock_ns()
         self._end(sequence, "cancelled")
         try:
             self._runner.remove(sequence_id)

@@ -219,7 +219,8 @@ class Stamps(msgspec.Struct, array_like=True):
     `token_stride`th token came, in microseconds after the first. Of one that had to wait, `queue_reason` says for
     what, and `overtaken` how many that came later went first. `kv_bytes` is what its row was predicted to need. One
     with a constraint could join from `grammar_ready_ns` on; compiling took `grammar_compile_ns`, 0 when it was known.
-    While it was alone `proposed_tokens` were looked up in the sequence itself; `accepted_tokens` of them came.
+    While it was alone `proposed_tokens` were looked up in the sequence itself; `accepted_tokens` of them came. It had
+    its place and waited for files of the prefix cache for `restoring_ns`.
     """
 
     received_ns: int
@@ -247,6 +248,7 @@ class Stamps(msgspec.Struct, array_like=True):
     following_ns: int = 0
     proposed_tokens: int = 0
     accepted_tokens: int = 0
+    restoring_ns: int = 0
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True):

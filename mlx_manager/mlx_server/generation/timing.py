@@ -114,6 +114,7 @@ def _record_stamps(stamps: Stamps, timeline: Timeline, offset_ns: int) -> None:
     timeline.finished_ns = _wall(stamps.last_token_ns, offset_ns)
     timeline.cached_tokens = stamps.cached_tokens
     timeline.followed_ns = stamps.following_ns
+    timeline.restored_ns = stamps.restoring_ns
     timeline.prefill_chunks = stamps.prefill_chunks
     timeline.output_tokens = stamps.output_tokens
     timeline.batch_width_sum = stamps.batch_width_sum
