@@ -426,6 +426,25 @@ def test_what_long_prompts_have_cost_counts_for_those_that_come() -> None:
     assert some.next_piece() == Piece(512, 4)
 
 
+@pytest.mark.parametrize(
+    ("unread", "read"), [(99, 100), (100, 100), (101, 101), (150, 150), (151, 100), (32_000, 100)]
+)
+def test_a_piece_takes_along_what_would_be_left_for_a_small_one(unread: int, read: int) -> None:
+    two = Scheduler(limited())
+    learn(two, token_ns=GAP_NS // 100)
+    for sequence_id, prompt_tokens in ((1, 100), (2, unread + 1)):
+        two.add(sequence(sequence_id, prompt_tokens))
+    begin(two.admit(10)[:1])
+    assert two.next_piece().tokens == read
+
+
+def test_a_piece_takes_nothing_along_beyond_the_limit_in_tokens() -> None:
+    alone = scheduler(1, prompt_tokens=2100)
+    learn(alone, token_ns=1000)
+    alone.admit(10)
+    assert alone.next_piece().tokens == 2048
+
+
 def test_long_prompts_take_turns_whether_or_not_short_ones_come_between() -> None:
     some = mixed(32_000, 32_000, 32_000, 101)
     assert [some.next_piece().lane for _ in range(6)] == [None, 1, None, 2, None, 3]

@@ -127,14 +127,22 @@ class Scheduler:
         """Return what the next step reads of prompts.
 
         mlx-lm computes one chunk of every prompt in a lane, padded to the longest chunk: the budget is shared out so
-        that eight short prompts cost a step's budget and not eight of them.
+        that eight short prompts cost a step's budget and not eight of them. What would be left of a prompt for a pass
+        of its own comes along, where that is less than half a piece: a pass over few tokens costs nearly as much as one
+        over many.
         """
         reading = self._reading()
         if self._holds_for_first_token(reading):
             return Piece(0, None)
         lane = self._next_lane(reading)
-        budget, prompts = self._budget_tokens(lane), sum(one.lane == lane for one in reading)
-        return Piece(max(min(MIN_CHUNK_TOKENS, budget), budget // max(prompts, 1)), lane)
+        budget, unread = (
+            self._budget_tokens(lane),
+            [one.unread_tokens for one in reading if one.lane == lane],
+        )
+        prompts = max(len(unread), 1)
+        share = max(min(MIN_CHUNK_TOKENS, budget), budget // prompts)
+        most = min(share + share // 2, max(share, self._limit_tokens() // prompts))
+        return Piece(max(share, *(tokens for tokens in unread if tokens <= most), 0), lane)
 
     def prefill_tokens(self, piece: Piece) -> int:
         """Return how many prompt tokens a step computes at most that reads such a piece."""
@@ -202,11 +210,20 @@ class Scheduler:
 
     def _budget_tokens(self, lane: Lane = None) -> int:
         """Return how many prompt tokens the next step may compute, of all prompts in a lane together."""
-        active = sum(not sequence.stands_still for sequence in self.running.values())
-        if active == 1 and not len(self._line):
-            return min(self._limits.idle_prefill_chunk_tokens, self._pace.idle_tokens(lane))
+        if self._is_alone():
+            return min(self._limit_tokens(), self._pace.idle_tokens(lane))
         decoding = sum(sequence.is_decoding for sequence in self.running.values())
-        return min(self._limits.prefill_chunk_tokens, self._pace.tokens(decoding, lane))
+        return min(self._limit_tokens(), self._pace.tokens(decoding, lane))
+
+    def _limit_tokens(self) -> int:
+        """Return how many that may be at most, however fast they are."""
+        limits = self._limits
+        return limits.idle_prefill_chunk_tokens if self._is_alone() else limits.prefill_chunk_tokens
+
+    def _is_alone(self) -> bool:
+        """Whether one sequence has the engine for itself."""
+        active = sum(not sequence.stands_still for sequence in self.running.values())
+        return active == 1 and not len(self._line)
 
     def _holds_for_first_token(self, reading: list[Sequence]) -> bool:
         """Whether the prompts that are read stand still, for those that have been and have no token yet."""
