@@ -91,6 +91,32 @@ def test_sigterm_gives_requests_their_time_and_then_a_clear_error(
     assert rows == [("failed", "shutting_down")] * 2
 
 
+def test_sigterm_lets_answers_end_and_waits_no_longer_than_for_them(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    grace_s = 30
+    arguments = ["server", "--model-dir", str(model_dir), "--model", "test/tiny"]
+    body = {"model": "test/tiny", "prompt": "x", "max_tokens": 300, "temperature": 0}
+    with started(tmp_path, *arguments, MLX_SERVER_SHUTDOWN_TIMEOUT_S=str(grace_s)) as server:
+        with ThreadPoolExecutor() as pool:
+            url = f"{server.url}/v1/completions"
+            whole = pool.submit(httpx.post, url, json=body, timeout=60)
+            streamed = pool.submit(httpx.post, url, json=body | {"stream": True}, timeout=60)
+            wait_until(lambda: active_requests(server.url) == 2)
+            server.process.send_signal(signal.SIGTERM)
+            told_s = time.monotonic()
+        assert server.wait() == -signal.SIGTERM
+        assert time.monotonic() - told_s < grace_s - 10
+    assert "Traceback" not in server.text
+    assert whole.result().json()["choices"][0]["finish_reason"] == "length"
+    *_, last_event, done, _ = streamed.result().text.split("\n\n")
+    last = json.loads(last_event.removeprefix("data: "))
+    assert (last["choices"][0]["finish_reason"], done) == ("length", "data: [DONE]")
+    with sqlite3.connect(tmp_path / "mlx.db") as database:
+        rows = database.execute("SELECT outcome, output_tokens FROM audit_log").fetchall()
+    assert rows == [("completed", 300)] * 2
+
+
 def active_requests(url: str) -> int:
     return sum(model["active_requests"] for model in httpx.get(f"{url}/health").json()["models"])
 
