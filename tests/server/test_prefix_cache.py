@@ -13,7 +13,10 @@ from openai import AsyncOpenAI
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlx_manager.mlx_server.app import create_app
+from mlx_manager.traces.explain import explain
+from mlx_manager.traces.reader import TraceReader
 from tests.server.test_tools import MODEL, ask
+from tests.support.process import started
 from tests.support.running import RunningServer, running, settings_for
 from tests.support.spans import Spans
 
@@ -105,6 +108,32 @@ async def test_where_a_prompt_leaves_what_is_stored_is_told(
     assert prefill["mlx.cache.miss_field"] == "messages[3].content"
     assert prefill["mlx.cache.miss_token"] == cached(response)
     assert not any("text" in name for name in [*prefill, *(chat.attributes or {})])
+
+
+def test_where_content_is_recorded_the_words_that_differ_are_told_and_explained(
+    tmp_path: Path,
+) -> None:
+    # A process of its own: whether content may pass is said once, when telemetry is configured.
+    with started(tmp_path, "server", MLX_SERVER_CAPTURE_CONTENT="on") as server:
+        for day in ("Monday", "Tuesday"):
+            # What comes after it must be read anew, which takes its time.
+            text = f"Everything before it is the same, {day} is not. " + "So is the rest. " * 40
+            body = {"model": MODEL, "messages": conversation(text), "max_tokens": 5}
+            answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+        server.process.terminate()
+        server.wait()
+    with TraceReader(tmp_path / "traces.db") as reader:
+        trace = reader.get_trace(answer.headers["X-Trace-ID"])
+    assert trace
+    [chat] = [one for one in trace.spans if one.name == f"chat {MODEL}"]
+    said, stored = (str(chat.attributes[f"mlx.cache.{name}_text"]) for name in ("miss", "stored"))
+    # They begin at the first token that differs, and go on for a few.
+    assert "uesday" in said
+    assert "Monday" not in said
+    assert "onday" in stored
+    assert "Tuesday" not in stored
+    [sentence] = [one.sentence for one in explain(trace) if one.rule == "prefill"]
+    assert sentence.endswith(f", in messages[1].content, with “{said}” instead of “{stored}”.")
 
 
 async def test_where_tools_or_instructions_differ_they_are_named(
