@@ -52,6 +52,46 @@ print(json.dumps([statuses, [
 ]]))
 """
 
+# A row of an engine that nobody waits for is a fault, and must be made to be seen.
+LOST_ROW = """
+from pathlib import Path
+from mlx_manager.mlx_server.observability.logfire_config import configure_logfire
+configure_logfire(metrics=True)
+
+import httpx
+from mlx_manager.mlx_server.app import create_app
+from tests.support.running import running, settings_for, wait_until
+from tests.support.scrape import Scrape
+from tools.random_model import Shape, make_random_model
+
+# Long enough to be there when the engine next says what it works on, which it does once a second.
+make_random_model(Path("models/test/long"), Shape(context=40_000))
+body = {"model": "test/long", "prompt": "x", "max_tokens": 30_000, "ignore_eos": True, "stream": True}
+settings = settings_for(Path.cwd(), Path("models").resolve(), metrics=True)
+with running(create_app(settings)) as server:
+
+    def differing():
+        found = Scrape.of(server.url).matching("mlx_engine_row_difference")
+        return {one.labels["kind"]: one.value for one in found}
+
+    def said(*counts):
+        expected = dict(zip(("orphaned", "missing", "unbooked"), counts))
+        wait_until(lambda: differing() == expected)
+
+    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60) as answer:
+        wait_until(lambda: Scrape.of(server.url).total("mlx_batch_width") == 1)
+        said(0, 0, 0)
+        server.resident("test/long").engine._streams.popitem()
+        said(1, 0, 0)
+        said(0, 0, 0)
+"""
+
+
+def test_a_row_that_nobody_waits_for_is_in_the_exported_difference(python: Python) -> None:
+    done = python(LOST_ROW)
+
+    assert done.returncode == 0, done.stderr
+
 
 def test_chats_through_the_server_are_in_the_three_histograms(
     python: Python, model_dir: Path
