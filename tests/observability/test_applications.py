@@ -117,6 +117,27 @@ async def test_health_leaves_no_span(
     assert spans.of_kind(SpanKind.SERVER) == [request]
 
 
+async def test_the_audit_row_of_a_chat_is_a_traced_query(
+    application: RunningServer, untraced: httpx.AsyncClient, spans: Spans
+) -> None:
+    body = {"model": TINY, "messages": [{"role": "user", "content": SECRET}], "max_tokens": 2}
+    answer = await untraced.post(f"{application.url}/v1/chat/completions", json=body, timeout=60)
+    await application.close_books()
+
+    assert answer.status_code == 200
+    await eventually(lambda: bool(audit_inserts(spans)))
+    assert all((one.attributes or {})["db.system.name"] == "sqlite" for one in audit_inserts(spans))
+    assert SECRET not in spans.text()
+
+
+def audit_inserts(spans: Spans) -> list[ReadableSpan]:
+    return [
+        span
+        for span in spans.of_kind(SpanKind.CLIENT)
+        if str((span.attributes or {}).get("db.query.text")).startswith("INSERT INTO audit_log")
+    ]
+
+
 def lies_within(span: ReadableSpan, outer: ReadableSpan) -> bool:
     return (
         (outer.start_time or 0)
