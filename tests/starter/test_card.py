@@ -45,6 +45,26 @@ def test_recall_is_what_the_project_promises(starter_folder: Path) -> None:
         assert parts[name]["exact"] >= 0.95 * parts[name]["asked"]
 
 
+def test_paraphrases_are_answered_as_well_as_the_project_promises(starter_folder: Path) -> None:
+    parts = json.loads((starter_folder / card.EXAM_FILE).read_text(encoding="utf-8"))["parts"]
+    for name in ("paraphrases", "paraphrases_thinking"):
+        assert parts[name]["exact"] >= 0.60 * parts[name]["asked"]
+
+
+def test_calls_and_thinking_blocks_are_well_formed(starter_folder: Path) -> None:
+    parts = json.loads((starter_folder / card.EXAM_FILE).read_text(encoding="utf-8"))["parts"]
+    calls = {name: part for name, part in parts.items() if "well_formed" in part}
+    thinking = {name: part for name, part in parts.items() if "thinks_well" in part}
+    assert set(calls) == {
+        name + suffix for name in ("calls", "calls_reworded") for suffix in ("", "_thinking")
+    }
+    assert set(thinking) == {name for name in parts if name.endswith("_thinking")}
+    for part in calls.values():
+        assert part["well_formed"] >= 0.95 * part["asked"]
+    for part in thinking.values():
+        assert part["thinks_well"] == part["asked"]
+
+
 @pytest.fixture(scope="module")
 def training_text() -> list[Sample]:
     return list(islice(samples(SEED), 60_000))
