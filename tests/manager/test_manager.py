@@ -81,6 +81,8 @@ def test_the_page_says_what_is_running_and_how_to_call_it(
     assert f'base_url="{manager.url}/v1"' in text
     assert "mlx-manager/starter" in text
     assert "test/tiny" in text
+    starter = page.locator("li", has_text="mlx-manager/starter")
+    assert starter.locator(".tag").all_inner_texts() == ["demonstration"]
     assert page.title() == "MLX Manager"
 
 
