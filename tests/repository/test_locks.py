@@ -118,6 +118,27 @@ def test_a_lock_satisfies_what_the_project_declares(path: Path, tables: list[str
     assert unmet == [], "run `make lock`"
 
 
+def test_the_cuda_extra_takes_the_mlx_that_is_locked() -> None:
+    (extra,) = declared("project.optional-dependencies.cuda13")
+    [locked] = [entry.version for entry in read(RUNTIME) if entry.name == "mlx"]
+
+    assert (extra.name, extra.extras) == ("mlx", {"cuda13"})
+    assert extra.specifier.contains(locked)
+    assert extra.marker is not None
+    assert [extra.marker.evaluate({"sys_platform": one}) for one in ("linux", "darwin")] == [
+        True,
+        False,
+    ]
+
+
+def test_the_readme_says_how_to_install_the_cuda_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    readme = (ROOT / "README.md").read_text()
+
+    assert "cuda13" in project["optional-dependencies"]
+    assert f"pip install '{project['name']}[cuda13]'" in readme
+
+
 def test_logfire_comes_with_what_it_instruments() -> None:
     (logfire,) = [one for one in declared("project.dependencies") if one.name == "logfire"]
     locked = {entry.name for entry in read(RUNTIME)}
