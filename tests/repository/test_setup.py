@@ -73,6 +73,32 @@ def test_a_machine_without_apt_is_told_what_to_add_and_goes_on(few_tools: Path) 
     assert "chromium" in told.stdout or told.stdout == ""
 
 
+def test_a_package_that_apt_refuses_is_gone_without(few_tools: Path) -> None:
+    fake(few_tools, "id", "echo 0")
+    fake(few_tools, "apt-get", 'echo "$*" >>"$0.calls"', "echo 'E: refused here' >&2", "exit 100")
+
+    told = debian(few_tools)
+
+    assert told.returncode == 0
+    for package in ("g++", "chromium"):
+        assert f"apt-get could not install {package}; going on without it" in told.stdout
+    assert "E: refused here" in told.stdout
+    assert "install -y --no-install-recommends g++" in (few_tools / "apt-get.calls").read_text()
+
+
+def test_apt_without_the_right_to_use_it_is_left_alone(few_tools: Path) -> None:
+    fake(few_tools, "id", "echo 1000")
+    fake(few_tools, "sudo", "echo 'sudo: a password is required' >&2", "exit 1")
+    fake(few_tools, "apt-get", 'echo "$*" >>"$0.calls"')
+
+    told = debian(few_tools)
+
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "Not installed here, and worth adding by hand" in told.stdout
+    assert "chromium" in told.stdout
+    assert not (few_tools / "apt-get.calls").exists()
+
+
 def test_the_scripts_find_the_openblas_that_engines_preload() -> None:
     found = run("find-openblas.sh")
     preloaded = run("with-openblas.sh", "sh", "-c", 'printf %s "${LD_PRELOAD:-}"')
@@ -108,11 +134,43 @@ def test_set_up_takes_the_browsers_that_the_tests_of_the_pages_take(
     assert "chromium" not in told
 
 
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [
+        (["python3.14", "python3.12", "python3"], "python3.12"),
+        (["python3.14", "python3"], "python3"),
+        (["python3.14"], "python3.14"),
+    ],
+)
+def test_a_python_that_is_not_shown_to_work_is_the_last_choice(
+    few_tools: Path, there: list[str], chosen: str
+) -> None:
+    for name in there:
+        fake(few_tools, name, "exit 0")
+
+    assert run("find-python.sh", PATH=str(few_tools)).stdout.strip() == str(few_tools / chosen)
+
+
 @pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci" / "run"], ids=lambda path: path.name)
 def test_a_script_parses(script: Path) -> None:
     shell = "bash" if script.name == "run" else "sh"
 
     subprocess.run([shell, "-n", str(script)], check=True)
+
+
+def fake(folder: Path, name: str, *lines: str) -> None:
+    """Put a command of that name into a folder, in place of the one that may be there."""
+    (folder / name).unlink(missing_ok=True)  # it may be a link to the real one
+    (folder / name).write_text("\n".join(("#!/bin/sh", *lines, "")))
+    (folder / name).chmod(0o755)
+
+
+def debian(folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Add what the tests need on a Debian whose commands are those of a folder."""
+    fake(folder, "uname", "echo Linux")
+    for tool in ("env", "tail"):
+        (folder / tool).symlink_to(str(shutil.which(tool)))
+    return run("system-packages.sh", "test", PATH=str(folder))
 
 
 def run(script: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Print the newest Python on this machine that can run MLX Manager, or say what is missing.
+# Print the newest Python on this machine that MLX Manager is made for, or say what is missing.
 # PYTHON=/path/to/python chooses one.
 set -eu
 
@@ -12,7 +12,8 @@ can_make_environments() {
 }
 
 without_venv=
-for candidate in ${PYTHON:-python3.14 python3.13 python3.12 python3.11 python3 python}; do
+# 3.14 is the last choice: nothing shows that it works, and pyproject.toml does not name it.
+for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3 python python3.14}; do
     fits "$candidate" || continue
     if can_make_environments "$candidate"; then
         command -v "$candidate"
