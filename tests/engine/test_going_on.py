@@ -14,11 +14,13 @@ from mlx_lm import load
 from mlx_manager.mlx_server.engine.grammar import Vocabulary
 from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters
 from tests.engine.driving import GREEDY, Driver
-from tests.engine.models import VOCABULARY
+from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
 
 STARTER = Path(__file__).parents[2] / "mlx_manager" / "starter"
-PROMPT = [(31 * at * at + 5) % VOCABULARY for at in range(20)]
+LONG_PROMPT = [(31 * at * at + 5) % VOCABULARY for at in range(100)]
+PROMPT = LONG_PROMPT[:20]
 TOKENS = 24
+CUTS = [1, 11, 12, 23]
 SAMPLINGS = {
     "greedy": GREEDY,
     "seeded": SamplingParameters(temperature=1.0, seed=7),
@@ -49,12 +51,42 @@ def whole_and_rest(model: Any, cut: int, **how: Any) -> tuple[Driver, Driver]:
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-@pytest.mark.parametrize("cut", [1, 11, 12, 23])
+@pytest.mark.parametrize("cut", CUTS)
 def test_the_same_tokens_follow(model: Any, name: str, cut: int) -> None:
     whole, rest = whole_and_rest(model, cut, sampling=SAMPLINGS[name])
     assert len(whole.tokens[1]) == TOKENS
     assert rest.tokens[1] == whole.tokens[1][cut:]
     assert rest.ended[1].reason == "length"
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    return {kind: make() for kind, make in MODEL_KINDS.items()}
+
+
+@pytest.fixture(params=MODEL_KINDS)
+def any_model(request: pytest.FixtureRequest, models: dict[str, Any]) -> WatchedModel:
+    return WatchedModel(models[request.param])
+
+
+@pytest.mark.parametrize("name", ["greedy", "seeded"])
+@pytest.mark.parametrize("length", [20, 40, 100])
+def test_whatever_layers_keep_the_same_tokens_follow_to_all_that_were_cut(
+    any_model: WatchedModel, name: str, length: int
+) -> None:
+    """What was made is read again in pieces, beside rows that were cut elsewhere; a window of 48 tokens is full early,
+    late or while the answer is made.
+    """
+    prompt, sampling = LONG_PROMPT[:length], SAMPLINGS[name]
+    whole = Driver(any_model)
+    whole.submit(prompt, TOKENS, sampling=sampling)
+    whole.finish()
+    made = whole.tokens[1]
+    rest = Driver(any_model, chunk=7, idle_chunk=7)
+    cuts = {rest.submit(prompt, TOKENS, made=made[:cut], sampling=sampling): cut for cut in CUTS}
+    rest.finish()
+    assert {cut: rest.tokens[one] for one, cut in cuts.items()} == {cut: made[cut:] for cut in CUTS}
+    assert {rest.ended[one].reason for one in cuts} == {"length"}
 
 
 def test_tests_of_seeds_would_notice_a_key_that_begins_anew(model: Any) -> None:
