@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, timedelta
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-from mlx_manager.mlx_server.engine.block_file import Label
+from mlx_manager.mlx_server.engine.block_file import Label, decode, read_label
 from mlx_manager.mlx_server.engine.prefix_disk import DiskLimits, PrefixDisk
 from mlx_manager.mlx_server.engine.prefix_folder import WRITTEN, PrefixFolder
 
@@ -68,29 +71,72 @@ def test_the_count_is_the_owner_s_and_never_half_written(
     assert path.read_text() == "2026-11-26 70"
 
 
-def test_who_is_killed_has_not_written_for_nothing(tmp_path: Path) -> None:
-    """Whatever a process has in a file, the count has, too."""
+# Files that take long enough to be written for somebody to be killed in the middle of one.
+FLOATS = 4_000_000
+
+
+def write_until_killed(folder: Path, floats: int, files: int, is_time: Callable[[], bool]) -> None:
+    """Have another process write files of so many floats, and kill it when it's time."""
     script = f"""
-import mlx.core as mx, os
+import mlx.core as mx
 from pathlib import Path
 from mlx_manager.mlx_server.engine.block_file import Label
 from mlx_manager.mlx_server.engine.prefix_disk import DiskLimits, PrefixDisk
-disk = PrefixDisk(Path({str(tmp_path)!r}), "own", "root", DiskLimits({LOTS}, {LOTS}))
-for number in range(2000):
-    disk.write(Label("block", "root", "", (number,)), [(mx.zeros(1000),)])
+disk = PrefixDisk(Path({str(folder)!r}), "own", "root", DiskLimits({LOTS}, {LOTS}))
+array = mx.zeros({floats})
+for number in range({files}):
+    disk.write(Label("block", "root", "", (number,)), [(array,)])
     disk.hand_over()
-    if number == 20:
-        print("", flush=True)
+disk.close(60)
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as writing:
-        assert writing.stdout is not None
-        writing.stdout.readline()
-        time.sleep(0.1)
+    with subprocess.Popen([sys.executable, "-c", script]) as writing:
+        while writing.poll() is None and not is_time():
+            time.sleep(0.0005)
         writing.kill()
-    files = list((tmp_path / "own").glob("*.safetensors"))
+    assert writing.returncode == -signal.SIGKILL, "it was killed too late"
+
+
+def whole_bytes(folder: Path, floats: int) -> int:
+    """Return the bytes of all files, each of which holds what its name and its label say."""
+    files = list(folder.glob("*.safetensors"))
     assert files
-    written = sum(path.stat().st_size for path in files)
+    for path in files:
+        label = read_label(path)
+        assert path.name == f"{label.key}.safetensors"
+        [(array,)] = decode(label, path.read_bytes()).arrays()
+        assert array is not None
+        assert array.shape == (floats,)
+    return sum(path.stat().st_size for path in files)
+
+
+def test_who_is_killed_has_not_written_for_nothing(tmp_path: Path) -> None:
+    """Whatever a process has in a file, the count has, too."""
+    own = tmp_path / "own"
+    write_until_killed(tmp_path, 1000, 2000, lambda: len(list(own.glob("*.safetensors"))) > 20)
+    written = whole_bytes(own, 1000)
     assert written <= PrefixFolder(tmp_path, "own").written_today() <= written + 8000
+
+
+def test_who_is_killed_in_the_middle_of_a_file_leaves_whole_ones(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+
+    def is_in_the_middle() -> bool:
+        sizes = list[int]()
+        for path in own.glob("*"):
+            with suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
+        return len(sizes) > 1 and any(0 < size < 4 * FLOATS for size in sizes)
+
+    write_until_killed(tmp_path, FLOATS, 40, is_in_the_middle)
+    whole_bytes(own, FLOATS)
+    # What was being written is half there, under a name that nobody reads, and goes with the next start.
+    [half] = own.glob("*.tmp")
+    assert half.stat().st_size < 4 * FLOATS
+    disk = PrefixDisk(tmp_path, "own", "root", DiskLimits(LOTS, LOTS))
+    stored = list(disk.scan())
+    disk.close(1)
+    assert len(stored) == len(list(own.iterdir()))
+    assert not half.exists()
 
 
 @pytest.mark.parametrize("back", [timedelta(hours=5), timedelta(days=1)])
