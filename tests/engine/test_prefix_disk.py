@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_manager.mlx_server.engine.block_file import BlockFileCorrupt, Label, decode, encode
+from mlx_manager.mlx_server.engine.block_file import (
+    LAYOUT_VERSION,
+    BlockFileCorrupt,
+    Label,
+    decode,
+    encode,
+)
 from mlx_manager.mlx_server.engine.prefix_disk import DiskLimits, PrefixDisk
 from mlx_manager.mlx_server.engine.prefix_root import digest_of, root_of
 from tests.engine.driving import Driver, answer_alone
@@ -117,6 +124,48 @@ def test_a_damaged_file_is_skipped_counted_and_removed(
     _, disk, cached = answered(model, folder, PROMPT)
     assert cached == [len(PROMPT) - 1]
     assert disk.counts.corrupt == 0
+
+
+def lay_out_differently(path: Path) -> None:
+    """Say in a file that it has another layout, and change nothing else."""
+    before = path.read_bytes()
+    after = before.replace(f'"layout":"{LAYOUT_VERSION}"'.encode(), b'"layout":"0"')
+    assert after != before
+    path.write_bytes(after)
+
+
+def test_files_of_another_layout_are_skipped_counted_and_removed(
+    lively_model: Any, folder: Path
+) -> None:
+    model = WatchedModel(lively_model)
+    answered(model, folder, PROMPT)
+    theirs = files_in(folder)
+    for path in theirs:
+        lay_out_differently(path)
+    disk = PrefixDisk(folder.parent, folder.name, "root", LIMITS)
+    assert list(disk.scan()) == []
+    disk.close(10)
+    assert disk.counts.corrupt == len(theirs) == 3
+    assert files_in(folder) == []
+    driver, disk, cached = answered(model, folder, PROMPT)
+    assert cached == [0]
+    assert driver.tokens[1] == answer_alone(model, PROMPT)
+    assert answered(model, folder, PROMPT)[2] == [len(PROMPT) - 1]
+
+
+def test_a_file_that_gets_another_layout_while_it_is_known_is_read_by_nobody(
+    lively_model: Any, folder: Path
+) -> None:
+    """A newer version writes to the same folder: the label says the same, and the bytes mean something else."""
+    label, array = Label("block", "root", "", (1, 2)), mx.ones((1, 2))
+    disk = PrefixDisk(folder.parent, folder.name, "root", LIMITS)
+    disk.write(label, [(array,)])
+    disk.close(10)
+    [path] = files_in(folder)
+    lay_out_differently(path)
+    assert disk.read(label) is None
+    assert disk.counts.corrupt == 1
+    assert files_in(folder) == []
 
 
 def test_what_memory_has_no_room_for_comes_back_from_files(
@@ -228,12 +277,12 @@ def test_whatever_decides_on_keys_and_values_is_in_the_root(tmp_path: Path) -> N
     roots = {root(folder), root(folder, dtype="bfloat16")}
     shutil.copytree(folder, tmp_path / "copy")
     assert root(tmp_path / "copy") in roots
-    for name in ("config.json", "chat_template.jinja", "model.safetensors"):
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[:-1] + b"!")
         roots.add(root(folder))
     roots.add(root(folder, tmp_path / "copy"))
-    assert len(roots) == 6
+    assert len(roots) == 7
 
 
 @pytest.mark.parametrize("keeps_times", [False, True])
@@ -291,6 +340,54 @@ def test_what_memory_has_no_room_for_waits_within_bounds(lively_model: Any, fold
     files = driver.engine.vitals().prefix_files
     assert files is not None
     assert files.nbytes == 0
+
+
+class Stuck:
+    """A file at which whoever writes it waits until the test says so: a pipe that nobody reads."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(path)
+        self._path = path
+        # An engine that writes it itself would wait for ever.
+        self._too_late = threading.Timer(20, self._read)
+        self._too_late.start()
+
+    def let_go(self) -> None:
+        self._too_late.cancel()
+        self._read()
+
+    def _read(self) -> None:
+        self._path.read_bytes()
+
+
+def test_others_go_on_while_files_are_written(model: WatchedModel, folder: Path) -> None:
+    disk = PrefixDisk(folder.parent, folder.name, "root", LIMITS)
+    driver = Driver(model, prefix_cache_bytes=LOTS, prefix_disk=disk)
+    name = Label("block", "root", "", tuple(PROMPT[:256])).key
+    stuck = Stuck(folder / f"{name}.tmp")
+    running = driver.submit([5, 6, 7], 200)
+    driver.step_until(running, 5)
+    stored = driver.submit(PROMPT)
+    while stored not in driver.ended:
+        driver.step()
+    before = len(driver.tokens[running])
+    for _ in range(40):
+        driver.step()
+    assert len(driver.tokens[running]) == before + 40
+    assert disk.counts.failed == 0, "the writer still waits"
+    written = disk.counts.written
+    again = driver.submit(PROMPT)
+    driver.finish()
+    assert driver.tokens[running] == answer_alone(model, [5, 6, 7], max_tokens=200)
+    assert driver.tokens[again] == driver.tokens[stored] == answer_alone(model, PROMPT)
+    assert driver.ended[again].stamps.cached_tokens == len(PROMPT) - 1
+    stuck.let_go()
+    disk.close(10)
+    # A pipe can't be synced, and so is no file in the end; those that waited behind it are.
+    assert disk.counts.failed == 1
+    assert len(files_in(folder)) == disk.counts.written > written
+    assert not (folder / f"{name}.safetensors").exists()
 
 
 class Slow:

@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 from opentelemetry.sdk.trace import ReadableSpan
 
 from mlx_manager.mlx_server.app import create_app
+from mlx_manager.mlx_server.state import engine_options
 from mlx_manager.traces.explain import explain
 from mlx_manager.traces.reader import TraceReader
 from tests.server.test_tools import MODEL, ask
@@ -215,6 +216,24 @@ async def test_a_conversation_goes_on_warm_after_a_restart(
     assert found[1].choices[0].message.content == found[0].choices[0].message.content
     assert waited_s[0] is None
     assert 0 < waited_s[1] < 60
+
+
+async def test_without_bytes_on_disk_nothing_is_written(tmp_path: Path, model_dir: Path) -> None:
+    """Off is off: engines are told of no folder, and there is none after a conversation."""
+    on = settings_for(tmp_path, model_dir).model_copy(
+        update={"prefix_disk_mib": 1, "prefix_disk_path": tmp_path / "prefixes"}
+    )
+    off = on.model_copy(update={"prefix_disk_mib": 0})
+    assert "--prefix-disk" in engine_options(on).words(MODEL)
+    assert engine_options(off).prefix_disk is None
+    assert not [word for word in engine_options(off).words(MODEL) if "prefix-disk" in word]
+    asked = conversation("Told to memory only. " * 40)
+    with running(create_app(off)) as server:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            await ask(client, *asked, max_tokens=5)
+            again = await ask(client, *asked, max_tokens=5)
+        assert cached(again) == again.usage.prompt_tokens - 1
+    assert not (tmp_path / "prefixes").exists()
 
 
 def dated(day: int, *names: str) -> dict[str, Any]:
