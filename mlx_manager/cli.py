@@ -315,22 +315,28 @@ def _run(application: str, name: str, host: str, port: int, settings: ServerSett
         timeout_keep_alive=IDLE_CONNECTION_S,
         timeout_graceful_shutdown=round(settings.shutdown_timeout_s) + CLOSING_S,
     )
-    _AnnouncedServer(config, name, _url(listener)).run(sockets=[listener])
+    is_open = not (settings.api_keys or host in LOCAL_HOSTS or host.startswith("127."))
+    _AnnouncedServer(config, name, _url(listener), is_open=is_open).run(sockets=[listener])
 
 
 class _AnnouncedServer(uvicorn.Server):
-    """Says where it is once it answers."""
+    """Says where it is once it answers, and that it `is_open` to all who can reach this machine."""
 
-    def __init__(self, config: uvicorn.Config, name: str, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, name: str, url: str, *, is_open: bool) -> None:
         super().__init__(config)
         self._name = name
         self._url = url
+        self._is_open = is_open
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             screen.print(f"[bold]{self._name}[/bold] {__version__} is at [bold]{self._url}[/bold]")
             screen.print(f"OpenAI-compatible API: {self._url}/v1   stop: Ctrl-C")
+        if self.started and self._is_open:
+            errors.print(
+                "[yellow]Whoever reaches this machine can use the models: set MLX_SERVER_API_KEYS.[/yellow]"
+            )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -128,6 +129,21 @@ def test_an_engine_does_not_outlive_a_killed_server(tmp_path: Path, model_dir: P
         server.process.kill()
         server.wait()
         wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warned"),
+    [("0.0.0.0", "", True), ("0.0.0.0", "own=secret-of-mine", False), ("127.0.0.1", "", False)],
+)
+def test_a_server_that_others_can_use_without_a_key_says_so(
+    tmp_path: Path, host: str, keys: str, *, warned: bool
+) -> None:
+    changes = {"MLX_SERVER_API_KEYS": keys} if keys else {}
+    with started(tmp_path, "server", "--host", host, **changes) as server:
+        wait_until(lambda: "stop: Ctrl-C" in server.text, 60)
+        httpx.get(f"http://127.0.0.1:{urlsplit(server.url).port}/health")
+    assert ("Whoever reaches this machine" in server.text) is warned
+    assert not warned or "MLX_SERVER_API_KEYS" in server.text
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlx_manager.mlx_server.app import create_app
 from tests.conftest import TINY
 from tests.support.running import RunningServer, eventually, running, settings_for
 from tests.support.spans import Spans
+from tools.random_model import Shape, make_random_model
 
 KEYS = "patient=secret-of-the-patient,other=secret-of-the-other"
 
@@ -146,6 +148,24 @@ async def test_what_could_never_fit_is_refused_with_the_numbers(openai: AsyncOpe
     assert refused.value.code == "memory_exceeded"
     assert "MiB for keys and values" in refused.value.message
     assert "1.0 MiB" in refused.value.message
+
+
+async def test_an_agent_that_asks_for_more_than_it_needs_is_not_refused(tmp_path: Path) -> None:
+    """Claude Code sends 32,000, pydantic-ai 64,000; the model ends where it ends."""
+    make_random_model(tmp_path / "models" / TINY, Shape(context=16_384))
+    settings = settings_for(tmp_path, tmp_path / "models", kv_budget_mib=2, api_keys=KEYS)
+    with running(create_app(settings)) as server:
+        async with client(server, "other") as openai:
+            ask_for = partial(
+                openai.chat.completions.create,
+                model=TINY,
+                messages=[{"role": "user", "content": "Hi"}],
+                max_tokens=16_000,
+            )
+            answers = await asyncio.gather(*(ask_for(stop=["e", "a", "o"]) for _ in range(2)))
+            assert {answer.choices[0].finish_reason for answer in answers} == {"stop"}
+            with pytest.raises(BadRequestError, match="MiB for keys and values"):
+                await ask_for(extra_body={"ignore_eos": True})
 
 
 @pytest.mark.parametrize("priority", ["urgent", 1.5, True, {}])

@@ -54,7 +54,7 @@ WHOLE_ANSWER_WAKE_TOKENS = 64
 # Why prompts are computed of which something is stored. Where they leave that, so many tokens are told.
 LEFT = ("diverged", "no_snapshot")
 MOST_AHEAD_TOKENS = 8
-# Who doesn't say how long an answer may get seldom gets a long one: so much memory is kept for it.
+# An answer is seldom as long as it may get, and agents are generous (32,000, 64,000): so much memory is kept for it.
 EXPECTED_TOKENS = 2048
 
 
@@ -234,8 +234,8 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
     max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
     sampling = text.sampling_parameters(request.sampling)
     constraint = constraint_for(request, text, encoded.opening)
-    is_open = request.max_tokens is None
-    expected_tokens = min(room, EXPECTED_TOKENS) if is_open else max_tokens
+    is_certain = request.sampling.ignore_end
+    expected_tokens = max_tokens if is_certain else min(max_tokens, EXPECTED_TOKENS)
     return Prompt(
         token_ids,
         max_tokens,
