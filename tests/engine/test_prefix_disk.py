@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.engine.block_file import (
 )
 from mlx_manager.mlx_server.engine.prefix_disk import DiskLimits, PrefixDisk
 from mlx_manager.mlx_server.engine.prefix_root import digest_of, root_of
+from mlx_manager.mlx_server.engine.row_state import kinds_of
 from tests.engine.driving import Driver, answer_alone
 from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
 
@@ -361,9 +362,9 @@ class Stuck:
         self._path.read_bytes()
 
 
-def test_others_go_on_while_files_are_written(model: WatchedModel, folder: Path) -> None:
+def test_others_go_on_while_files_are_written(any_model: WatchedModel, folder: Path) -> None:
     disk = PrefixDisk(folder.parent, folder.name, "root", LIMITS)
-    driver = Driver(model, prefix_cache_bytes=LOTS, prefix_disk=disk)
+    driver = Driver(any_model, prefix_cache_bytes=LOTS, prefix_disk=disk)
     name = Label("block", "root", "", tuple(PROMPT[:256])).key
     stuck = Stuck(folder / f"{name}.tmp")
     running = driver.submit([5, 6, 7], 200)
@@ -379,14 +380,16 @@ def test_others_go_on_while_files_are_written(model: WatchedModel, folder: Path)
     written = disk.counts.written
     again = driver.submit(PROMPT)
     driver.finish()
-    assert driver.tokens[running] == answer_alone(model, [5, 6, 7], max_tokens=200)
-    assert driver.tokens[again] == driver.tokens[stored] == answer_alone(model, PROMPT)
+    assert driver.tokens[running] == answer_alone(any_model, [5, 6, 7], max_tokens=200)
+    assert driver.tokens[again] == driver.tokens[stored] == answer_alone(any_model, PROMPT)
     assert driver.ended[again].stamps.cached_tokens == len(PROMPT) - 1
     stuck.let_go()
     disk.close(10)
     # A pipe can't be synced, and so is no file in the end; those that waited behind it are.
     assert disk.counts.failed == 1
-    assert len(files_in(folder)) == disk.counts.written > written
+    assert disk.counts.written > written
+    # Some snapshots are gone again: later ones took their place.
+    assert len(files_in(folder)) == disk.counts.written or kinds_of(any_model).needs_states
     assert not (folder / f"{name}.safetensors").exists()
 
 
