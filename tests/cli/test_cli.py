@@ -95,9 +95,10 @@ def test_sigterm_gives_requests_their_time_and_then_a_clear_error(
 def test_sigterm_lets_answers_end_and_waits_no_longer_than_for_them(
     tmp_path: Path, model_dir: Path
 ) -> None:
-    grace_s = 30
+    # So many that neither answer is over before the other has begun.
+    grace_s, tokens = 30, 600
     arguments = ["server", "--model-dir", str(model_dir), "--model", "test/tiny"]
-    body = {"model": "test/tiny", "prompt": "x", "max_tokens": 300, "temperature": 0}
+    body = {"model": "test/tiny", "prompt": "x", "max_tokens": tokens, "temperature": 0}
     with started(tmp_path, *arguments, MLX_SERVER_SHUTDOWN_TIMEOUT_S=str(grace_s)) as server:
         with ThreadPoolExecutor() as pool:
             url = f"{server.url}/v1/completions"
@@ -115,7 +116,7 @@ def test_sigterm_lets_answers_end_and_waits_no_longer_than_for_them(
     assert (last["choices"][0]["finish_reason"], done) == ("length", "data: [DONE]")
     with sqlite3.connect(tmp_path / "mlx.db") as database:
         rows = database.execute("SELECT outcome, output_tokens FROM audit_log").fetchall()
-    assert rows == [("completed", 300)] * 2
+    assert rows == [("completed", tokens)] * 2
 
 
 def active_requests(url: str) -> int:
