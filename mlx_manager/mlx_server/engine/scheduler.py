@@ -135,10 +135,8 @@ class Scheduler:
         if self._holds_for_first_token(reading):
             return Piece(0, None)
         lane = self._next_lane(reading)
-        budget, unread = (
-            self._budget_tokens(lane),
-            [one.unread_tokens for one in reading if one.lane == lane],
-        )
+        budget = self._budget_tokens(lane)
+        unread = [one.unread_tokens for one in reading if one.lane == lane]
         prompts = max(len(unread), 1)
         share = max(min(MIN_CHUNK_TOKENS, budget), budget // prompts)
         most = min(share + share // 2, max(share, self._limit_tokens() // prompts))

@@ -107,10 +107,8 @@ def _check_parts(lark: str, asked: AnswerFormat, tools: Sequence[Tool], text: Mo
     """Raise InvalidRequest where a grammar is too much, about the tool, the format or the two that make it so."""
     if (why := _too_much(lark)) is None:
         return
-    says, strict = (
-        Says(partial(_mark, text), partial(_json, param="tools")),
-        [one for one in tools if one.is_strict],
-    )
+    says = Says(partial(_mark, text), partial(_json, param="tools"))
+    strict = [one for one in tools if one.is_strict]
     for tool in strict:
         alone = _forced([tool], ToolChoice("required", tool.name), text, says)
         if (reason := _too_much(alone)) is not None:
