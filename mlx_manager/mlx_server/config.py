@@ -180,8 +180,8 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(
         120.0,
         gt=0,
-        description="Seconds without a sign of life after which an engine process counts as stalled: health turns "
-        "503 and the process is ended.",
+        description="Seconds without a sign of life, or in which nothing that it was given gets on, after which an "
+        "engine process counts as stalled: health turns 503 and the process is ended.",
     )
     max_resumes: int = Field(
         2,

@@ -46,6 +46,7 @@ class EmbeddingEngine:
         self._step_clock = StepClock()
         self._last_began_ns = 0
         self._newest_id = 0
+        self._progress = 0
 
     @property
     def has_work(self) -> bool:
@@ -75,6 +76,7 @@ class EmbeddingEngine:
             self._last_began_ns = began_ns
             vectors = self._made_of(batch)
         ended, self._ended = self._ended, []
+        self._progress += len(batch.rows) + len(ended)
         return Pass(began_ns, vectors, [request.id for request in admitted], ended, waited)
 
     def close(self) -> None:
@@ -93,6 +95,7 @@ class EmbeddingEngine:
             sequence_ids=[request.id for request in self._scheduler],
             row_ids=begun,
             newest_id=self._newest_id,
+            progress=self._progress,
         )
 
     def _made_of(self, batch: Batch) -> list[Vectors]:

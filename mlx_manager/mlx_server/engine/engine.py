@@ -57,6 +57,7 @@ class Engine:
         self._step_clock = StepClock()
         self._last_began_ns = 0
         self._newest_id = 0
+        self._progress = 0
 
     @property
     def has_work(self) -> bool:
@@ -104,6 +105,7 @@ class Engine:
         for sequence_id in output.scored.done:
             self._end_without_tokens(self._scheduler.running[sequence_id])
         ended, self._ended = self._ended, []
+        self._progress += len(output.tokens) + len(ended)
         pairs = [n for token in output.tokens for n in (token.sequence_id, token.token_id)]
         ids = [sequence.id for sequence in admitted]
         known = [one for one in admitted if one.stamps.cached_tokens]
@@ -153,6 +155,7 @@ class Engine:
             row_ids=self._runner.row_ids,
             newest_id=self._newest_id,
             prefix_files=memory.prefix_files,
+            progress=self._progress,
         )
 
     def close(self) -> None:
@@ -306,6 +309,7 @@ class Engine:
         chunks = [
             self._read(self._scheduler.running[one], piece.tokens) for one in output.prefilled
         ]
+        self._progress += sum(chunks)
         # Shorter chunks are padded to the longest one.
         computed_tokens = len(chunks) * max(chunks, default=0)
         self._scheduler.note(step_ns, computed_tokens, output.rows, piece.lane)

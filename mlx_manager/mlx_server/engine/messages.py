@@ -12,6 +12,8 @@ from msgspec.structs import replace
 
 # Upper bounds of what step durations are counted by, one group more than there are bounds.
 STEP_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# How often an engine says how it is.
+BEAT_S = 1.0
 EndReason = Literal["stop", "length", "cancelled", "failed", "refused", "lost"]
 # What an engine makes of its input: tokens one after another, or vectors.
 EngineKind = Literal["chat", "embeddings"]
@@ -377,6 +379,7 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     `active_bytes` is all that MLX holds for arrays, weights and keys and values among them; `pooled_bytes` is what it
     keeps of freed ones. `kv_bytes` is None for a model whose cache can't tell. `sequence_ids` are those that wait and
     run, `row_ids` those that have a place in the batch's tensors, and `newest_id` is the last that was taken in.
+    `progress` grows with each token that is read or made and each end: with work and without growth something hangs.
     """
 
     waiting: int
@@ -390,6 +393,7 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     row_ids: list[int] = []
     newest_id: int = 0
     prefix_files: PrefixFiles | None = None
+    progress: int = 0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):

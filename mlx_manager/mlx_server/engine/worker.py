@@ -32,6 +32,7 @@ from mlx_manager.mlx_server.engine.grammar_compiler import GrammarCompiler
 from mlx_manager.mlx_server.engine.kv_cost import kv_budget_bytes, measure_kv_cost
 from mlx_manager.mlx_server.engine.loading import Tell, load
 from mlx_manager.mlx_server.engine.messages import (
+    BEAT_S,
     EngineKind,
     Heartbeat,
     LoadFailed,
@@ -46,7 +47,6 @@ from mlx_manager.mlx_server.engine.prefix_root import digest_of, root_of
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
 
-BEAT_S = 1.0
 LAST_WORDS_S = 2.0
 # What a step may take for another one to follow soon.
 QUICK_STEP_S = 0.002
@@ -82,6 +82,8 @@ def main() -> int:
     arguments = _parse_arguments()
     # MLX ends the process where an allocation fails, without a word: this says where.
     faulthandler.enable()
+    # What the API process sends one that hangs, before it ends it.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     # When to end is the API process's decision, whoever presses Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=arguments.channel))

@@ -7,6 +7,9 @@ import contextlib
 import os
 import signal
 
+# For a traceback to be written and read.
+STACKS_S = 0.5
+
 
 async def read_line(stream: asyncio.StreamReader) -> bytes:
     """Return the next line; empty at the end. A reader that gave up would block a process that goes on printing."""
@@ -22,6 +25,14 @@ def kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         if process.returncode is None:
             os.kill(process.pid, signal.SIGKILL)
+
+
+async def tell_stacks(process: asyncio.subprocess.Process) -> None:
+    """Have an engine that hangs print where each of its threads is, for the log; returns in half a second."""
+    with contextlib.suppress(ProcessLookupError):
+        if process.returncode is None:
+            os.kill(process.pid, signal.SIGUSR1)
+            await asyncio.sleep(STACKS_S)
 
 
 def how_it_ended(returncode: int) -> str:

@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -35,8 +34,9 @@ from mlx_manager.mlx_server.engine.messages import (
     Vitals,
 )
 from mlx_manager.mlx_server.workers.blas import engine_environment
-from mlx_manager.mlx_server.workers.child import how_it_ended, kill, read_line
+from mlx_manager.mlx_server.workers.child import how_it_ended, kill, read_line, tell_stacks
 from mlx_manager.mlx_server.workers.options import EngineOptions as EngineOptions
+from mlx_manager.mlx_server.workers.pulse import Pulse
 from mlx_manager.mlx_server.workers.recovery import Recovery
 from mlx_manager.mlx_server.workers.reports import Reports
 from mlx_manager.mlx_server.workers.resume import Request
@@ -80,8 +80,7 @@ class EngineProcess:
         self.ready: Ready | None = None
         self.process_s: float | None = None
         self.vitals: Vitals | None = None
-        self.last_heard_s = time.monotonic()
-        self._made_s = self.last_heard_s
+        self._pulse = Pulse(options.stall_timeout_s)
         self._path = path
         self._options = options
         self._watcher = watch
@@ -152,13 +151,13 @@ class EngineProcess:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether nothing has been heard for `stall_timeout_s`; it speaks once a second even when idle."""
-        return time.monotonic() - self.last_heard_s > self._options.stall_timeout_s
+        """Whether it has said nothing for `stall_timeout_s`, or that nothing of its work got on for so long."""
+        return self._pulse.fault is not None
 
     @property
     def lived_s(self) -> float:
-        """Seconds from its making to what was last heard of it."""
-        return self.last_heard_s - self._made_s
+        """Seconds from its making to what was last heard of it; it speaks once a second even when idle."""
+        return self._pulse.heard_s - self._pulse.made_s
 
     @property
     def row_difference(self) -> Difference:
@@ -320,17 +319,23 @@ class EngineProcess:
             )
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """End a process that no longer speaks; declare one gone that has ended."""
+        """End a process that hangs; declare one gone that has ended."""
         exited = asyncio.ensure_future(process.wait())
-        silent_looks = 0
+        faulty_looks = 0
         while not exited.done():
             await asyncio.wait([exited], timeout=WATCH_INTERVAL_S)
-            silent_looks = silent_looks + 1 if self.ready is not None and self.is_stalled else 0
+            fault = self._pulse.fault if self.ready is not None else None
+            faulty_looks = faulty_looks + 1 if fault else 0
             # Not at the first look: when this process was stopped itself (Ctrl-Z, a closed lid), what the engine
             # said in the meantime may still be unread.
-            if silent_looks > 1 and not exited.done():
-                logger.error("engine stalled: %(model)s; ending it", {"model": self.model_id})
-                self._declare_gone(f"stalled for {self._options.stall_timeout_s:g} s")
+            if fault and faulty_looks > 1 and not exited.done():
+                logger.error(
+                    "engine stalled: %(model)s %(fault)s; ending it",
+                    {"model": self.model_id, "fault": fault},
+                )
+                # First: whoever hears that it has gone stops listening to it.
+                await tell_stacks(process)
+                self._declare_gone(fault)
                 kill(process)
         self._declare_gone(how_it_ended(exited.result()))
 
@@ -370,7 +375,7 @@ class EngineProcess:
         return ModelLoadFailed(f"{self.model_id} could not be loaded: its process {how}.{said}")
 
     def _receive(self, message: FromEngine) -> None:
-        self.last_heard_s = time.monotonic()
+        self._pulse.hear()
         match message:
             case Step():
                 self._dispatch(message)
@@ -378,6 +383,7 @@ class EngineProcess:
                 self._dispatch_vectors(message)
             case Heartbeat(vitals=vitals):
                 self.vitals = vitals
+                self._pulse.beat(vitals)
                 self._watcher.stepped(self.model_id, vitals.steps)
                 self._compare(vitals)
             case Loading():
@@ -385,7 +391,7 @@ class EngineProcess:
                     self._note_loading(message)
             case Ready():
                 self.ready = message
-                self.process_s = max(self.last_heard_s - self._made_s - message.load_s, 0.0)
+                self.process_s = max(self.lived_s - message.load_s, 0.0)
                 self._settle_load(None)
             case LoadFailed(text):
                 self._settle_load(ModelLoadFailed(f"{self.model_id} could not be loaded: {text}"))

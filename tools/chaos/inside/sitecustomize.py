@@ -1,7 +1,8 @@
 """Faults inside the processes of a server: Python imports this by itself from a folder in `PYTHONPATH`.
 
 In engine processes a prompt with one of three pairs of tokens side by side makes the model end its process, hang, or
-raise while it is read; what is decoded comes one token at a time and has no pairs. In all others the wall clock goes by
+raise while it is read; what is decoded comes one token at a time and has no pairs. With a fourth it never gets its
+turn. In all others the wall clock goes by
 the seconds that stand in the file which `CHAOS_CLOCK` names, and SIGUSR2 has the tasks of the event loop counted into
 the one that `CHAOS_TASKS` names.
 """
@@ -20,6 +21,7 @@ from typing import Any
 ABORT = (501, 502)
 HANG = (503, 504)
 RAISE = (505, 506)
+WAIT = (507, 508)
 
 
 def break_engine() -> None:
@@ -28,8 +30,9 @@ def break_engine() -> None:
 
     with left_out():
         from mlx_lm.models.qwen3 import Model
+    from mlx_manager.mlx_server.engine.scheduler import Scheduler
 
-    computed = Model.__call__
+    computed, obstacle = Model.__call__, Scheduler._obstacle
 
     def faulty(self: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
         for row in inputs.tolist():
@@ -42,6 +45,11 @@ def break_engine() -> None:
                 raise RuntimeError("planned")
         return computed(self, inputs, *rest, **more)
 
+    def forgetful(self: Scheduler, sequence: Any) -> Any:
+        is_forgotten = WAIT in pairwise(sequence.submit.token_ids)
+        return "places" if is_forgotten else obstacle(self, sequence)
+
+    Scheduler._obstacle = forgetful  # type: ignore[method-assign]
     Model.__call__ = faulty  # type: ignore[method-assign]
 
 
