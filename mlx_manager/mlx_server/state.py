@@ -217,7 +217,7 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
         own = replace(
             options,
             prefix_cache_bytes=reserved.prefix_cache_bytes,
-            kv_budget_bytes=options.kv_budget_bytes or reserved.kv_limit_bytes or None,
+            shared_bytes=reserved.shared_bytes or None,
             adapter=files.adapter.path if files.adapter else None,
         )
         note = partial(pool.note_loading, files.id)

@@ -9,7 +9,7 @@ import pytest
 from mlx_lm.models import gemma3_text, mamba, qwen3
 from mlx_lm.models.cache import ChunkedKVCache, make_prompt_cache
 
-from mlx_manager.mlx_server.engine.kv_cost import kv_budget_bytes, measure_kv_cost
+from mlx_manager.mlx_server.engine.kv_cost import bytes_beside, measure_kv_cost
 from tests.engine.driving import Driver
 from tests.engine.models import WatchedModel
 
@@ -102,9 +102,9 @@ def test_a_model_whose_layers_keep_something_unknown_is_not_counted() -> None:
 
 
 def test_what_other_things_take_is_not_for_sequences() -> None:
-    everything = kv_budget_bytes(0)
-    assert kv_budget_bytes(2**30) == everything - 2**30
-    assert 0 < kv_budget_bytes(2**60) < everything
+    everything = bytes_beside(0)
+    assert bytes_beside(2**30) == everything - 2**30
+    assert 0 < bytes_beside(2**60) < everything
 
 
 def test_rows_beyond_the_budget_wait_and_are_answered(model: WatchedModel) -> None:

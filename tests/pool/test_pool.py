@@ -352,9 +352,9 @@ async def test_a_prefix_cache_gets_what_is_left_and_no_more(starter: Starter) ->
         await use(pool, files)
     granted = [one.reservation.prefix_cache_bytes / GIB for one in pool.residents]
     assert granted == [1.0, 0.25]
-    # Keys and values have what is theirs, and what was left then.
-    limits = [one.reservation.kv_limit_bytes / GIB for one in pool.residents]
-    assert limits == [1 + 1.25, 0.25]
+    # Keys and values have what is theirs, and what was left then: stored prompts give way to them.
+    shared = [one.reservation.shared_bytes / GIB for one in pool.residents]
+    assert shared == [1 + 2.25, 0.25 + 0.25]
     assert committed_gib(pool) == 6.25
     await pool.close()
 

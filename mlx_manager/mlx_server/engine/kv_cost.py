@@ -47,8 +47,8 @@ def measure_kv_cost(model: Any) -> KvCost | None:
     )
 
 
-def kv_budget_bytes(taken_bytes: int) -> int:
-    """Return how many bytes sequences may keep on this machine beside `taken_bytes` of weights and of other caches."""
+def bytes_beside(taken_bytes: int) -> int:
+    """Return how many bytes sequences and stored prompts may keep on this machine beside `taken_bytes` of weights."""
     memory_bytes = _memory_bytes()
     free_bytes = int(USABLE_SHARE * memory_bytes) - taken_bytes
     return max(free_bytes, int(LEAST_SHARE * memory_bytes))

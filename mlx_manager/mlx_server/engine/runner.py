@@ -115,7 +115,7 @@ class Runner:
         model: Any,
         max_batch: int,
         prefix_cache_bytes: int = 0,
-        kv_budget_bytes: int | None = None,
+        shared_bytes: int | None = None,
         prefix_disk: PrefixDisk | None = None,
         lookup_tokens: int = 0,
     ) -> None:
@@ -129,7 +129,7 @@ class Runner:
             needs_states=self._kinds.needs_states,
             disk=prefix_disk if self._prefix_cache_bytes else None,
         )
-        self._kv_budget_bytes = kv_budget_bytes
+        self._shared_bytes = shared_bytes
         self._max_batch = max_batch
         self._lookup_tokens = lookup_tokens
         self._stop_sequences: dict[tuple[int, ...], StopSequences] = {}
@@ -383,9 +383,9 @@ class Runner:
                 self.store(sequence_id)
 
     def _share_budget(self) -> None:
-        """Let the prefix cache have what running rows leave of the bytes for keys and values."""
-        if self._kv_budget_bytes is not None:
-            left = max(self._kv_budget_bytes - (self._kv_bytes() or 0), 0)
+        """Let the prefix cache have what running rows leave of the bytes for both."""
+        if self._shared_bytes is not None:
+            left = max(self._shared_bytes - (self._kv_bytes() or 0), 0)
             self._prefixes.resize(min(self._prefix_cache_bytes, left))
 
     def _match(self, token_ids: list[int]) -> Match:

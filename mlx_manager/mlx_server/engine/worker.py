@@ -29,7 +29,7 @@ from mlx_manager.mlx_server.engine.embedding_scheduler import EmbeddingScheduler
 from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.grammar import Vocabulary
 from mlx_manager.mlx_server.engine.grammar_compiler import GrammarCompiler
-from mlx_manager.mlx_server.engine.kv_cost import kv_budget_bytes, measure_kv_cost
+from mlx_manager.mlx_server.engine.kv_cost import bytes_beside, measure_kv_cost
 from mlx_manager.mlx_server.engine.loading import Tell, load
 from mlx_manager.mlx_server.engine.messages import (
     BEAT_S,
@@ -105,6 +105,7 @@ def main() -> int:
                 channel.send,
                 _prefix_disk(arguments),
                 arguments.lookup_tokens,
+                arguments.shared_bytes,
             )
         else:
             engine, ready = make_embedding_engine(arguments.model, limits, channel.send)
@@ -128,11 +129,13 @@ def make_chat_engine(
     tell: Tell | None = None,
     prefix_disk: tuple[Path, DiskLimits] | None = None,
     lookup_tokens: int = 0,
+    shared_bytes: int | None = None,
 ) -> tuple[Stepping, Ready]:
     """Load a language model, with a LoRA adapter or without, and find out how much its sequences need and may have.
 
     `wake` is called, from another thread, when there is something to do; `tell` is told how far the load is. The folder
-    of `prefix_disk` is this model's in that of all models.
+    of `prefix_disk` is this model's in that of all models. Of `shared_bytes`, by default what the machine has for it,
+    stored prompts get up to `prefix_cache_bytes` as long as no sequence needs them.
     """
     grammars = GrammarCompiler(Vocabulary(path), wake)
     grammars.prepare()
@@ -141,19 +144,17 @@ def make_chat_engine(
         digest = prefix_disk and beside.submit(digest_of, folders, prefix_disk[0].parent)
         loaded = load(path, adapter, tell)
     weights_bytes = loaded.ready.weights_bytes
+    shared_bytes = shared_bytes or bytes_beside(weights_bytes)
     limits = replace(
         limits,
         kv_cost=measure_kv_cost(loaded.model),
-        kv_budget_bytes=limits.kv_budget_bytes
-        or kv_budget_bytes(weights_bytes + prefix_cache_bytes),
+        kv_budget_bytes=limits.kv_budget_bytes or shared_bytes,
     )
     disk = None
     if prefix_disk is not None and digest is not None:
         folder, disk_limits = prefix_disk
         root = root_of(digest.result(), loaded.ready.dtype)
         disk = PrefixDisk(folder.parent, folder.name, root, disk_limits, wake)
-    # What rows need beyond their own budget, stored prompts give up.
-    shared_bytes = (limits.kv_budget_bytes or 0) + prefix_cache_bytes
     runner = Runner(
         loaded.model, limits.max_batch, prefix_cache_bytes, shared_bytes, disk, lookup_tokens
     )
@@ -227,5 +228,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prefix-disk-bytes", help="bytes in all and in a day, with a comma")
     parser.add_argument("--lookup-tokens", type=int, default=0)
     parser.add_argument("--token-gap-ms", type=float, required=True)
-    parser.add_argument("--kv-budget-bytes", type=int, help="derived from the memory if left out")
+    parser.add_argument("--kv-budget-bytes", type=int, help="all of --shared-bytes if left out")
+    parser.add_argument("--shared-bytes", type=int, help="derived from the memory if left out")
     return parser.parse_args()

@@ -17,13 +17,13 @@ NO_NEED = Need()
 class Reservation:
     """What is set aside for a model: what it needs, and what its prefix cache may grow to.
 
-    `kv_limit_bytes` is what keys and values of all its requests may take: what is set aside for them, and what was left
-    of the budget.
+    `shared_bytes` are for keys and values of all its requests, to which stored prompts give way: what is set aside for
+    both, and what was left of the budget.
     """
 
     need: Need = NO_NEED
     prefix_cache_bytes: int = 0
-    kv_limit_bytes: int = 0
+    shared_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -60,8 +60,7 @@ class Ledger:
         if files.kind != "chat":
             wanted = 0
         left_bytes = max(free_bytes - need.total_bytes, 0)
-        granted = min(wanted, left_bytes)
-        return Reservation(need, granted, need.kv_bytes + left_bytes - granted)
+        return Reservation(need, min(wanted, left_bytes), need.kv_bytes + left_bytes)
 
 
 def held_bytes(engine: EngineProcess | None) -> Mapping[str, int]:

@@ -22,7 +22,10 @@ class PrefixDiskOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How engine processes are run; see the settings of the same names. `adapter` is the folder of a LoRA adapter."""
+    """How engine processes are run; see the settings of the same names. `adapter` is the folder of a LoRA adapter.
+
+    `shared_bytes` are for keys and values and for stored prompts together; None: what the machine's memory allows.
+    """
 
     max_batch: int = 32
     max_waiting: int = 512
@@ -33,6 +36,7 @@ class EngineOptions:
     lookup_tokens: int = 0
     token_gap_ms: float = 100.0
     kv_budget_bytes: int | None = None
+    shared_bytes: int | None = None
     load_timeout_s: float = 600.0
     stall_timeout_s: float = 120.0
     blas_library: Path | None = None
@@ -52,6 +56,7 @@ class EngineOptions:
             "--lookup-tokens": self.lookup_tokens,
             "--token-gap-ms": self.token_gap_ms,
             "--kv-budget-bytes": self.kv_budget_bytes,
+            "--shared-bytes": self.shared_bytes,
         }
         return [
             word

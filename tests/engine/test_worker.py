@@ -1,0 +1,43 @@
+"""What a worker makes of its command line: an engine that shares its memory out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlx_manager.mlx_server.engine.messages import SamplingParameters, Submit, Vitals
+from mlx_manager.mlx_server.engine.scheduler import Limits
+from mlx_manager.mlx_server.engine.worker import Stepping, make_chat_engine
+
+MIB = 2**20
+
+
+def read(engine: Stepping, sequence_id: int, prompt: Iterable[int], max_tokens: int) -> Vitals:
+    """Have a prompt answered, and return how the engine was just before the answer ended."""
+    submit = Submit(sequence_id, list(prompt), max_tokens, [], SamplingParameters())
+    engine.handle(submit)
+    before = engine.vitals()
+    while engine.has_work:
+        before = engine.vitals()
+        engine.step()
+    return before
+
+
+def test_stored_prompts_give_way_to_a_request_that_needs_their_memory(model_dir: Path) -> None:
+    engine, ready = make_chat_engine(
+        model_dir / "test" / "tiny", Limits(4, 256, 256), MIB, lambda: None, shared_bytes=MIB
+    )
+    cost = ready.kv_cost
+    assert cost is not None
+    assert ready.kv_budget_bytes == MIB, "all of it is for one request, if need be"
+    tokens = next(n for n in itertools.count(256, 256) if cost.row_bytes(n + 512) > MIB)
+    for at in range(4):
+        read(engine, 1 + at, [60 + at, *range(64, 64 + 300)], 1)
+    stored_bytes = engine.vitals().prefix_cache_bytes
+
+    vitals = read(engine, 9, itertools.islice(itertools.cycle(range(40, 500)), tokens), 16)
+    assert vitals.kv_bytes is not None
+    assert vitals.kv_bytes + stored_bytes > MIB, "there would not be room for both"
+    assert vitals.kv_bytes + vitals.prefix_cache_bytes <= MIB
+    engine.close()
