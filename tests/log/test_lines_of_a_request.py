@@ -32,10 +32,12 @@ def lines_of_an_answer(server: Started, tokens: int) -> int:
             "max_tokens": tokens,
             "ignore_eos": True,
             "stream": True,
+            "stream_options": {"include_usage": True},
         },
         headers={"X-Request-ID": f"request-{before}"},
         timeout=60,
     )
-    assert answer.text.count("chat.completion.chunk") >= tokens / 2
+    # Not by its pieces: those of a slow reader are merged, and this machine may be busy with other tests.
+    assert f'"completion_tokens":{tokens}' in answer.text
     wait_until(lambda: any(f"request-{before}" in line for line in server.output), 30)
     return len(server.output) - before
