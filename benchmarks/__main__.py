@@ -103,9 +103,9 @@ def _measure_telemetry(options: argparse.Namespace, folder: Path, report: Report
 
 
 def _measure_memory(options: argparse.Namespace, folder: Path, report: Report, say: Say) -> None:
-    growth = measure_memory(folder, say, requests=options.requests)
-    report.memory = memory_figures(growth)
-    report.failures += growth.failures
+    growths, failures = measure_memory(folder, say, requests=options.requests)
+    report.memory = list(map(memory_figures, growths))
+    report.failures += failures
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

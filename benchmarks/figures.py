@@ -83,10 +83,10 @@ class TelemetryPart:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFigures:
-    """Resident memory of the API process over many requests."""
+    """Resident memory of a process over many requests."""
 
+    process: str
     requests: int
-    failures: int
     first_mib: float
     last_mib: float
     growth_mib: float
@@ -116,11 +116,11 @@ def telemetry_figures(cost: TelemetryCost) -> TelemetryPart:
 
 
 def memory_figures(growth: Growth) -> MemoryFigures:
-    """Return how the API process grew."""
+    """Return how a process grew."""
     mib = [rss / 2**20 for rss in growth.rss_bytes]
     return MemoryFigures(
+        process=growth.process,
         requests=growth.requests[-1],
-        failures=len(growth.failures),
         first_mib=mib[0],
         last_mib=mib[-1],
         growth_mib=growth.growth_bytes / 2**20,

@@ -105,9 +105,9 @@ def followup_goals(rows: Sequence[FollowUp]) -> Iterator[Goal]:
 
 
 def memory_goal(figures: MemoryFigures) -> Goal:
-    """Return whether the API process keeps its size."""
+    """Return whether a process keeps its size."""
     return Goal(
-        f"memory of the API process, growth over {figures.requests} requests",
+        f"memory of the {figures.process} process, growth over {figures.requests} requests",
         f"<= {MEMORY_GROWTH_MIB:g} MiB",
         f"{figures.growth_mib:.2f} MiB",
         figures.growth_mib <= MEMORY_GROWTH_MIB,

@@ -1,4 +1,4 @@
-"""Does the API process grow? Its memory over ten thousand short requests, after ten thousand others."""
+"""Do the processes grow? Their memory over ten thousand short requests, after ten thousand others."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ REQUESTS_EACH = 25
 OUTPUT_TOKENS = 8
 # Bounded caches, tables and windows fill in the first half, by some 5 MiB, and the slope leaves it out.
 WARM_UP_SHARE = 0.5
+# As are stored prompts in the engine, with so little for them.
+ENVIRONMENT = {"MLX_SERVER_PREFIX_CACHE_MIB": "32"}
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Resident bytes of the API process after so many requests, and what went wrong on the way."""
+    """Resident bytes of a process, `API` or `engine`, after so many requests."""
 
+    process: str
     requests: list[int]
     rss_bytes: list[int]
-    failures: list[str]
 
     @property
     def bytes_per_request(self) -> float:
@@ -51,23 +53,29 @@ class Growth:
         return points[int(len(points) * WARM_UP_SHARE) :]
 
 
-def measure_memory(folder: Path, say: Say, *, requests: int = REQUESTS) -> Growth:
-    """Send `requests` requests, in portions after each of which memory is read."""
+def measure_memory(
+    folder: Path, say: Say, *, requests: int = REQUESTS
+) -> tuple[list[Growth], list[str]]:
+    """Send `requests` requests, in portions after each of which memory is read. Returns what went wrong, too."""
     path = make_model(folder / "models", "tiny")
     prompts = PromptMaker(path)
     load = even_load(CLIENTS, REQUESTS_EACH, OUTPUT_TOKENS)
-    growth = Growth([], [], [])
+    api, engine = growths = [Growth("API", [], []), Growth("engine", [], [])]
+    failures = list[str]()
     with ExitStack() as stack:
         child = stack.enter_context(Child("benchmarks.client"))
-        server = stack.enter_context(mlx_manager_server(path, folder / "mlx-manager"))
+        server = stack.enter_context(mlx_manager_server(path, folder / "mlx-manager", ENVIRONMENT))
         ways = itertools.cycle(
             ServerContender("MLX Manager", server, child, prompts, stream=stream)
             for stream in (False, True)
         )
         for sent in range(load.requests, requests + 1, load.requests):
             measured = next(ways).run(load, seed=sent)
-            growth.requests.append(sent)
-            growth.rss_bytes.append(server.rss_bytes())
-            growth.failures.extend(measured.answers.failures)
-            say(f"{sent} requests: {growth.rss_bytes[-1] / 2**20:.1f} MiB")
-    return growth
+            failures += measured.answers.failures
+            api.rss_bytes.append(server.rss_bytes())
+            engine.rss_bytes.append(server.engine_rss_bytes())
+            for growth in growths:
+                growth.requests.append(sent)
+            sizes = (f"{one.process} {one.rss_bytes[-1] / 2**20:.1f} MiB" for one in growths)
+            say(f"{sent} requests: {', '.join(sizes)}")
+    return growths, failures

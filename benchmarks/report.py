@@ -88,20 +88,21 @@ class Report:
     contended: list[Contended] = field(default_factory=list)
     followups: list[FollowUp] = field(default_factory=list)
     telemetry: list[TelemetryPart] = field(default_factory=list)
-    memory: MemoryFigures | None = None
+    memory: list[MemoryFigures] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     @property
     def requests(self) -> int:
         """Requests that were sent and checked."""
-        parts = (
+        parts: list[Figures | Contended | FollowUp | TelemetryPart | MemoryFigures] = [
             *self.comparisons,
             *self.contended,
             *self.followups,
             *self.telemetry,
-            self.memory,
-        )
-        return sum(part.requests for part in parts if part is not None)
+            # The same requests, of which each process has a row.
+            *self.memory[:1],
+        ]
+        return sum(part.requests for part in parts)
 
     def goals(self) -> list[Goal]:
         """Return every goal that has been measured."""
@@ -112,8 +113,7 @@ class Report:
         ]
         for part in self.telemetry:
             goals += telemetry_goals(part)
-        if self.memory is not None:
-            goals.append(memory_goal(self.memory))
+        goals += map(memory_goal, self.memory)
         return [*goals, failures_goal(len(self.failures), self.requests)]
 
     def write(self, file: Path) -> None:
@@ -126,7 +126,7 @@ class Report:
             "contended": [asdict(row) for row in self.contended],
             "followups": [asdict(row) for row in self.followups],
             "telemetry": [asdict(part) for part in self.telemetry],
-            "memory": asdict(self.memory) if self.memory else None,
+            "memory": [asdict(row) for row in self.memory],
             "goals": [asdict(goal) for goal in self.goals()],
             "failures": self.failures,
         }
@@ -163,8 +163,8 @@ def print_report(report: Report, screen: Console) -> None:
         title = "first token of a second turn, as a share of the first turn's"
         cells = map(_followup_cells, report.followups)
         screen.print(_filled(_table(title), FOLLOWUP_COLUMNS, cells))
-    if report.memory is not None:
-        screen.print(_memory_lines(report.memory), highlight=False)
+    for figures in report.memory:
+        screen.print(_memory_lines(figures), highlight=False)
     screen.print(_goals_table(report.goals()))
     for failure in report.failures[:10]:
         screen.print(f"wrong answer: {failure}", style="red", markup=False, highlight=False)
@@ -255,7 +255,7 @@ def _followup_cells(row: FollowUp) -> Sequence[str]:
 def _memory_lines(figures: MemoryFigures) -> str:
     series = "  ".join(f"{requests}: {mib:.1f}" for requests, mib in figures.series_mib)
     return (
-        f"Memory of the API process, MiB after so many requests:\n  {series}\n"
+        f"Memory of the {figures.process} process, MiB after so many requests:\n  {series}\n"
         f"  slope after the warm-up {figures.bytes_per_request:+.0f} bytes a request\n"
     )
 

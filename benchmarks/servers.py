@@ -59,6 +59,11 @@ class Server:
         """Return the resident memory of the first process alone: the one that talks HTTP."""
         return int(self.process.memory_info().rss)
 
+    def engine_rss_bytes(self) -> int:
+        """Return that of its children."""
+        children = self.process.children(recursive=True)
+        return sum(int(child.memory_info().rss) for child in children)
+
 
 @contextmanager
 def mlx_manager_server(

@@ -213,8 +213,8 @@ def test_each_kind_of_telemetry_is_compared_with_none_and_the_store_with_spans_a
 
 def test_growth_is_the_slope_after_the_warm_up() -> None:
     requests = list(range(100, 1100, 100))
-    flat = Growth(requests, [5000, 9000, *[10_000] * 8], [])
-    leaking = Growth(requests, [count * 3 for count in requests], [])
+    flat = Growth("API", requests, [5000, 9000, *[10_000] * 8])
+    leaking = Growth("API", requests, [count * 3 for count in requests])
 
     assert flat.growth_bytes == pytest.approx(0)
     assert leaking.bytes_per_request == pytest.approx(3)
