@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_manager.mlx_server.engine.lanes import LanedGenerator
+from mlx_manager.mlx_server.engine.lanes import CLEAR_STEPS, LanedGenerator
 from mlx_manager.mlx_server.engine.messages import Submit
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.sampling import greedy
@@ -105,3 +105,17 @@ def test_who_has_read_everything_is_not_kept_by_others_that_read_on(
     warm = driver.submit(PROMPT[:100], max_tokens=3)
     driver.step_until(warm, 3)
     assert driver.tokens[long] == []
+
+
+def test_mlx_lm_never_clears_buffers_behind_a_step_that_it_has_just_begun(
+    models: dict[str, Any],
+) -> None:
+    """It does where its count of steps is a multiple of 512, and so that never is."""
+    generator: Any = LanedGenerator(models["plain"], sampler=greedy, completion_batch_size=8)
+    generator.insert_segments([[PROMPT[:4]]], max_tokens=[1100])
+    counts = set[int]()
+    while len(counts) < 1099:
+        generator.next()
+        counts.add(generator._counters.generation_steps)
+    assert {CLEAR_STEPS - 1, CLEAR_STEPS + 1, 2 * CLEAR_STEPS + 1} <= counts
+    assert not any(count % CLEAR_STEPS == 0 for count in counts if count)

@@ -8,11 +8,13 @@ import inspect
 from importlib.metadata import version
 from typing import Any
 
-USED_NAMES = ("insert_segments", "next", "remove", "extract_cache", "prompt_cache_nbytes")
+USED_NAMES = (
+    *("insert_segments", "next", "remove", "extract_cache", "prompt_cache_nbytes", "stream"),
+)
 # What a generator knows of the prompts that it reads, of which `lanes` keeps one for each lane.
 LANE_PARTS = ("_prompt_batch", "_currently_processing", "_unprocessed_sequences")
 # What `lanes` and `decode_batch` read or put something else in place of.
-USED_PARTS = (*LANE_PARTS, "_generation_batch", "_make_batch", "_next")
+USED_PARTS = (*LANE_PARTS, "_generation_batch", "_make_batch", "_next", "_counters")
 INSERT_ARGUMENTS = frozenset(
     {
         *("segments", "max_tokens", "caches", "all_tokens"),

@@ -10,10 +10,14 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, PromptProcessingBatch
 
 from mlx_manager.mlx_server.engine.batch_api import LANE_PARTS, check_parts
 from mlx_manager.mlx_server.engine.sequence import Lane
+
+# So often mlx-lm has MLX give freed buffers back, with the step in flight that it has just begun.
+CLEAR_STEPS = 512
 
 
 class LanedGenerator(BatchGenerator):
@@ -63,9 +67,20 @@ class LanedGenerator(BatchGenerator):
         return nbytes
 
     def _next(self) -> tuple[list[Any], list[Any]]:
+        self._clear_at_rest()
         joined = [response for _ in self._each_lane() for response in self._join_read()]
         prompts, answers = self._mlx_lm._next()
         return [*joined, *prompts], answers
+
+    def _clear_at_rest(self) -> None:
+        """Have freed buffers given back as often as mlx-lm would, with nothing in flight: Macs have panicked over that.
+
+        Its own count is moved past the step at which it would.
+        """
+        if (self._counters.generation_steps + 1) % CLEAR_STEPS == 0:
+            mx.synchronize(self.stream)
+            mx.clear_cache()
+            self._counters.generation_steps += 1
 
     @property
     def _mlx_lm(self) -> Any:
