@@ -410,3 +410,25 @@ def test_the_setting_reaches_the_exported_span_of_a_real_chat(tmp_path: Path) ->
     assert "Hello there" in found["gen_ai.input.messages"]
     (said,) = json.loads(found["gen_ai.output.messages"])
     assert said["parts"][0]["content"] == answer.json()["choices"][0]["message"]["content"]
+
+
+def test_the_setting_of_a_key_is_that_of_its_requests_alone(tmp_path: Path) -> None:
+    keys = {"laptop": "k" * 24, "agent": "a" * 24}
+    variables = {
+        "MLX_SERVER_API_KEYS": ",".join(f"{name}={key}" for name, key in keys.items()),
+        "MLX_SERVER_KEY_CAPTURE_CONTENT": "laptop=on",
+    }
+    with collecting() as collector:
+        variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
+        with started(tmp_path, "server", **variables) as server:
+            for name, key in keys.items():
+                httpx.post(
+                    f"{server.url}/v1/completions",
+                    json={"model": "mlx-manager/starter", "prompt": f"from {name}"},
+                    headers={"Authorization": f"Bearer {key}"},
+                    timeout=60,
+                ).raise_for_status()
+        said = [str(span.attributes) for span in collector.spans]
+
+    assert any("from laptop" in text for text in said)
+    assert not any("from agent" in text for text in said)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import httpx
 import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -17,6 +19,8 @@ from mlx_manager.observability.finished_spans import DirectWriter, FinishedSpan
 from mlx_manager.observability.losses import Losses
 from mlx_manager.observability.sampling import RecordingSampler, Sampling, sampling_from
 from mlx_manager.observability.tail import SINK, Limits, Slowness, TailSampler
+from tests.support.collector import collecting
+from tests.support.process import started
 
 MILLISECOND_NS = 10**6
 
@@ -288,3 +292,18 @@ def test_a_span_that_never_began_shares_the_fate_of_its_parent() -> None:
 
     assert traced.sent == ["phase", "root"]
     assert traced.held_back == 2
+
+
+@pytest.mark.parametrize(("slow_s", "is_sent"), [("0.000001", True), ("3600", False)])
+def test_the_threshold_of_the_settings_is_that_of_the_export(
+    tmp_path: Path, slow_s: str, is_sent: bool
+) -> None:
+    with collecting() as collector:
+        variables = {
+            "MLX_SERVER_TRACE_SAMPLE_RATIO": "0",
+            "MLX_SERVER_TRACE_SLOW_S": slow_s,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        }
+        with started(tmp_path, "server", **variables) as server:
+            assert httpx.get(f"{server.url}/v1/models").is_success
+        assert ("GET /v1/models" in collector.span_names) is is_sent

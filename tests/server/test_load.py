@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 from openai import AsyncOpenAI
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from mlx_manager.mlx_server.app import create_app
 from tests.support.running import AuditedRequest, RunningServer, eventually, running, settings_for
@@ -73,6 +74,25 @@ async def test_requests_really_run_in_one_batch(
     await eventually(lambda: server.active(MODEL) == 8)
     await asyncio.gather(*answers)
     assert server.active(MODEL) == 0
+
+
+async def test_no_answer_holds_a_connection_of_the_database_while_it_is_made(
+    openai: AsyncOpenAI, server: RunningServer, loaded: None
+) -> None:
+    connections = server.state.database.engine.pool
+    assert isinstance(connections, AsyncAdaptedQueuePool)
+    answers = [
+        asyncio.create_task(openai.chat.completions.create(**body(max_tokens=1000)))
+        for _ in range(24)
+    ]
+    await eventually(lambda: server.active(MODEL) == 24)
+    taken = list[int]()
+    while server.active(MODEL) == 24:
+        taken.append(connections.checkedout())
+        await asyncio.sleep(0.005)
+    await asyncio.gather(*answers)
+    assert len(taken) > 10
+    assert max(taken) <= 1, "the audit log's, which writes many rows at once"
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
