@@ -216,7 +216,7 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
         reserved = resident.reservation if resident else Reservation()
         own = replace(
             options,
-            prefix_cache_bytes=reserved.prefix_cache_bytes,
+            prefix_cache_bytes=reserved.prefix_cache_bytes if ledger.wanted_bytes(files) else None,
             shared_bytes=reserved.shared_bytes or None,
             adapter=files.adapter.path if files.adapter else None,
         )

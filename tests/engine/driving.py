@@ -49,7 +49,7 @@ class Driver:
         chunk: int = 64,
         idle_chunk: int = 256,
         vocabulary: Vocabulary | None = None,
-        prefix_cache_bytes: int = 0,
+        prefix_cache_bytes: int | None = None,
         token_gap_ns: int = ENDLESS_NS,
         kv_budget_bytes: int | None = None,
         kv_shared_bytes: int | None = None,

@@ -16,7 +16,7 @@ from mlx_manager.errors import (
     Overloaded,
     ShuttingDown,
 )
-from mlx_manager.mlx_server.engine.messages import Loading, Ready, StepTimes, Vitals
+from mlx_manager.mlx_server.engine.messages import KvCost, Loading, Ready, StepTimes, Vitals
 from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.fit import Need
@@ -40,6 +40,7 @@ class FakeEngine:
         self.lived_s = 0.0
         self.ready: Ready | None = None
         self.vitals: Vitals | None = None
+        self.shared_gib: list[tuple[float, float]] = []
 
     @property
     def is_alive(self) -> bool:
@@ -47,6 +48,9 @@ class FakeEngine:
 
     async def gone(self) -> str:
         return await asyncio.shield(self._gone)
+
+    def share(self, prefix_cache_bytes: int, shared_bytes: int) -> None:
+        self.shared_gib.append((prefix_cache_bytes / GIB, shared_bytes / GIB))
 
     def die(self) -> None:
         self._gone.set_result("was killed by signal 9")
@@ -64,6 +68,7 @@ class Starter:
         self.engines: list[FakeEngine] = []
         self.loads: list[str] = []
         self.failures = 0
+        self.ready: Ready | None = None
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -75,6 +80,7 @@ class Starter:
             self.failures -= 1
             raise ModelLoadFailed(f"{files.id} is broken")
         self.engines.append(FakeEngine())
+        self.engines[-1].ready = self.ready
         return cast(EngineProcess, self.engines[-1])
 
     @property
@@ -110,6 +116,15 @@ async def test_a_model_is_loaded_once_for_all_who_ask_together(
     assert starter.loads == ["a"]
     assert all(loaded), "each of them waited for the load"
     assert not await use(pool, A)
+
+
+@pytest.mark.parametrize("cost", [None, KvCost(1, (), 0)])
+async def test_a_model_whose_requests_can_not_be_counted_in_bytes_is_said(
+    pool: ModelPool, starter: Starter, cost: KvCost | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    starter.ready = Ready(1, "float32", "cpu", True, kv_cost=cost)
+    await use(pool, A)
+    assert ("memory not predicted: a" in caplog.text) is (cost is None)
 
 
 async def test_models_live_side_by_side(pool: ModelPool, starter: Starter) -> None:
@@ -361,6 +376,57 @@ async def test_a_prefix_cache_gets_what_is_left_and_no_more(starter: Starter) ->
     pool = pool_of(starter, 9, prefix_mib=1024)
     await use(pool, EMBEDDER)
     assert pool.residents[0].reservation.prefix_cache_bytes == 0, "it has nothing to keep there"
+    await pool.close()
+
+
+async def test_stored_prompts_of_an_idle_model_make_room_and_come_back(starter: Starter) -> None:
+    pool = pool_of(starter, 5.5, prefix_mib=1024)
+    await use(pool, FOUR)
+    await use(pool, ONE)
+    assert in_memory(pool) == ["4", "1"]
+    assert pool.residents[1].evicted == ()
+    # It had 1 GiB, and with what was left 2.5 for keys and values; half a GiB of both was missing.
+    assert starter.engines[0].shared_gib == [(0.5, 2.0)]
+    assert pool.residents[1].reservation.prefix_cache_bytes == 0
+
+    await pool.unload("1")
+    assert starter.engines[0].shared_gib == [(0.5, 2.0), (1.0, 2.5)]
+    assert committed_gib(pool) == 5
+    await pool.close()
+
+
+async def test_stored_prompts_of_a_model_in_use_go_before_another_is_refused(
+    starter: Starter,
+) -> None:
+    pool = pool_of(starter, 6.5, prefix_mib=1024)
+    async with pool.lease(FOUR):
+        await use(pool, ONE)
+        assert pool.residents[1].reservation.prefix_cache_bytes == GIB // 2
+        # Of 2 GiB, 1.5 come from who is idle; the last half from who is in use.
+        await use(pool, TWO)
+        assert in_memory(pool) == ["4", "2"]
+        assert starter.engines[0].shared_gib == [(0.5, 3.0)]
+        # Nothing is taken where all of it would not do.
+        with pytest.raises(InsufficientMemory):
+            await use(pool, ModelFiles("3 of them", Path("3"), "folder", 0))
+        assert in_memory(pool) == ["4", "2"]
+        assert starter.engines[0].shared_gib == [(0.5, 3.0)]
+    await pool.close()
+
+
+async def test_room_is_waited_for_until_engines_have_given_it_back(starter: Starter) -> None:
+    pool = pool_of(starter, 5, prefix_mib=1024)
+    await use(pool, FOUR)
+    [engine] = starter.engines
+    engine.ready = Ready(2 * GIB, "float32", "cpu", True)
+    engine.vitals = Vitals(0, 0, 2 * GIB, 5 * GIB, 0, prefix_cache_bytes=GIB)
+    loading = asyncio.create_task(use(pool, ONE))
+    await eventually(lambda: engine.shared_gib == [(0.0, 1.0)])
+    await asyncio.sleep(0.2)
+    assert starter.loads == ["4"]
+    engine.vitals = Vitals(0, 0, 2 * GIB, 4 * GIB, 0, prefix_cache_bytes=0)
+    await loading
+    assert in_memory(pool) == ["4", "1"]
     await pool.close()
 
 

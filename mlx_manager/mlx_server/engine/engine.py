@@ -15,6 +15,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Cancel,
     Ended,
     EndReason,
+    Share,
     Step,
     Submit,
     ToEngine,
@@ -84,6 +85,9 @@ class Engine:
                 self._take(Sequence.received(message, self._clock_ns()))
             case Cancel(sequence_id):
                 self._cancel(sequence_id)
+            case Share():
+                self._scheduler.share(message.kv_budget_bytes)
+                self._runner.share(message.prefix_cache_bytes, message.shared_bytes)
 
     def step(self) -> Step:
         """Advance everything by one step and say what happened."""

@@ -351,6 +351,14 @@ class Pass(msgspec.Struct, frozen=True, array_like=True, tag=True):
     waited: list[int] = []
 
 
+class Share(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What memory is for from now on: stored prompts, those with keys and values of sequences, and these alone."""
+
+    prefix_cache_bytes: int
+    shared_bytes: int
+    kv_budget_bytes: int
+
+
 class StepTimes(msgspec.Struct, frozen=True, array_like=True):
     """`count` steps whose durations fell between the same two of `STEP_BOUNDS_S`, and their sum."""
 
@@ -403,5 +411,5 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
     vitals: Vitals
 
 
-ToEngine = Submit | Embed | Cancel
+ToEngine = Submit | Embed | Cancel | Share
 FromEngine = Loading | Ready | LoadFailed | Step | Pass | Heartbeat

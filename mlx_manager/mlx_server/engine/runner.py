@@ -5,7 +5,7 @@ Only this file, `lanes` and `decode_batch` know that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any, cast
@@ -15,17 +15,15 @@ from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_manager.mlx_server.engine.batch_api import check_batch_api
-from mlx_manager.mlx_server.engine.constraint import ConstrainedSampler
 from mlx_manager.mlx_server.engine.decode_batch import SlottedGenerator
+from mlx_manager.mlx_server.engine.drawing import Drawing, drawing_for, processors_for
 from mlx_manager.mlx_server.engine.grammar import Matcher
 from mlx_manager.mlx_server.engine.lanes import LanedGenerator
 from mlx_manager.mlx_server.engine.logprobs import most_likely
 from mlx_manager.mlx_server.engine.messages import (
-    Constraint,
     Logprobs,
     PrefixFiles,
     Submit,
-    ThoughtBudget,
 )
 from mlx_manager.mlx_server.engine.prefix_cache import Match, PrefixCache, no_match
 from mlx_manager.mlx_server.engine.prefix_disk import Fetch, PrefixDisk
@@ -39,20 +37,14 @@ from mlx_manager.mlx_server.engine.row_state import (
     state_of,
 )
 from mlx_manager.mlx_server.engine.sampling import (
-    LogitsProcessor,
-    Sampler,
-    SteeredSampler,
     greedy,
-    sampler_for,
 )
 from mlx_manager.mlx_server.engine.sequence import Lane
 from mlx_manager.mlx_server.engine.snapshots import snapshot_places
-from mlx_manager.mlx_server.engine.thoughts import BudgetedSampler
 
 LEAST_REUSED_TOKENS = 16
 # The end of an answer whose grammar was too complex to go on with.
 GIVEN_UP = "given_up"
-Drawing = tuple[Sampler, Matcher | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +100,16 @@ class Memory:
 
 
 class Runner:
-    """Runs sequences through one model, together. Belongs to the thread that loaded the model."""
+    """Runs sequences through one model, together. Belongs to the thread that loaded the model.
+
+    Without `prefix_cache_bytes` no prompts are stored; with 0 there is no room for them now.
+    """
 
     def __init__(
         self,
         model: Any,
         max_batch: int,
-        prefix_cache_bytes: int = 0,
+        prefix_cache_bytes: int | None = None,
         shared_bytes: int | None = None,
         prefix_disk: PrefixDisk | None = None,
         lookup_tokens: int = 0,
@@ -123,11 +118,12 @@ class Runner:
         self._model = model
         self._kinds = kinds_of(model)
         self._plain_layers = plain_layers(model)
-        self._prefix_cache_bytes = prefix_cache_bytes if self._kinds.is_supported else 0
+        self._stores_prompts = prefix_cache_bytes is not None and self._kinds.is_supported
+        self._prefix_cache_bytes = prefix_cache_bytes or 0
         self._prefixes = PrefixCache(
             self._prefix_cache_bytes,
             needs_states=self._kinds.needs_states,
-            disk=prefix_disk if self._prefix_cache_bytes else None,
+            disk=prefix_disk if self._stores_prompts else None,
         )
         self._shared_bytes = shared_bytes
         self._max_batch = max_batch
@@ -154,7 +150,7 @@ class Runner:
             else SlottedGenerator(
                 self._model,
                 self._plain_layers,
-                keeps_rows=bool(self._prefix_cache_bytes),
+                keeps_rows=self._stores_prompts,
                 lookup_tokens=self._lookup_tokens,
                 **options,
             )
@@ -173,7 +169,7 @@ class Runner:
         to be computed is read in `lane`. Raises ValueError when mlx-lm refuses it.
         """
         self._generator.enter(lane)
-        drawing = self._drawing(submit, matcher)
+        drawing = drawing_for(submit, matcher)
         if submit.scores_prompt and len(submit.token_ids) > 1:
             score = PromptScore(self._model, submit, make_prompt_cache(self._model))
             self._scores[submit.sequence_id] = score, drawing
@@ -187,18 +183,6 @@ class Runner:
         if submit.siblings:
             self._share(uid, len(submit.token_ids) - 1, match)
         return match
-
-    def _drawing(self, submit: Submit, matcher: Matcher | None) -> Drawing:
-        """Return what chooses the tokens of a row, and follows them through a grammar."""
-        held = None
-        if submit.constraint is not None and matcher is not None:
-            held = _holding(submit, submit.constraint, matcher)
-        if submit.thought_budget is not None:
-            held = _within(submit.thought_budget, submit.made_token_ids, held)
-        sampler = sampler_for(
-            submit.sampling, submit.token_ids, submit.end_token_ids, held, submit.made_token_ids
-        )
-        return sampler, matcher
 
     def _join(
         self, submit: Submit, segments: list[list[int]], caches: list[Any], drawing: Drawing
@@ -214,7 +198,7 @@ class Runner:
             caches=[caches],
             all_tokens=[token_ids[:read_tokens]],
             samplers=[sampler],
-            logits_processors=[_processors(sampler)],
+            logits_processors=[processors_for(sampler)],
             stop_sequences=[self._stop_sequences_for(submit.end_token_ids)],
         )
         self._uid_of[submit.sequence_id] = uid
@@ -231,7 +215,7 @@ class Runner:
 
     def fetch(self, submit: Submit) -> list[Fetch]:
         """Have read from files what `insert` would need of them; nothing where it needs none."""
-        if submit.scores_prompt or not self._prefix_cache_bytes:
+        if submit.scores_prompt or not self._stores_prompts:
             return []
         if self.stored_tokens(submit.known_token_ids) < LEAST_REUSED_TOKENS:
             return []
@@ -247,7 +231,7 @@ class Runner:
         uid = self._forget(sequence_id)
         if uid is None:
             return
-        if not self._prefix_cache_bytes:
+        if not self._stores_prompts:
             self._generator.remove([uid])
             return
         removed = self._generator.remove([uid], return_prompt_caches=True)
@@ -276,7 +260,7 @@ class Runner:
         proposed = self._proposed()
         for row in prompts if self._shared else ():
             self._keep_shared(row)
-        if self._prefix_cache_bytes:
+        if self._stores_prompts:
             for row in rows:
                 if row.finish_reason is not None:
                     self._store(row.prompt_cache, row.all_tokens)
@@ -311,7 +295,7 @@ class Runner:
 
     def usable_tokens(self, sequence_id: int, tokens: int) -> int:
         """Return how many of the first `tokens` of a row's prompt others can go on from once it has read them."""
-        if not self._prefix_cache_bytes:
+        if not self._stores_prompts:
             return 0
         if not self._kinds.needs_states:
             return tokens
@@ -321,6 +305,15 @@ class Runner:
         """Keep in the prefix cache what a row has read up to now."""
         uid = self._uid_of[sequence_id]
         self._store(*self._generator.extract_cache([uid])[uid])
+
+    def share(self, prefix_cache_bytes: int, shared_bytes: int) -> None:
+        """Change what stored prompts may take, alone and with the rows; what they give up, MLX gives back."""
+        if self._stores_prompts:
+            self._prefix_cache_bytes = prefix_cache_bytes
+        self._shared_bytes = shared_bytes
+        self._share_budget()
+        mx.synchronize(self._generator.stream)
+        mx.clear_cache()
 
     def memory(self) -> Memory:
         """Say what memory is in use; looks at each layer once, computes nothing."""
@@ -379,7 +372,7 @@ class Runner:
             done, whole = row.progress
             length = self._places[sequence_id][-1] + 1
             self._read_tokens[sequence_id] = length - whole + done
-            if row.end_of_segment and self._prefix_cache_bytes and self._kinds.needs_states:
+            if row.end_of_segment and self._stores_prompts and self._kinds.needs_states:
                 self.store(sequence_id)
 
     def _share_budget(self) -> None:
@@ -389,7 +382,7 @@ class Runner:
             self._prefixes.resize(min(self._prefix_cache_bytes, left))
 
     def _match(self, token_ids: list[int]) -> Match:
-        if not self._prefix_cache_bytes:
+        if not self._stores_prompts:
             return no_match("off" if self._kinds.is_supported else "unsupported_model")
         # Every chat of a model begins with the same few tokens; to bring those back costs more than to read them.
         return self._prefixes.match(token_ids, LEAST_REUSED_TOKENS)
@@ -402,7 +395,7 @@ class Runner:
         token_ids = submit.known_token_ids
         begin, end = match.tokens, len(token_ids)
         cuts = list[int]()
-        if self._prefix_cache_bytes and self._kinds.needs_states:
+        if self._stores_prompts and self._kinds.needs_states:
             cuts = snapshot_places([*submit.borders, match.shared_tokens], begin, end - 1)
         return [token_ids[a:b] for a, b in pairwise([begin, *cuts, end])]
 
@@ -466,34 +459,3 @@ class Runner:
         if key not in self._stop_sequences:
             self._stop_sequences[key] = StopSequences([[token_id] for token_id in key])
         return self._stop_sequences[key]
-
-
-def _holding(
-    submit: Submit, constraint: Constraint, matcher: Matcher
-) -> Callable[[Sampler], Sampler]:
-    return lambda draw: ConstrainedSampler(
-        constraint, matcher, submit.end_token_ids, draw, submit.made_token_ids
-    )
-
-
-def _within(
-    budget: ThoughtBudget, made_token_ids: list[int], held: Callable[[Sampler], Sampler] | None
-) -> Callable[[Sampler], Sampler]:
-    """Keep a draw within a budget first: a grammar that begins behind thoughts is to see their end."""
-
-    def hold(draw: Sampler) -> Sampler:
-        budgeted = BudgetedSampler(budget, draw, made_token_ids)
-        return budgeted if held is None else held(budgeted)
-
-    return hold
-
-
-def _processors(sampler: Sampler) -> list[LogitsProcessor]:
-    """Return what shall see a row's logits before mlx-lm normalises them.
-
-    Only where it can't be done without: with one such row in the batch mlx-lm takes the logits of all rows apart and
-    puts them together again, and keeps the row's tokens in an array of their own.
-    """
-    if isinstance(sampler, SteeredSampler) and sampler.needs_logits:
-        return [sampler.keep_logits]
-    return []

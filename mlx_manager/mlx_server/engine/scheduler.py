@@ -6,7 +6,7 @@ Pure: no tensors, no clock, no locks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from mlx_manager.mlx_server.engine.line import AGEING_NS, Line, Shares
@@ -118,6 +118,10 @@ class Scheduler:
     def keep_places(self, now_ns: int) -> None:
         """Let those of a lost batch, who come back at once, have their places again."""
         self._kept_until_ns = now_ns + RETURN_NS
+
+    def share(self, kv_budget_bytes: int) -> None:
+        """Admit by so many bytes from now on."""
+        self._limits = replace(self._limits, kv_budget_bytes=kv_budget_bytes)
 
     def charge(self, sequence: Sequence, tokens: int) -> None:
         """Count tokens that were computed for a sequence to its key."""

@@ -123,7 +123,7 @@ def main() -> int:
 def make_chat_engine(
     path: Path,
     limits: Limits,
-    prefix_cache_bytes: int,
+    prefix_cache_bytes: int | None,
     wake: Callable[[], None],
     adapter: Path | None = None,
     tell: Tell | None = None,
@@ -135,7 +135,7 @@ def make_chat_engine(
 
     `wake` is called, from another thread, when there is something to do; `tell` is told how far the load is. The folder
     of `prefix_disk` is this model's in that of all models. Of `shared_bytes`, by default what the machine has for it,
-    stored prompts get up to `prefix_cache_bytes` as long as no sequence needs them.
+    stored prompts get up to `prefix_cache_bytes` as long as no sequence needs them; None: none are stored.
     """
     grammars = GrammarCompiler(Vocabulary(path), wake)
     grammars.prepare()
@@ -223,7 +223,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-batch", type=int, required=True)
     parser.add_argument("--chunk", type=int, required=True)
     parser.add_argument("--idle-chunk", type=int, required=True)
-    parser.add_argument("--prefix-cache-bytes", type=int, default=0)
+    parser.add_argument("--prefix-cache-bytes", type=int, help="left out: none are stored")
     parser.add_argument("--prefix-disk", type=Path, help="folder of this model's prefixes")
     parser.add_argument("--prefix-disk-bytes", help="bytes in all and in a day, with a comma")
     parser.add_argument("--lookup-tokens", type=int, default=0)

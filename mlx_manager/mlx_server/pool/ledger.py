@@ -53,14 +53,18 @@ class Ledger:
     appraise: Callable[[ModelFiles], Need] = lambda files: NO_NEED
     prefix_cache_bytes: int = 0
 
+    def wanted_bytes(self, files: ModelFiles) -> int:
+        """Return what a model's stored prompts are to have where there is room; 0: it stores none."""
+        if files.kind != "chat":
+            return 0
+        own = files.settings.prefix_cache_mib
+        return self.prefix_cache_bytes if own is None else own * 2**20
+
     def reserve(self, files: ModelFiles, need: Need, free_bytes: int) -> Reservation:
         """Return what to set aside for a model whose need fits: its prefix cache gets of the rest what it may have."""
-        own = files.settings.prefix_cache_mib
-        wanted = self.prefix_cache_bytes if own is None else own * 2**20
-        if files.kind != "chat":
-            wanted = 0
         left_bytes = max(free_bytes - need.total_bytes, 0)
-        return Reservation(need, min(wanted, left_bytes), need.kv_bytes + left_bytes)
+        granted_bytes = min(self.wanted_bytes(files), left_bytes)
+        return Reservation(need, granted_bytes, need.kv_bytes + left_bytes)
 
 
 def held_bytes(engine: EngineProcess | None) -> Mapping[str, int]:

@@ -29,6 +29,7 @@ from mlx_manager.mlx_server.pool.kind import PRODUCTS, ModelKind
 from mlx_manager.mlx_server.pool.ledger import Ledger
 from mlx_manager.mlx_server.pool.refusal import Claim, no_place, no_room, too_large
 from mlx_manager.mlx_server.pool.resident import Resident as Resident
+from mlx_manager.mlx_server.pool.sharing import give_up, share_out, stored_bytes
 from mlx_manager.mlx_server.workers.breaker import Breaker
 from mlx_manager.mlx_server.workers.process import EngineProcess
 from mlx_manager.mlx_server.workers.recovery import Recovery
@@ -170,6 +171,7 @@ class ModelPool:
                     "(GET /admin/models lists them, DELETE /admin/requests/ID cancels one)."
                 )
             await self._drop(resident, "asked")
+            self._share_out()
         return True
 
     def is_pinned(self, files: ModelFiles) -> bool:
@@ -230,43 +232,64 @@ class ModelPool:
 
     async def _add(self, files: ModelFiles) -> None:
         async with self._changing:
-            await self._add_alone(files)
-
-    async def _add_alone(self, files: ModelFiles) -> None:
-        need = await asyncio.to_thread(self.ledger.appraise, files)
-        evicted = await self._make_room(files, need)
-        if self._is_closed:
-            raise _shutting_down()
-        free_bytes = self.ledger.budget_bytes - self.committed_bytes
-        reservation = self.ledger.reserve(files, need, free_bytes)
-        recovery = Recovery(files.id, self._survival.max_resumes, self._watch)
-        breaker = Breaker(files.id, self._survival.crash_pause_s)
-        self._residents[files.id] = Resident(files, recovery, breaker, reservation, evicted)
+            need = await asyncio.to_thread(self.ledger.appraise, files)
+            evicted = await self._make_room(files, need)
+            if self._is_closed:
+                raise _shutting_down()
+            reservation = self.ledger.reserve(files, need, self._free_bytes)
+            recovery = Recovery(files.id, self._survival.max_resumes, self._watch)
+            breaker = Breaker(files.id, self._survival.crash_pause_s)
+            self._residents[files.id] = Resident(files, recovery, breaker, reservation, evicted)
 
     async def _make_room(self, files: ModelFiles, need: Need) -> tuple[str, ...]:
-        """Unload what has to go for a model, and return which. Unloads nothing when that wouldn't do."""
+        """Take from stored prompts, or unload, what has to go for a model, and return which were unloaded.
+
+        Prompts of models that nobody uses go first, then such models, then prompts of those in use. Takes nothing when
+        all of that wouldn't do.
+        """
         if need.total_bytes > self.ledger.budget_bytes:
             raise too_large(files, need, self.ledger.budget_bytes)
         evicted = list[str]()
-        # Looked at anew each time: while one is unloaded, another may come into use.
-        while (victim := self._next_to_go(files, need)) is not None:
-            await self._drop(victim, "room")
-            evicted.append(victim.files.id)
+        # Looked at anew each time: while room is made, a model may come into use.
+        while (missing_bytes := self._missing_bytes(need)) > 0 or self._is_full:
+            idle, staying = self._idle_and_staying()
+            if missing_bytes > sum(one.committed_bytes for one in idle) + stored_bytes(staying):
+                raise no_room(
+                    files, need, self._free_bytes, self.ledger.budget_bytes, self._claims()
+                )
+            if not self._is_full and missing_bytes <= stored_bytes(idle):
+                await give_up(idle, missing_bytes)
+            elif idle:
+                await self._drop(idle[0], "room")
+                evicted.append(idle[0].files.id)
+            elif self._is_full:
+                raise no_place(files, self._max_loaded, self._claims())
+            else:
+                await give_up(staying, missing_bytes)
         return tuple(evicted)
 
-    def _next_to_go(self, files: ModelFiles, need: Need) -> Resident | None:
-        """Return the model that makes room, the longest unused first; None when there is room."""
-        residents = self._residents.values()
-        free_bytes = self.ledger.budget_bytes - self.committed_bytes
-        is_full = len(residents) >= self._max_loaded
-        if not is_full and need.total_bytes <= free_bytes:
-            return None
-        idle = [one for one in residents if not one.leases and not self.is_pinned(one.files)]
-        if need.total_bytes > free_bytes + sum(one.committed_bytes for one in idle):
-            raise no_room(files, need, free_bytes, self.ledger.budget_bytes, self._claims())
-        if not idle:
-            raise no_place(files, self._max_loaded, self._claims())
-        return idle[0]
+    @property
+    def _free_bytes(self) -> int:
+        return self.ledger.budget_bytes - self.committed_bytes
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._residents) >= self._max_loaded
+
+    def _missing_bytes(self, need: Need) -> int:
+        return max(need.total_bytes - self._free_bytes, 0)
+
+    def _idle_and_staying(self) -> tuple[list[Resident], list[Resident]]:
+        """Return the models that may leave, the longest unused first, and those that have to stay."""
+        idle, staying = list[Resident](), list[Resident]()
+        for one in self._residents.values():
+            has_to_stay = one.leases or self.is_pinned(one.files)
+            (staying if has_to_stay else idle).append(one)
+        return idle, staying
+
+    def _share_out(self) -> None:
+        """Let stored prompts have what is free, those of the model used last first."""
+        share_out(reversed(self._residents.values()), self.ledger, self._free_bytes)
 
     def _claims(self) -> list[Claim]:
         return [
@@ -295,6 +318,7 @@ class ModelPool:
         async with self._changing:
             if self._is_overdue(resident):
                 await self._drop(resident, "idle")
+                self._share_out()
 
     def _is_overdue(self, resident: Resident) -> bool:
         limit_s = self._idle_limit_s(resident)
@@ -372,21 +396,21 @@ class ModelPool:
             engine.recovery = resident.recovery
             resident.recovery.go_on(engine)
         self._watch.loaded(model_id, load_s)
-        self._report(model_id, engine, load_s)
+        self._report(resident.files, engine, load_s)
         if resident.supervisor is None:
             # An empty context: what it does later is part of no request's trace.
             resident.supervisor = asyncio.create_task(self._supervise(resident), context=Context())
         return engine
 
     @staticmethod
-    def _report(model_id: str, engine: EngineProcess, seconds: float) -> None:
+    def _report(files: ModelFiles, engine: EngineProcess, seconds: float) -> None:
         if (ready := engine.ready) is None:
             return
         logger.info(
             "model loaded %(model)s weights_bytes=%(weights_bytes)d dtype=%(dtype)s device=%(device)s "
             "load_s=%(load_s).2f pid=%(pid)s",
             {
-                "model": model_id,
+                "model": files.id,
                 "weights_bytes": ready.weights_bytes,
                 "dtype": ready.dtype,
                 "device": ready.device,
@@ -394,6 +418,12 @@ class ModelPool:
                 "pid": engine.pid,
             },
         )
+        if files.kind == "chat" and ready.kv_cost is None:
+            logger.warning(
+                "memory not predicted: %(model)s keeps of its requests what can't be counted in advance. They are "
+                "admitted by number; lower MLX_SERVER_MAX_BATCH if memory runs short",
+                {"model": files.id},
+            )
         if not ready.has_fast_blas:
             logger.warning(
                 "OpenBLAS is not installed: prompts are read about 20 times slower than they could be. "

@@ -24,14 +24,15 @@ class PrefixDiskOptions:
 class EngineOptions:
     """How engine processes are run; see the settings of the same names. `adapter` is the folder of a LoRA adapter.
 
-    `shared_bytes` are for keys and values and for stored prompts together; None: what the machine's memory allows.
+    `shared_bytes` are for keys and values and for stored prompts together; None: what the machine's memory allows. Of
+    them `prefix_cache_bytes` are for stored prompts, which may become more; None: no prompts are stored.
     """
 
     max_batch: int = 32
     max_waiting: int = 512
     prefill_chunk_tokens: int = 512
     idle_prefill_chunk_tokens: int = 2048
-    prefix_cache_bytes: int = 0
+    prefix_cache_bytes: int | None = None
     prefix_disk: PrefixDiskOptions | None = None
     lookup_tokens: int = 0
     token_gap_ms: float = 100.0

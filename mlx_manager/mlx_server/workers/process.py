@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from mlx_manager.chat.events import TraceContext
-from mlx_manager.errors import MemoryExceeded, MlxManagerError, ModelLoadFailed, Overloaded
+from mlx_manager.errors import MlxManagerError, ModelLoadFailed, Overloaded
 from mlx_manager.mlx_server.engine.framing import encode
 from mlx_manager.mlx_server.engine.messages import (
     Cancel,
@@ -28,9 +28,11 @@ from mlx_manager.mlx_server.engine.messages import (
     Loading,
     Pass,
     Ready,
+    Share,
     Sibling,
     Step,
     Submit,
+    ToEngine,
     Vitals,
 )
 from mlx_manager.mlx_server.workers.blas import engine_environment
@@ -40,6 +42,7 @@ from mlx_manager.mlx_server.workers.pulse import Pulse
 from mlx_manager.mlx_server.workers.recovery import Recovery
 from mlx_manager.mlx_server.workers.reports import Reports
 from mlx_manager.mlx_server.workers.resume import Request
+from mlx_manager.mlx_server.workers.room import check_memory
 from mlx_manager.mlx_server.workers.row_check import Difference, RowCheck
 from mlx_manager.mlx_server.workers.stream import TokenStream, engine_ended
 from mlx_manager.mlx_server.workers.vectors import VectorStream
@@ -199,7 +202,7 @@ class EngineProcess:
         Overloaded, EngineFailed and MemoryExceeded.
         """
         self.check_room(1 + len(sibling_seeds))
-        self._check_memory(len(asked.token_ids), asked.answer_tokens)
+        check_memory(self.model_id, self.ready, asked)
         ahead = self._ahead(owner)
         submit = msgspec.structs.replace(
             asked,
@@ -234,6 +237,14 @@ class EngineProcess:
         elif isinstance(request, VectorStream):
             self._vectors[request.sequence_id] = request
 
+    def share(self, prefix_cache_bytes: int, shared_bytes: int) -> None:
+        """Change how much memory is for stored prompts, and for them with keys and values together."""
+        if self.ready is None or not self.is_alive:
+            return
+        kv_budget_bytes = self._options.kv_budget_bytes or shared_bytes
+        self.ready = msgspec.structs.replace(self.ready, kv_budget_bytes=kv_budget_bytes)
+        self._send(Share(prefix_cache_bytes, shared_bytes, kv_budget_bytes))
+
     def end_requests(self, error: MlxManagerError) -> None:
         """Give every request up and let its reader meet `error`."""
         for stream in self._running:
@@ -254,19 +265,6 @@ class EngineProcess:
     def _running(self) -> list[Request]:
         """All that the engine has been given and that hasn't ended, the longest in it first."""
         return [*self._streams.values(), *self._vectors.values()]
-
-    def _check_memory(self, prompt_tokens: int, answer_tokens: int) -> None:
-        """Refuse what would not fit if it had the engine for itself; all else waits its turn there."""
-        if self.ready is None or self.ready.kv_cost is None or self.ready.kv_budget_bytes is None:
-            return
-        needed_bytes = self.ready.kv_cost.row_bytes(prompt_tokens + answer_tokens)
-        if needed_bytes > self.ready.kv_budget_bytes:
-            raise MemoryExceeded(
-                f"A prompt of {prompt_tokens} tokens with an answer of up to {answer_tokens} needs "
-                f"{needed_bytes / 2**20:.1f} MiB for keys and values; {self.model_id} has "
-                f"{self.ready.kv_budget_bytes / 2**20:.1f} MiB for them. Shorten the prompt, ask for a shorter answer, "
-                "or raise MLX_SERVER_KV_BUDGET_MIB."
-            )
 
     def _ahead(self, owner: TraceContext | None) -> tuple[TraceContext, ...]:
         """The others that `owner` may have to wait for now, the longest in the engine first."""
@@ -486,7 +484,7 @@ class EngineProcess:
         if is_known and self.is_alive:
             self._send(Cancel(stream.sequence_id))
 
-    def _send(self, message: Submit | Embed | Cancel) -> None:
+    def _send(self, message: ToEngine) -> None:
         """Send with all else of this turn of the event loop: what arrives together wakes the engine once."""
         frame = encode(message)
         if not self._unsent:
