@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
+from functools import lru_cache
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -134,9 +135,18 @@ def first_of(text: str, marks: tuple[str, ...]) -> tuple[int, str] | None:
 
 def possible_start(text: str, marks: tuple[str, ...]) -> int:
     """Return the length of the longest end of `text` that could be the start of one of `marks`."""
-    longest = min(len(text), max(map(len, marks), default=1) - 1)
-    for length in range(longest, 0, -1):
-        ending = text[-length:]
-        if any(mark.startswith(ending) for mark in marks):
-            return length
+    first_characters, longest = _starts(marks)
+    ending = text[-longest:] if longest else ""
+    # Asked for each token, and hardly any has one of these characters.
+    if first_characters.isdisjoint(ending):
+        return 0
+    for at, character in enumerate(ending):
+        if character in first_characters and any(mark.startswith(ending[at:]) for mark in marks):
+            return len(ending) - at
     return 0
+
+
+@lru_cache
+def _starts(marks: tuple[str, ...]) -> tuple[frozenset[str], int]:
+    """Return what marks begin with, a character each, and how long a start of one can be that isn't the whole of it."""
+    return frozenset(mark[:1] for mark in marks), max(map(len, marks), default=1) - 1
