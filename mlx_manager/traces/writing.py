@@ -57,6 +57,7 @@ UPSERT_ORIGIN = """
 INSERT INTO origins (digest, service, scope, resource, last_trace) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (digest) DO UPDATE SET last_trace = max(last_trace, excluded.last_trace) RETURNING id
 """
+KEEP_ORIGIN = "UPDATE origins SET last_trace = max(last_trace, ?) WHERE id = ?"
 
 
 def store_records(connection: sqlite3.Connection, records: Iterable[Record], now_ns: int) -> int:
@@ -71,7 +72,9 @@ def store_records(connection: sqlite3.Connection, records: Iterable[Record], now
     with transaction(connection):
         store_samples(connection, samples)
         batch = _Batch(connection, now_ns)
-        return sum(batch.store(trace_id, found) for trace_id, found in traces.items())
+        surplus = sum(batch.store(trace_id, found) for trace_id, found in traces.items())
+        batch.keep_origins()
+        return surplus
 
 
 def read_spans(connection: sqlite3.Connection, trace: int, trace_id: str) -> list[SpanRecord]:
@@ -99,7 +102,10 @@ class _Batch:
     def __init__(self, connection: sqlite3.Connection, now_ns: int) -> None:
         self._connection = connection
         self._now_ns = now_ns
-        self._origins: dict[tuple[Origin, int], int] = {}
+        # By what of spans is the same object: encoding the resource of each would cost more than writing the span.
+        self._known: dict[tuple[str, str, int], int] = {}
+        self._numbers: dict[Origin, int] = {}
+        self._last_traces: dict[int, int] = {}
 
     def store(self, trace_id: str, found: dict[str, SpanRecord]) -> int:
         """Store one trace's spans; return how many were too many."""
@@ -119,6 +125,11 @@ class _Batch:
         self._write_contents(trace, kept.values(), by_id.keys())
         self._write_requests(trace, whole)
         return len(found) - len(kept)
+
+    def keep_origins(self) -> None:
+        """Note which trace was the last of each origin: it goes when that has gone."""
+        last = [(trace, number) for number, trace in self._last_traces.items()]
+        self._connection.executemany(KEEP_ORIGIN, last)
 
     def _insert(self, summary: tuple[Any, ...]) -> int:
         trace = self._connection.execute(INSERT_TRACE, (self._now_ns, *summary)).lastrowid
@@ -152,13 +163,17 @@ class _Batch:
         )
 
     def _origin(self, span: SpanRecord, trace: int) -> int:
-        origin = origin_of(span)
-        if (known := self._origins.get((origin, trace))) is not None:
-            return known
-        (number,) = self._connection.execute(
-            UPSERT_ORIGIN, (origin.digest, *origin, trace)
-        ).fetchone()
-        self._origins[origin, trace] = number
+        key = (span.service, span.scope, id(span.resource))
+        if (number := self._known.get(key)) is None:
+            number = self._known[key] = self._number_of(origin_of(span), trace)
+        self._last_traces[number] = max(trace, self._last_traces.get(number, 0))
+        return number
+
+    def _number_of(self, origin: Origin, trace: int) -> int:
+        if (number := self._numbers.get(origin)) is None:
+            values = (origin.digest, *origin, trace)
+            (number,) = self._connection.execute(UPSERT_ORIGIN, values).fetchone()
+            self._numbers[origin] = int(number)
         return int(number)
 
 
