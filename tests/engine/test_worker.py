@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
+import mlx.core as mx
+
 from mlx_manager.mlx_server.engine.messages import SamplingParameters, Share, Submit, Vitals
 from mlx_manager.mlx_server.engine.scheduler import Limits
-from mlx_manager.mlx_server.engine.worker import Stepping, make_chat_engine
+from mlx_manager.mlx_server.engine.worker import Stepping, limit_pool, make_chat_engine
 
 MIB = 2**20
 
@@ -87,3 +89,12 @@ def test_requests_are_admitted_by_what_there_is_now(model_dir: Path) -> None:
     assert running(2 * row_bytes, 4, 5, 6) == 2
     assert running(3 * row_bytes, 7, 8, 9) == 3
     engine.close()
+
+
+def test_mlx_is_let_keep_no_more_freed_buffers_than_it_would() -> None:
+    own_bytes = mx.set_cache_limit(MIB)
+    mx.set_cache_limit(own_bytes)
+    limit_pool(own_bytes * 2)
+    assert mx.set_cache_limit(own_bytes) == own_bytes
+    limit_pool(own_bytes // 2)
+    assert mx.set_cache_limit(own_bytes) == own_bytes // 2

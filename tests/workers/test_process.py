@@ -234,3 +234,15 @@ async def test_tokens_that_come_faster_than_anybody_reads_come_together(
         began_s, pieces = loop.time(), [tokens async for tokens in stream]
     assert sum(map(len, pieces)) == 60
     assert len(pieces) <= (loop.time() - began_s) / READERS_WAKE_S + 2
+
+
+@pytest.mark.parametrize("pooled_bytes", [None, 64 * 1024])
+async def test_no_more_of_freed_buffers_is_kept_than_is_said(
+    model_dir: Path, pooled_bytes: int | None
+) -> None:
+    async with started(model_dir / "test" / "tiny", pooled_bytes=pooled_bytes) as engine:
+        await read(ask(engine, 5, list(range(40, 500))))
+        await eventually(lambda: engine.vitals is not None and bool(engine.vitals.steps))
+        assert engine.vitals is not None
+        is_within = engine.vitals.pooled_bytes <= 64 * 1024
+        assert is_within is (pooled_bytes is not None)

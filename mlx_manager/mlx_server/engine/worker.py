@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, get_args
 
+import mlx.core as mx
 import msgspec
 
 from mlx_manager.long_lived import keep_all_so_far
@@ -86,6 +87,8 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # When to end is the API process's decision, whoever presses Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if arguments.pooled_bytes is not None:
+        limit_pool(arguments.pooled_bytes)
     channel = Channel(socket.socket(fileno=arguments.channel))
     limits = Limits(
         arguments.max_batch,
@@ -118,6 +121,12 @@ def main() -> int:
     with closing(engine):
         serve(channel, engine)
     return 0
+
+
+def limit_pool(most_bytes: int) -> None:
+    """Have MLX keep no more of freed buffers; on a GPU it would keep all that there is room for."""
+    own_bytes = mx.set_cache_limit(most_bytes)
+    mx.set_cache_limit(min(own_bytes, most_bytes))
 
 
 def make_chat_engine(
@@ -229,5 +238,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lookup-tokens", type=int, default=0)
     parser.add_argument("--token-gap-ms", type=float, required=True)
     parser.add_argument("--kv-budget-bytes", type=int, help="all of --shared-bytes if left out")
+    parser.add_argument("--pooled-bytes", type=int, help="of freed buffers; MLX's own if left out")
     parser.add_argument("--shared-bytes", type=int, help="derived from the memory if left out")
     return parser.parse_args()

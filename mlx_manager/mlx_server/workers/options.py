@@ -25,7 +25,8 @@ class EngineOptions:
     """How engine processes are run; see the settings of the same names. `adapter` is the folder of a LoRA adapter.
 
     `shared_bytes` are for keys and values and for stored prompts together; None: what the machine's memory allows. Of
-    them `prefix_cache_bytes` are for stored prompts, which may become more; None: no prompts are stored.
+    them `prefix_cache_bytes` are for stored prompts, which may become more; None: no prompts are stored. MLX keeps
+    up to `pooled_bytes` of freed buffers for the next ones; None: as many as it likes.
     """
 
     max_batch: int = 32
@@ -38,6 +39,7 @@ class EngineOptions:
     token_gap_ms: float = 100.0
     kv_budget_bytes: int | None = None
     shared_bytes: int | None = None
+    pooled_bytes: int | None = None
     load_timeout_s: float = 600.0
     stall_timeout_s: float = 120.0
     blas_library: Path | None = None
@@ -58,6 +60,7 @@ class EngineOptions:
             "--token-gap-ms": self.token_gap_ms,
             "--kv-budget-bytes": self.kv_budget_bytes,
             "--shared-bytes": self.shared_bytes,
+            "--pooled-bytes": self.pooled_bytes,
         }
         return [
             word
