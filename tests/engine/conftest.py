@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.models import WatchedModel, make_lively_model
+from tests.engine.models import MODEL_KINDS, WatchedModel, make_lively_model
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +18,15 @@ def lively_model() -> Any:
 def model(lively_model: Any) -> WatchedModel:
     """The lively model, watched anew for each test."""
     return WatchedModel(lively_model)
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, Any]:
+    """One model for each kind of state that a layer can leave."""
+    return {kind: make() for kind, make in MODEL_KINDS.items()}
+
+
+@pytest.fixture(params=MODEL_KINDS)
+def any_model(request: pytest.FixtureRequest, models: dict[str, Any]) -> WatchedModel:
+    """Each of them in turn, watched anew."""
+    return WatchedModel(models[request.param])

@@ -19,16 +19,6 @@ PROMPT = [(31 * at * at + 7 * at + 5) % VOCABULARY for at in range(LENGTH)]
 WITH_STATES = [kind for kind in MODEL_KINDS if kind != "plain"]
 
 
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: make() for kind, make in MODEL_KINDS.items()}
-
-
-@pytest.fixture(params=MODEL_KINDS)
-def any_model(request: pytest.FixtureRequest, models: dict[str, Any]) -> WatchedModel:
-    return WatchedModel(models[request.param])
-
-
 @pytest.fixture(params=WITH_STATES)
 def stateful(request: pytest.FixtureRequest, models: dict[str, Any]) -> WatchedModel:
     return WatchedModel(models[request.param])
@@ -54,6 +44,19 @@ def cached(driver: Driver, sequence_id: int) -> int:
 
 def reason(driver: Driver, sequence_id: int) -> str | None:
     return driver.ended[sequence_id].stamps.cache_miss_reason
+
+
+@pytest.mark.parametrize("at", [0, 100, 300, LENGTH - 5])
+def test_what_these_models_say_depends_on_each_token_of_their_prompt(
+    any_model: WatchedModel, at: int
+) -> None:
+    """Or equal logits would say nothing of what was stored."""
+    other = list(PROMPT)
+    other[at] = (other[at] + 9) % VOCABULARY
+    logits, others = (
+        read(any_model, any_model.make_cache(), prompt)[:, -1] for prompt in (PROMPT, other)
+    )
+    assert not mx.allclose(logits, others, rtol=0, atol=1e-3).item()
 
 
 @pytest.mark.parametrize("length", [1, 47, 48, 49, 255, 256, 257, LENGTH - 1])

@@ -14,7 +14,7 @@ from mlx_lm import load
 from mlx_manager.mlx_server.engine.grammar import Vocabulary
 from mlx_manager.mlx_server.engine.messages import Constraint, SamplingParameters
 from tests.engine.driving import GREEDY, Driver
-from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
+from tests.engine.models import VOCABULARY, WatchedModel
 
 STARTER = Path(__file__).parents[2] / "mlx_manager" / "starter"
 LONG_PROMPT = [(31 * at * at + 5) % VOCABULARY for at in range(100)]
@@ -57,16 +57,6 @@ def test_the_same_tokens_follow(model: Any, name: str, cut: int) -> None:
     assert len(whole.tokens[1]) == TOKENS
     assert rest.tokens[1] == whole.tokens[1][cut:]
     assert rest.ended[1].reason == "length"
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: make() for kind, make in MODEL_KINDS.items()}
-
-
-@pytest.fixture(params=MODEL_KINDS)
-def any_model(request: pytest.FixtureRequest, models: dict[str, Any]) -> WatchedModel:
-    return WatchedModel(models[request.param])
 
 
 @pytest.mark.parametrize("name", ["greedy", "seeded"])

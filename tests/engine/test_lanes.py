@@ -14,20 +14,10 @@ from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.sampling import greedy
 from mlx_manager.mlx_server.engine.sequence import Lane
 from tests.engine.driving import GREEDY, Driver, answer_alone
-from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
+from tests.engine.models import VOCABULARY, WatchedModel
 
 LOTS = 1 << 30
 PROMPT = [(31 * at * at + 7 * at + 5) % VOCABULARY for at in range(300)]
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: make() for kind, make in MODEL_KINDS.items()}
-
-
-@pytest.fixture(params=MODEL_KINDS)
-def any_model(request: pytest.FixtureRequest, models: dict[str, Any]) -> WatchedModel:
-    return WatchedModel(models[request.param])
 
 
 def runner_with(model: Any, prompts: dict[int, tuple[list[int], Lane]]) -> Runner:

@@ -25,22 +25,12 @@ from mlx_manager.mlx_server.engine.prefix_disk import DiskLimits, PrefixDisk
 from mlx_manager.mlx_server.engine.prefix_root import digest_of, root_of
 from mlx_manager.mlx_server.engine.row_state import kinds_of
 from tests.engine.driving import Driver, answer_alone
-from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
+from tests.engine.models import VOCABULARY, WatchedModel
 
 LOTS = 1 << 30
 LIMITS = DiskLimits(LOTS, LOTS)
 PROMPT = [(31 * at * at + 7 * at + 5) % VOCABULARY for at in range(600)]
 BLOCK_BYTES = 256 * 2 * 2 * 2 * 16 * 4
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: make() for kind, make in MODEL_KINDS.items()}
-
-
-@pytest.fixture(params=MODEL_KINDS)
-def any_model(request: pytest.FixtureRequest, models: dict[str, Any]) -> WatchedModel:
-    return WatchedModel(models[request.param])
 
 
 @pytest.fixture

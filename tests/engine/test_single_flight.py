@@ -8,20 +8,10 @@ import pytest
 
 from mlx_manager.mlx_server.engine.single_flight import common
 from tests.engine.driving import Driver, answer_alone
-from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
+from tests.engine.models import VOCABULARY, WatchedModel
 
 LOTS = 1 << 30
 PROMPT = [(31 * at * at + 7 * at + 5) % VOCABULARY for at in range(600)]
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    return {kind: make() for kind, make in MODEL_KINDS.items()}
-
-
-@pytest.fixture(params=MODEL_KINDS)
-def any_model(request: pytest.FixtureRequest, models: dict[str, Any]) -> WatchedModel:
-    return WatchedModel(models[request.param])
 
 
 def turned(shared: int, rest: int, seed: int) -> list[int]:
