@@ -66,6 +66,12 @@ class LanedGenerator(BatchGenerator):
             nbytes += sum(cache.nbytes for sequence in waiting for cache in sequence[3])
         return nbytes
 
+    def clear_buffers(self) -> None:
+        """Have MLX give freed buffers back when all that has begun is done: steps, and what is copied beside them."""
+        mx.synchronize(self.stream)
+        mx.synchronize()
+        mx.clear_cache()
+
     def _next(self) -> tuple[list[Any], list[Any]]:
         self._clear_at_rest()
         joined = [response for _ in self._each_lane() for response in self._join_read()]
@@ -78,8 +84,7 @@ class LanedGenerator(BatchGenerator):
         Its own count is moved past the step at which it would.
         """
         if (self._counters.generation_steps + 1) % CLEAR_STEPS == 0:
-            mx.synchronize(self.stream)
-            mx.clear_cache()
+            self.clear_buffers()
             self._counters.generation_steps += 1
 
     @property
