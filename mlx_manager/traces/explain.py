@@ -44,6 +44,7 @@ MISS_REASONS = {
     "prompt_logprobs": "log-probabilities of all of the prompt were asked for",
     "diverged": "no stored prompt begins like it",
     "too_short": "so short a prompt isn’t worth it",
+    "no_room": "other models have the memory of stored prompts",
 }
 
 Rule = Callable[[Trace], Iterable[Finding]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_manager.mlx_server.engine.messages import SamplingParameters, Share, Submit, Vitals
+from mlx_manager.mlx_server.engine.messages import Room, SamplingParameters, Submit, Vitals
 from mlx_manager.mlx_server.engine.scheduler import Limits
 from mlx_manager.mlx_server.engine.worker import Stepping, limit_pool, make_chat_engine
 
@@ -55,14 +55,14 @@ def test_stored_prompts_are_given_up_when_that_is_said_and_kept_again_when_there
     read(engine, 1, prompt, 1)
     assert engine.vitals().prefix_cache_bytes > 0
 
-    engine.handle(Share(0, MIB, MIB))
+    engine.handle(Room(0, MIB, MIB))
     vitals = engine.vitals()
     assert vitals.prefix_cache_bytes == 0
     assert vitals.pooled_bytes == 0, "what they took is free for others"
     read(engine, 2, prompt, 1)
     assert engine.vitals().prefix_cache_bytes == 0
 
-    engine.handle(Share(MIB, 2 * MIB, 2 * MIB))
+    engine.handle(Room(MIB, 2 * MIB, 2 * MIB))
     read(engine, 3, prompt, 1)
     assert engine.vitals().prefix_cache_bytes > 0
     engine.close()
@@ -76,7 +76,7 @@ def test_requests_are_admitted_by_what_there_is_now(model_dir: Path) -> None:
     row_bytes = ready.kv_cost.row_bytes(256)
 
     def running(budget_bytes: int, *sequence_ids: int) -> int:
-        engine.handle(Share(0, MIB, budget_bytes))
+        engine.handle(Room(0, MIB, budget_bytes))
         for sequence_id in sequence_ids:
             engine.handle(Submit(sequence_id, [40, 41], 20, [], SamplingParameters()))
         engine.step()

@@ -18,6 +18,7 @@ from mlx_manager.errors import (
 )
 from mlx_manager.mlx_server.engine.messages import KvCost, Loading, Ready, StepTimes, Vitals
 from mlx_manager.mlx_server.model_settings import ModelSettings
+from mlx_manager.mlx_server.pool import stored_prompts
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.fit import Need
 from mlx_manager.mlx_server.pool.ledger import Ledger
@@ -40,7 +41,7 @@ class FakeEngine:
         self.lived_s = 0.0
         self.ready: Ready | None = None
         self.vitals: Vitals | None = None
-        self.shared_gib: list[tuple[float, float]] = []
+        self.rooms_gib: list[tuple[float, float]] = []
 
     @property
     def is_alive(self) -> bool:
@@ -49,8 +50,8 @@ class FakeEngine:
     async def gone(self) -> str:
         return await asyncio.shield(self._gone)
 
-    def share(self, prefix_cache_bytes: int, shared_bytes: int) -> None:
-        self.shared_gib.append((prefix_cache_bytes / GIB, shared_bytes / GIB))
+    def set_room(self, prefix_cache_bytes: int, shared_bytes: int) -> None:
+        self.rooms_gib.append((prefix_cache_bytes / GIB, shared_bytes / GIB))
 
     def die(self) -> None:
         self._gone.set_result("was killed by signal 9")
@@ -308,6 +309,10 @@ def pool_of(starter: Starter, gib: float, prefix_mib: int = 0, **more: Any) -> M
     return ModelPool(Catalog({}, (), None), starter, 9, None, ledger, **more)
 
 
+def prompts_gib(pool: ModelPool) -> list[float]:
+    return [one.reservation.prefix_cache_bytes / GIB for one in pool.residents]
+
+
 def committed_gib(pool: ModelPool) -> float:
     return pool.committed_bytes / GIB
 
@@ -385,12 +390,13 @@ async def test_stored_prompts_of_an_idle_model_make_room_and_come_back(starter: 
     await use(pool, ONE)
     assert in_memory(pool) == ["4", "1"]
     assert pool.residents[1].evicted == ()
-    # It had 1 GiB, and with what was left 2.5 for keys and values; half a GiB of both was missing.
-    assert starter.engines[0].shared_gib == [(0.5, 2.0)]
-    assert pool.residents[1].reservation.prefix_cache_bytes == 0
+    # It had 1 GiB, and with what was left 2.5 for keys and values, too. Half of it was missing; the other half is of
+    # more use to the model that was asked for.
+    assert starter.engines[0].rooms_gib == [(0.0, 1.5)]
+    assert prompts_gib(pool) == [0.0, 0.5]
 
     await pool.unload("1")
-    assert starter.engines[0].shared_gib == [(0.5, 2.0), (1.0, 2.5)]
+    assert starter.engines[0].rooms_gib == [(0.0, 1.5), (1.0, 2.5)]
     assert committed_gib(pool) == 5
     await pool.close()
 
@@ -401,32 +407,96 @@ async def test_stored_prompts_of_a_model_in_use_go_before_another_is_refused(
     pool = pool_of(starter, 6.5, prefix_mib=1024)
     async with pool.lease(FOUR):
         await use(pool, ONE)
-        assert pool.residents[1].reservation.prefix_cache_bytes == GIB // 2
+        assert prompts_gib(pool) == [1.0, 0.5]
         # Of 2 GiB, 1.5 come from who is idle; the last half from who is in use.
         await use(pool, TWO)
         assert in_memory(pool) == ["4", "2"]
-        assert starter.engines[0].shared_gib == [(0.5, 3.0)]
+        assert starter.engines[0].rooms_gib == [(0.5, 3.0)]
         # Nothing is taken where all of it would not do.
         with pytest.raises(InsufficientMemory):
             await use(pool, ModelFiles("3 of them", Path("3"), "folder", 0))
         assert in_memory(pool) == ["4", "2"]
-        assert starter.engines[0].shared_gib == [(0.5, 3.0)]
+        assert starter.engines[0].rooms_gib == [(0.5, 3.0)]
     await pool.close()
+
+
+def report(engine: FakeEngine, kv_gib: float, prompts_gib: float) -> None:
+    """Have an engine of a model of 2 GiB say that it holds so much."""
+    kv, prompts = int(kv_gib * GIB), int(prompts_gib * GIB)
+    engine.ready = Ready(2 * GIB, "float32", "cpu", True)
+    engine.vitals = Vitals(0, 0, kv, 2 * GIB + kv + prompts, 0, prefix_cache_bytes=prompts)
 
 
 async def test_room_is_waited_for_until_engines_have_given_it_back(starter: Starter) -> None:
     pool = pool_of(starter, 5, prefix_mib=1024)
     await use(pool, FOUR)
     [engine] = starter.engines
-    engine.ready = Ready(2 * GIB, "float32", "cpu", True)
-    engine.vitals = Vitals(0, 0, 2 * GIB, 5 * GIB, 0, prefix_cache_bytes=GIB)
+    report(engine, 2, 1)
     loading = asyncio.create_task(use(pool, ONE))
-    await eventually(lambda: engine.shared_gib == [(0.0, 1.0)])
+    await eventually(lambda: engine.rooms_gib == [(0.0, 1.0)])
     await asyncio.sleep(0.2)
     assert starter.loads == ["4"]
-    engine.vitals = Vitals(0, 0, 2 * GIB, 4 * GIB, 0, prefix_cache_bytes=0)
+    report(engine, 2, 0)
     await loading
     assert in_memory(pool) == ["4", "1"]
+    await pool.close()
+
+
+async def test_prompts_that_long_requests_have_displaced_are_not_taken_for_room(
+    starter: Starter,
+) -> None:
+    pool = pool_of(starter, 6, prefix_mib=1024)
+    async with pool.lease(FOUR):
+        [engine] = starter.engines
+        report(engine, 3.5, 0)
+        # It counts for 5.5, however little is set aside for prompts that it hasn't got.
+        with pytest.raises(InsufficientMemory):
+            await use(pool, ONE)
+        assert engine.rooms_gib == []
+        # Of what it has got, so much is taken that it counts for less.
+        report(engine, 3, 0.5)
+        loading = asyncio.create_task(use(pool, ONE))
+        await eventually(lambda: engine.rooms_gib == [(0.0, 2.0)])
+        report(engine, 3, 0)
+        await loading
+    await pool.close()
+
+
+async def test_an_engine_that_gives_nothing_back_is_asked_once(
+    starter: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_prompts, "MOST_LOOKS", 2)
+    pool = pool_of(starter, 5, prefix_mib=1024)
+    async with pool.lease(FOUR):
+        [engine] = starter.engines
+        report(engine, 2, 1)
+        with pytest.raises(InsufficientMemory):
+            await use(pool, ONE)
+        assert engine.rooms_gib == [(0.0, 1.0)]
+        report(engine, 1, 0)
+    await pool.unload("4")
+    await pool.close()
+
+
+async def test_what_was_taken_comes_back_when_the_load_fails(starter: Starter) -> None:
+    pool = pool_of(starter, 5, prefix_mib=1024)
+    await use(pool, FOUR)
+    starter.failures = 1
+    with pytest.raises(ModelLoadFailed):
+        await use(pool, ONE)
+    [engine] = starter.engines
+    await eventually(lambda: engine.rooms_gib == [(0.0, 1.0), (1.0, 2.0)])
+    await pool.close()
+
+
+async def test_a_model_whose_room_changes_while_it_is_loaded_is_told(starter: Starter) -> None:
+    pool = pool_of(starter, 5, prefix_mib=1024)
+    starter.gate.clear()
+    loads = [asyncio.create_task(use(pool, files)) for files in (FOUR, ONE)]
+    await eventually(lambda: starter.loads == ["4", "1"])
+    starter.gate.set()
+    await asyncio.gather(*loads)
+    assert starter.engines[0].rooms_gib == [(0.0, 1.0)]
     await pool.close()
 
 

@@ -267,6 +267,35 @@ async def test_a_model_that_is_larger_than_the_budget_is_told_to_shrink(
     assert "Choose a smaller or more quantised model, or raise" in answer.json()["detail"]
 
 
+async def test_stored_prompts_make_way_for_a_model_and_come_back_when_it_leaves(
+    tmp_path: Path, models: Path
+) -> None:
+    """Two models of some 258 MiB fit without the 64 of each for stored prompts, not with them."""
+    settings = settings_for(tmp_path, models, memory_budget_mib=540, prefix_cache_mib=64)
+    with running(create_app(settings)) as server:
+        async with (
+            httpx.AsyncClient(base_url=f"{server.url}/admin", timeout=60) as admin,
+            AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as openai,
+        ):
+
+            async def cached() -> int:
+                found = [await ask(openai, LATE, prompt=[9] * 64) for _ in range(2)]
+                return int(found[1].usage.prompt_tokens_details.cached_tokens)
+
+            async def set_aside() -> int:
+                return int((await listed(admin))[LATE]["reserved_bytes"]["prefix_cache"])
+
+            assert await cached() == 63
+            await ask(openai, SHORT)
+            both = await listed(admin)
+            assert [both[one]["state"] for one in (LATE, SHORT)] == ["ready", "ready"]
+            assert await set_aside() < 64 * MIB
+
+            await did(admin, "unload", SHORT)
+            assert await set_aside() == 64 * MIB
+            assert await cached() == 63
+
+
 async def test_an_idle_model_leaves_after_its_own_time(
     admin: httpx.AsyncClient, openai: AsyncOpenAI
 ) -> None:

@@ -92,7 +92,7 @@ async def test_no_answer_holds_a_connection_of_the_database_while_it_is_made(
         await asyncio.sleep(0.005)
     await asyncio.gather(*answers)
     assert len(taken) > 10
-    assert max(taken) <= 1, "the audit log's, which writes many rows at once"
+    assert max(taken) < 4, "the audit log's and others' that write beside all requests"
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])

@@ -89,6 +89,7 @@ def test_the_trace_that_was_waited_for_is_named() -> None:
         ("unsupported_model", 0, "none cached because this model’s state can’t be brought back"),
         ("too_short", 0, "none cached because so short a prompt isn’t worth it"),
         ("off", 0, "none cached because the prefix cache is switched off"),
+        ("no_room", 0, "none cached because other models have the memory of stored prompts"),
     ],
 )
 def test_why_a_prompt_was_computed_is_told(reason: str, cached: int, said: str) -> None:

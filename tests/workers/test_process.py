@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from mlx_manager.chat.events import TraceContext
-from mlx_manager.errors import GenerationFailed, Overloaded
+from mlx_manager.errors import GenerationFailed, MemoryExceeded, Overloaded
 from mlx_manager.mlx_server.engine.messages import Loading, SamplingParameters, Submit
 from mlx_manager.mlx_server.workers.blas import find_openblas
 from mlx_manager.mlx_server.workers.process import READERS_WAKE_S, EngineProcess
@@ -246,3 +246,22 @@ async def test_no_more_of_freed_buffers_is_kept_than_is_said(
         assert engine.vitals is not None
         is_within = engine.vitals.pooled_bytes <= 64 * 1024
         assert is_within is (pooled_bytes is not None)
+
+
+async def test_it_does_with_the_memory_that_it_is_told_it_has(model_dir: Path) -> None:
+    mib = 2**20
+    async with started(model_dir / "test" / "tiny", prefix_cache_bytes=mib, shared_bytes=mib) as it:
+        long = list(range(40, 500))
+        await read(ask(it, 5, long))
+        await eventually(lambda: bool(it.vitals and it.vitals.prefix_cache_bytes))
+
+        it.set_room(0, mib // 4)
+        await eventually(lambda: bool(it.vitals and not it.vitals.prefix_cache_bytes))
+        assert it.ready
+        assert it.ready.kv_budget_bytes == mib // 4
+        with pytest.raises(MemoryExceeded, match=r"has 0\.2 MiB for them"):
+            ask(it, 5, long * 2)
+        stream = ask(it, 5, list(range(40, 80)))
+        assert len(await read(stream)) == 5
+        assert stream.ended
+        assert stream.ended.stamps.cache_miss_reason == "no_room"

@@ -15,7 +15,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Cancel,
     Ended,
     EndReason,
-    Share,
+    Room,
     Step,
     Submit,
     ToEngine,
@@ -85,9 +85,9 @@ class Engine:
                 self._take(Sequence.received(message, self._clock_ns()))
             case Cancel(sequence_id):
                 self._cancel(sequence_id)
-            case Share():
-                self._scheduler.share(message.kv_budget_bytes)
-                self._runner.share(message.prefix_cache_bytes, message.shared_bytes)
+            case Room():
+                self._scheduler.set_room(message.kv_budget_bytes)
+                self._runner.set_room(message.prefix_cache_bytes, message.shared_bytes)
 
     def step(self) -> Step:
         """Advance everything by one step and say what happened."""
@@ -147,6 +147,7 @@ class Engine:
     def vitals(self) -> Vitals:
         """Say how the engine is, and how long the steps since the last such report took."""
         memory = self._runner.memory()
+        files = memory.prefix_files
         return Vitals(
             waiting=self._waiting,
             running=len(self._scheduler.running),
@@ -158,8 +159,8 @@ class Engine:
             sequence_ids=[*self._compiling, *self._unread_ids, *self._scheduler.sequence_ids],
             row_ids=self._runner.row_ids,
             newest_id=self._newest_id,
-            prefix_files=memory.prefix_files,
-            progress=self._progress,
+            prefix_files=files,
+            progress=self._progress + (files.read if files is not None else 0),
         )
 
     def close(self) -> None:

@@ -351,7 +351,7 @@ class Pass(msgspec.Struct, frozen=True, array_like=True, tag=True):
     waited: list[int] = []
 
 
-class Share(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class Room(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """What memory is for from now on: stored prompts, those with keys and values of sequences, and these alone."""
 
     prefix_cache_bytes: int
@@ -387,7 +387,7 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     `active_bytes` is all that MLX holds for arrays, weights and keys and values among them; `pooled_bytes` is what it
     keeps of freed ones. `kv_bytes` is None for a model whose cache can't tell. `sequence_ids` are those that wait and
     run, `row_ids` those that have a place in the batch's tensors, and `newest_id` is the last that was taken in.
-    `progress` grows with each token that is read or made and each end: with work and without growth something hangs.
+    `progress` grows with each token that is read or made, each file and each end: with work and no growth it hangs.
     """
 
     waiting: int
@@ -411,5 +411,5 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
     vitals: Vitals
 
 
-ToEngine = Submit | Embed | Cancel | Share
+ToEngine = Submit | Embed | Cancel | Room
 FromEngine = Loading | Ready | LoadFailed | Step | Pass | Heartbeat

@@ -37,6 +37,7 @@ MissReason = Literal[
     "no_snapshot",
     "diverged",
     "too_short",
+    "no_room",
 ]
 
 

@@ -215,7 +215,7 @@ class Runner:
 
     def fetch(self, submit: Submit) -> list[Fetch]:
         """Have read from files what `insert` would need of them; nothing where it needs none."""
-        if submit.scores_prompt or not self._stores_prompts:
+        if submit.scores_prompt or not self._has_room:
             return []
         if self.stored_tokens(submit.known_token_ids) < LEAST_REUSED_TOKENS:
             return []
@@ -231,7 +231,7 @@ class Runner:
         uid = self._forget(sequence_id)
         if uid is None:
             return
-        if not self._stores_prompts:
+        if not self._has_room:
             self._generator.remove([uid])
             return
         removed = self._generator.remove([uid], return_prompt_caches=True)
@@ -260,7 +260,7 @@ class Runner:
         proposed = self._proposed()
         for row in prompts if self._shared else ():
             self._keep_shared(row)
-        if self._stores_prompts:
+        if self._has_room:
             for row in rows:
                 if row.finish_reason is not None:
                     self._store(row.prompt_cache, row.all_tokens)
@@ -295,7 +295,7 @@ class Runner:
 
     def usable_tokens(self, sequence_id: int, tokens: int) -> int:
         """Return how many of the first `tokens` of a row's prompt others can go on from once it has read them."""
-        if not self._stores_prompts:
+        if not self._has_room:
             return 0
         if not self._kinds.needs_states:
             return tokens
@@ -306,14 +306,12 @@ class Runner:
         uid = self._uid_of[sequence_id]
         self._store(*self._generator.extract_cache([uid])[uid])
 
-    def share(self, prefix_cache_bytes: int, shared_bytes: int) -> None:
+    def set_room(self, prefix_cache_bytes: int, shared_bytes: int) -> None:
         """Change what stored prompts may take, alone and with the rows; what they give up, MLX gives back."""
-        if self._stores_prompts:
-            self._prefix_cache_bytes = prefix_cache_bytes
+        self._prefix_cache_bytes = prefix_cache_bytes
         self._shared_bytes = shared_bytes
         self._share_budget()
-        mx.synchronize(self._generator.stream)
-        mx.clear_cache()
+        self._generator.clear_buffers()
 
     def memory(self) -> Memory:
         """Say what memory is in use; looks at each layer once, computes nothing."""
@@ -372,8 +370,13 @@ class Runner:
             done, whole = row.progress
             length = self._places[sequence_id][-1] + 1
             self._read_tokens[sequence_id] = length - whole + done
-            if row.end_of_segment and self._stores_prompts and self._kinds.needs_states:
+            if row.end_of_segment and self._has_room and self._kinds.needs_states:
                 self.store(sequence_id)
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether prompts are stored, and have any memory now."""
+        return self._stores_prompts and self._prefix_cache_bytes > 0
 
     def _share_budget(self) -> None:
         """Let the prefix cache have what running rows leave of the bytes for both."""
@@ -384,6 +387,8 @@ class Runner:
     def _match(self, token_ids: list[int]) -> Match:
         if not self._stores_prompts:
             return no_match("off" if self._kinds.is_supported else "unsupported_model")
+        if not self._has_room:
+            return no_match("no_room")
         # Every chat of a model begins with the same few tokens; to bring those back costs more than to read them.
         return self._prefixes.match(token_ids, LEAST_REUSED_TOKENS)
 
@@ -395,7 +400,7 @@ class Runner:
         token_ids = submit.known_token_ids
         begin, end = match.tokens, len(token_ids)
         cuts = list[int]()
-        if self._stores_prompts and self._kinds.needs_states:
+        if self._has_room and self._kinds.needs_states:
             cuts = snapshot_places([*submit.borders, match.shared_tokens], begin, end - 1)
         return [token_ids[a:b] for a, b in pairwise([begin, *cuts, end])]
 

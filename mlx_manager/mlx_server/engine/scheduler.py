@@ -119,7 +119,7 @@ class Scheduler:
         """Let those of a lost batch, who come back at once, have their places again."""
         self._kept_until_ns = now_ns + RETURN_NS
 
-    def share(self, kv_budget_bytes: int) -> None:
+    def set_room(self, kv_budget_bytes: int) -> None:
         """Admit by so many bytes from now on."""
         self._limits = replace(self._limits, kv_budget_bytes=kv_budget_bytes)
 

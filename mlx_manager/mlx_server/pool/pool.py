@@ -24,12 +24,11 @@ from mlx_manager.errors import (
 )
 from mlx_manager.mlx_server.engine.messages import Loading
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
-from mlx_manager.mlx_server.pool.fit import Need
 from mlx_manager.mlx_server.pool.kind import PRODUCTS, ModelKind
 from mlx_manager.mlx_server.pool.ledger import Ledger
-from mlx_manager.mlx_server.pool.refusal import Claim, no_place, no_room, too_large
 from mlx_manager.mlx_server.pool.resident import Resident as Resident
-from mlx_manager.mlx_server.pool.sharing import give_up, share_out, stored_bytes
+from mlx_manager.mlx_server.pool.room import Room
+from mlx_manager.mlx_server.pool.stored_prompts import tell_room
 from mlx_manager.mlx_server.workers.breaker import Breaker
 from mlx_manager.mlx_server.workers.process import EngineProcess
 from mlx_manager.mlx_server.workers.recovery import Recovery
@@ -95,11 +94,17 @@ class ModelPool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._adding: dict[str, asyncio.Task[None]] = {}
         self._start_engine = start_engine
-        self._max_loaded = max_loaded
         self._watch = watch or NoWatch()
         self._survival = survival or Survival()
         # In the order of last use, the longest unused first.
         self._residents: dict[str, Resident] = {}
+        self._room = Room(
+            self.ledger,
+            max_loaded,
+            self._residents,
+            self.is_pinned,
+            partial(self._drop, reason="room"),
+        )
         self._changing = asyncio.Lock()
         self._is_closed = False
 
@@ -111,7 +116,7 @@ class ModelPool:
     @property
     def committed_bytes(self) -> int:
         """What all models in memory count for in the budget."""
-        return sum(resident.committed_bytes for resident in self._residents.values())
+        return self._room.committed_bytes
 
     def resident(self, model_id: str) -> Resident | None:
         """Return a model by its id if it is in memory, or on its way."""
@@ -171,7 +176,7 @@ class ModelPool:
                     "(GET /admin/models lists them, DELETE /admin/requests/ID cancels one)."
                 )
             await self._drop(resident, "asked")
-            self._share_out()
+            self._room.share_out()
         return True
 
     def is_pinned(self, files: ModelFiles) -> bool:
@@ -205,8 +210,9 @@ class ModelPool:
         """End every engine process."""
         self._is_closed = True
         async with self._changing:  # one that is being unloaded for another is awaited too
-            residents, self._residents = self._residents, {}
-        await asyncio.gather(*(self._unload(resident) for resident in residents.values()))
+            residents = self.residents
+            self._residents.clear()
+        await asyncio.gather(*map(self._unload, residents))
         await asyncio.gather(*self._tasks)
 
     async def _resident(self, files: ModelFiles) -> Resident:
@@ -232,70 +238,30 @@ class ModelPool:
 
     async def _add(self, files: ModelFiles) -> None:
         async with self._changing:
-            need = await asyncio.to_thread(self.ledger.appraise, files)
-            evicted = await self._make_room(files, need)
-            if self._is_closed:
-                raise _shutting_down()
-            reservation = self.ledger.reserve(files, need, self._free_bytes)
-            recovery = Recovery(files.id, self._survival.max_resumes, self._watch)
-            breaker = Breaker(files.id, self._survival.crash_pause_s)
-            self._residents[files.id] = Resident(files, recovery, breaker, reservation, evicted)
+            try:
+                await self._add_alone(files)
+            finally:
+                self._room.share_out()
 
-    async def _make_room(self, files: ModelFiles, need: Need) -> tuple[str, ...]:
-        """Take from stored prompts, or unload, what has to go for a model, and return which were unloaded.
+    async def _add_alone(self, files: ModelFiles) -> None:
+        need = await asyncio.to_thread(self.ledger.appraise, files)
+        evicted = await self._room.make(files, need)
+        if self._is_closed:
+            raise _shutting_down()
+        recovery = Recovery(files.id, self._survival.max_resumes, self._watch)
+        breaker = Breaker(files.id, self._survival.crash_pause_s)
+        reservation = self._room.reserve(files, need)
+        self._residents[files.id] = Resident(files, recovery, breaker, reservation, evicted)
 
-        Prompts of models that nobody uses go first, then such models, then prompts of those in use. Takes nothing when
-        all of that wouldn't do.
-        """
-        if need.total_bytes > self.ledger.budget_bytes:
-            raise too_large(files, need, self.ledger.budget_bytes)
-        evicted = list[str]()
-        # Looked at anew each time: while room is made, a model may come into use.
-        while (missing_bytes := self._missing_bytes(need)) > 0 or self._is_full:
-            idle, staying = self._idle_and_staying()
-            if missing_bytes > sum(one.committed_bytes for one in idle) + stored_bytes(staying):
-                raise no_room(
-                    files, need, self._free_bytes, self.ledger.budget_bytes, self._claims()
-                )
-            if not self._is_full and missing_bytes <= stored_bytes(idle):
-                await give_up(idle, missing_bytes)
-            elif idle:
-                await self._drop(idle[0], "room")
-                evicted.append(idle[0].files.id)
-            elif self._is_full:
-                raise no_place(files, self._max_loaded, self._claims())
-            else:
-                await give_up(staying, missing_bytes)
-        return tuple(evicted)
+    async def _share_out(self) -> None:
+        async with self._changing:
+            self._room.share_out()
 
-    @property
-    def _free_bytes(self) -> int:
-        return self.ledger.budget_bytes - self.committed_bytes
-
-    @property
-    def _is_full(self) -> bool:
-        return len(self._residents) >= self._max_loaded
-
-    def _missing_bytes(self, need: Need) -> int:
-        return max(need.total_bytes - self._free_bytes, 0)
-
-    def _idle_and_staying(self) -> tuple[list[Resident], list[Resident]]:
-        """Return the models that may leave, the longest unused first, and those that have to stay."""
-        idle, staying = list[Resident](), list[Resident]()
-        for one in self._residents.values():
-            has_to_stay = one.leases or self.is_pinned(one.files)
-            (staying if has_to_stay else idle).append(one)
-        return idle, staying
-
-    def _share_out(self) -> None:
-        """Let stored prompts have what is free, those of the model used last first."""
-        share_out(reversed(self._residents.values()), self.ledger, self._free_bytes)
-
-    def _claims(self) -> list[Claim]:
-        return [
-            Claim(one.files.id, one.committed_bytes, one.leases, self.is_pinned(one.files))
-            for one in self._residents.values()
-        ]
+    def _share_out_soon(self) -> None:
+        """Have it done behind what holds the lock now. An empty context: it is part of no request's trace."""
+        task = asyncio.create_task(self._share_out(), context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _watch_idling(self, resident: Resident) -> None:
         """Let an idle model leave in time. It has one alarm, which looks when it was last used."""
@@ -318,7 +284,7 @@ class ModelPool:
         async with self._changing:
             if self._is_overdue(resident):
                 await self._drop(resident, "idle")
-                self._share_out()
+                self._room.share_out()
 
     def _is_overdue(self, resident: Resident) -> bool:
         limit_s = self._idle_limit_s(resident)
@@ -379,7 +345,7 @@ class ModelPool:
 
     async def _load(self, resident: Resident) -> EngineProcess:
         resident.engine, started_s, model_id = None, time.monotonic(), resident.files.id
-        resident.loading = None
+        resident.loading, reserved = None, resident.reservation
         try:
             engine = await self._start_engine(resident.files)
         except Exception as error:
@@ -388,8 +354,12 @@ class ModelPool:
                 self._residents.pop(model_id, None)
             else:
                 resident.breaker.engine_ended("could not be started", has_worked=False)
+            self._share_out_soon()
             raise
         resident.engine, load_s = engine, time.monotonic() - started_s
+        if resident.reservation != reserved:
+            tell_room(resident)
+        self._share_out_soon()
         if engine.ready is not None:
             resident.reservation = resident.reservation.corrected(engine.ready.weights_bytes)
         if engine.is_alive:

@@ -1,4 +1,4 @@
-"""Stored prompts make room: for a model that would not fit beside them, and they come back when there is room again."""
+"""Stored prompts make way for a model that would not fit beside them, and come back when there is room again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 
-from mlx_manager.mlx_server.pool.ledger import Ledger
+from mlx_manager.mlx_server.pool.ledger import Ledger, held_bytes
 from mlx_manager.mlx_server.pool.resident import Resident
 
 # Engines tell what they hold once a second.
@@ -14,48 +14,72 @@ LOOK_S = 0.05
 MOST_LOOKS = 100
 
 
-def stored_bytes(residents: Iterable[Resident]) -> int:
-    """Return what is set aside for stored prompts in engines that could be told to give it up."""
-    return sum(one.reservation.prefix_cache_bytes for one in residents if one.is_running)
+def givable_bytes(residents: Iterable[Resident]) -> int:
+    """Return how much less models would count for without their stored prompts."""
+    return sum(map(_givable_bytes, residents))
 
 
-async def give_up(residents: Iterable[Resident], wanted_bytes: int) -> None:
-    """Take `wanted_bytes` from stored prompts, of the first ones first; returns when they are given back, or late."""
-    changed = list[Resident]()
+async def make_way(residents: Iterable[Resident], wanted_bytes: int) -> list[Resident]:
+    """Take `wanted_bytes` from stored prompts, of the first ones first, and wait until engines have given them back.
+
+    Returns those whose engines have not done so in five seconds.
+    """
+    asked = list[tuple[Resident, int]]()
     for resident in residents:
-        taken_bytes = min(stored_bytes([resident]), wanted_bytes)
+        taken_bytes = min(_givable_bytes(resident), wanted_bytes)
         if taken_bytes > 0:
-            _change(resident, -taken_bytes)
-            changed.append(resident)
+            asked.append((resident, resident.committed_bytes - taken_bytes))
+            _set_room(resident, _room_for(*asked[-1]))
             wanted_bytes -= taken_bytes
+    late = list[Resident]()
     for _ in range(MOST_LOOKS):
-        if all(map(_has_given_up, changed)):
-            return
+        late = [one for one, target_bytes in asked if one.committed_bytes > target_bytes]
+        if not late:
+            break
         await asyncio.sleep(LOOK_S)
+    return late
 
 
-def share_out(residents: Iterable[Resident], ledger: Ledger, free_bytes: int) -> None:
+def come_back(residents: Iterable[Resident], ledger: Ledger, free_bytes: int) -> None:
     """Let stored prompts have what is free and they should have, of the first ones first."""
     for resident in residents:
-        missing_bytes = ledger.wanted_bytes(resident.files) - stored_bytes([resident])
-        more_bytes = min(missing_bytes, free_bytes)
-        if more_bytes > 0 and resident.is_running:
-            _change(resident, more_bytes)
+        room_bytes = resident.reservation.prefix_cache_bytes
+        more_bytes = min(ledger.wanted_bytes(resident.files) - room_bytes, free_bytes)
+        if more_bytes > 0:
+            _set_room(resident, room_bytes + more_bytes)
             free_bytes -= more_bytes
 
 
-def _change(resident: Resident, by_bytes: int) -> None:
-    reserved = resident.reservation
-    resident.reservation = changed = replace(
-        reserved,
-        prefix_cache_bytes=reserved.prefix_cache_bytes + by_bytes,
-        shared_bytes=reserved.shared_bytes + by_bytes,
+def tell_room(resident: Resident) -> None:
+    """Tell the engine of a model what its reservation says: it may have changed since the engine was started."""
+    if resident.engine is not None and resident.is_running:
+        reserved = resident.reservation
+        resident.engine.set_room(reserved.prefix_cache_bytes, reserved.shared_bytes)
+
+
+def _givable_bytes(resident: Resident) -> int:
+    reserved, held = resident.reservation, held_bytes(resident.engine)
+    without_bytes = max(
+        reserved.total_bytes - reserved.prefix_cache_bytes,
+        sum(held.values()) - held.get("prefix_cache", 0),
     )
-    assert resident.engine is not None
-    resident.engine.share(changed.prefix_cache_bytes, changed.shared_bytes)
+    return max(resident.committed_bytes - without_bytes, 0)
 
 
-def _has_given_up(resident: Resident) -> bool:
-    """Whether its engine keeps no more than it may, as far as it has told; a dead one keeps nothing."""
-    vitals = resident.engine.vitals if resident.engine and resident.is_running else None
-    return vitals is None or vitals.prefix_cache_bytes <= resident.reservation.prefix_cache_bytes
+def _room_for(resident: Resident, target_bytes: int) -> int:
+    """Return what stored prompts may take for a model to count for `target_bytes`, by the books and by its engine."""
+    reserved, held = resident.reservation, held_bytes(resident.engine)
+    by_books = reserved.prefix_cache_bytes - (reserved.total_bytes - target_bytes)
+    by_engine = held.get("prefix_cache", 0) - (sum(held.values()) - target_bytes)
+    return max(min(by_books, by_engine if held else by_books, reserved.prefix_cache_bytes), 0)
+
+
+def _set_room(resident: Resident, prefix_cache_bytes: int) -> None:
+    reserved = resident.reservation
+    more_bytes = prefix_cache_bytes - reserved.prefix_cache_bytes
+    resident.reservation = replace(
+        reserved,
+        prefix_cache_bytes=prefix_cache_bytes,
+        shared_bytes=max(reserved.shared_bytes + more_bytes, 0),
+    )
+    tell_room(resident)

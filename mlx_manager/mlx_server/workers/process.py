@@ -28,7 +28,7 @@ from mlx_manager.mlx_server.engine.messages import (
     Loading,
     Pass,
     Ready,
-    Share,
+    Room,
     Sibling,
     Step,
     Submit,
@@ -237,13 +237,16 @@ class EngineProcess:
         elif isinstance(request, VectorStream):
             self._vectors[request.sequence_id] = request
 
-    def share(self, prefix_cache_bytes: int, shared_bytes: int) -> None:
+    def set_room(self, prefix_cache_bytes: int, shared_bytes: int) -> None:
         """Change how much memory is for stored prompts, and for them with keys and values together."""
         if self.ready is None or not self.is_alive:
             return
-        kv_budget_bytes = self._options.kv_budget_bytes or shared_bytes
+        # 0 where nobody knows how much it is.
+        kv_budget_bytes = (
+            self._options.kv_budget_bytes or shared_bytes or self.ready.kv_budget_bytes or 0
+        )
         self.ready = msgspec.structs.replace(self.ready, kv_budget_bytes=kv_budget_bytes)
-        self._send(Share(prefix_cache_bytes, shared_bytes, kv_budget_bytes))
+        self._send(Room(prefix_cache_bytes, shared_bytes, kv_budget_bytes))
 
     def end_requests(self, error: MlxManagerError) -> None:
         """Give every request up and let its reader meet `error`."""
@@ -331,7 +334,7 @@ class EngineProcess:
                     "engine stalled: %(model)s %(fault)s; ending it",
                     {"model": self.model_id, "fault": fault},
                 )
-                # First: whoever hears that it has gone stops listening to it.
+                # First: when it is declared gone its channel is closed, and that ends it.
                 await tell_stacks(process)
                 self._declare_gone(fault)
                 kill(process)
