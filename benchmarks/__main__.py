@@ -14,6 +14,7 @@ from benchmarks.compare import compare
 from benchmarks.contended import measure_contended, measure_longest
 from benchmarks.figures import comparison_figures, memory_figures, telemetry_figures
 from benchmarks.followup import measure_followups
+from benchmarks.history import Earlier, NotAReport
 from benchmarks.memory import REQUESTS, measure_memory
 from benchmarks.report import WIDTH, Report, print_report
 from benchmarks.rounds import Say
@@ -29,17 +30,21 @@ TELEMETRY_ROUNDS_FACTOR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write; return 1 when any answer was wrong, 0 else: a goal missed is a result."""
+    """Measure, print, write; return 1 when an answer was wrong or a share is slower than before, 0 else.
+
+    A goal that is missed is a result.
+    """
     options = _parse(argv)
     notes = Console(stderr=True, highlight=False)
-    report = Report(options.rounds)
+    report = Report(options.rounds, earlier=options.against)
     with tempfile.TemporaryDirectory(prefix="mlx-manager-benchmarks-") as folder:
         for part in options.parts:
             _measure(part, options, Path(folder) / part, report, notes.print)
     print_report(report, Console(width=WIDTH))
     if options.json:
         report.write(options.json)
-    return 1 if report.failures else 0
+    is_slower = any(change.is_slower for change in report.changes)
+    return 1 if report.failures or is_slower else 0
 
 
 def _measure(
@@ -125,6 +130,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--without-mlx-lm", action="store_true", help="leave mlx_lm.server out")
     parser.add_argument("--quick", action="store_true", help="a rough look in under two minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument(
+        "--against",
+        type=_earlier,
+        help="compare with what --json has written earlier",
+        metavar="FILE",
+    )
     options = parser.parse_args(argv)
     options.parts = options.only or options.parts or list(DEFAULT_PARTS)
     if unknown := sorted(set(options.parts) - set(PARTS)):
@@ -132,6 +143,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     options.requests = options.requests or (QUICK_MEMORY_REQUESTS if options.quick else REQUESTS)
     return options
+
+
+def _earlier(file: str) -> Earlier:
+    try:
+        return Earlier.read(Path(file))
+    except NotAReport as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _words(text: str) -> list[str]:

@@ -36,6 +36,7 @@ from benchmarks.goals import (
     memory_goal,
     telemetry_goals,
 )
+from benchmarks.history import Change, Earlier
 
 # Wide enough for every column, also where there is no terminal.
 WIDTH = 160
@@ -60,6 +61,7 @@ CONTENDED_COLUMNS = (
     "long beside s",
     "piece ms",
 )
+CHANGE_COLUMNS = ("", "then", "now", "")
 FOLLOWUP_COLUMNS = (
     *("prompt", "cold ms", "warm ms", "restarted ms"),
     *("warm", "range", "restarted", "range"),
@@ -90,6 +92,12 @@ class Report:
     telemetry: list[TelemetryPart] = field(default_factory=list)
     memory: list[MemoryFigures] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    earlier: Earlier | None = None
+
+    @property
+    def changes(self) -> list[Change]:
+        """How shares of the bare loop differ from an earlier run's, if there is one to compare with."""
+        return [] if self.earlier is None else self.earlier.changes(self.comparisons)
 
     @property
     def requests(self) -> int:
@@ -165,6 +173,9 @@ def print_report(report: Report, screen: Console) -> None:
         screen.print(_filled(_table(title), FOLLOWUP_COLUMNS, cells))
     for figures in report.memory:
         screen.print(_memory_lines(figures), highlight=False)
+    if report.earlier is not None:
+        title = f"share of the bare loop, then ({report.earlier.started_at[:16]}) and now"
+        screen.print(_filled(_table(title), CHANGE_COLUMNS, map(_change_cells, report.changes)))
     screen.print(_goals_table(report.goals()))
     for failure in report.failures[:10]:
         screen.print(f"wrong answer: {failure}", style="red", markup=False, highlight=False)
@@ -250,6 +261,12 @@ def _followup_cells(row: FollowUp) -> Sequence[str]:
         f"{median(restarted):.2f}",
         f"{min(restarted):.2f} … {max(restarted):.2f}",
     )
+
+
+def _change_cells(change: Change) -> Sequence[str]:
+    spreads = (change.before, change.now)
+    shares = [f"{one.median:.2f} ({_range(one, '.2f')})" for one in spreads]
+    return (change.place, *shares, "[red]slower[/red]" if change.is_slower else "")
 
 
 def _memory_lines(figures: MemoryFigures) -> str:

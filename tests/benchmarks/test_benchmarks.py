@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import httpx
 import pytest
+from rich.console import Console
 
 from benchmarks.__main__ import main
 from benchmarks.connection import Reply
 from benchmarks.contenders import Measured, deal
-from benchmarks.figures import percentile, telemetry_figures
+from benchmarks.figures import Figures, Spread, percentile, telemetry_figures
 from benchmarks.goals import telemetry_goals
+from benchmarks.history import Earlier
 from benchmarks.memory import Growth
 from benchmarks.models import make_model
 from benchmarks.prompts import PromptMaker
 from benchmarks.receiver import otlp_receiver
 from benchmarks.replies import read
+from benchmarks.report import Report, print_report
 from benchmarks.rounds import measure, orders, throughput_ratio
 from benchmarks.servers import Cpu
 from benchmarks.telemetry import OFF, SPANS, STORE, STORE_AND_OTLP, TelemetryCost, measure_telemetry
@@ -209,6 +213,61 @@ def test_each_kind_of_telemetry_is_compared_with_none_and_the_store_with_spans_a
         }
     )
     assert goals == {"tiny, telemetry into the store": False, "tiny, writing to the store": True}
+
+
+def test_a_share_that_is_smaller_in_every_round_is_slower_than_before(tmp_path: Path) -> None:
+    file = tmp_path / "before.json"
+    place = {"model": "tiny", "work": "even", "contender": "MLX Manager"}
+    rows = [
+        place | {"clients": clients, "ratio": {"median": 0.9, "low": 0.85, "high": 1.0}}
+        for clients in (1, 4)
+    ]
+    file.write_text(json.dumps({"started_at": "2026-11-27T10:00", "comparisons": rows}))
+    earlier = Earlier.read(file)
+
+    figures = {one: figures_of(one, Spread(0.8, 0.7, high)) for one, high in ((4, 0.84), (16, 0.1))}
+    [change] = earlier.changes(figures.values())
+    assert change.place == "tiny, even, 4 clients, MLX Manager"
+    assert change.is_slower
+    [change] = earlier.changes([figures_of(4, Spread(0.8, 0.7, 0.86))])
+    assert not change.is_slower, "their ranges meet"
+    report = Report(1, comparisons=[*figures.values()], earlier=earlier)
+    with (tmp_path / "printed").open("w") as printed:
+        print_report(report, Console(file=printed, width=200))
+    assert re.search(
+        r"4 clients, MLX Manager +0.90 .* 0.80 .* slower", (tmp_path / "printed").read_text()
+    )
+
+
+def test_what_is_no_report_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "other.json"
+    file.write_text("[]")
+    with pytest.raises(SystemExit):
+        main(["tiny", "--against", str(file)])
+    assert "other.json is no report that --json has written" in capsys.readouterr().err
+
+
+def figures_of(clients: int, share: Spread) -> Figures:
+    one = Spread(1.0, 1.0, 1.0)
+    return Figures(
+        model="tiny",
+        work="even",
+        clients=clients,
+        contender="MLX Manager",
+        requests=1,
+        failures=0,
+        tokens_per_s=one,
+        ratio=share,
+        first_token_p50_s=None,
+        first_token_p99_s=None,
+        gap_p50_s=None,
+        gap_p99_s=None,
+        cpu_us_per_token=one,
+        api_cpu_us_per_token=1.0,
+        engine_cpu_us_per_token=1.0,
+        extra_cpu_us_per_token=one,
+        client_cpu_us_per_token=None,
+    )
 
 
 def test_growth_is_the_slope_after_the_warm_up() -> None:
