@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +32,10 @@ from tests.workers.processes import (
     runs,
     started,
 )
+from tools.chaos.inside import sitecustomize
+from tools.chaos.inside.sitecustomize import WAIT
 
+FAULTS = Path(sitecustomize.__file__).parent
 # A machine that is busy with other tests needs some of it.
 AT_ONCE_S = 5.0
 
@@ -77,6 +82,23 @@ async def test_a_process_that_stops_speaking_is_ended(tiny: Path) -> None:
         assert "stalled for 4 s" in str(errors[0])
         assert engine.is_stalled
         await has_gone(engine.pid)
+
+
+async def test_a_process_that_speaks_and_gets_nothing_done_is_ended_and_says_where_it_is(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
+    async with started(tiny, stall_timeout_s=1.5) as engine:
+        async with ask(engine) as stream:
+            await anext(stream)
+            await asyncio.sleep(4)
+            assert not engine.is_stalled, "it has work, which gets on"
+        [error] = await asyncio.wait_for(failures([ask(engine, prompt=[40, *WAIT, 41])]), 60)
+        assert isinstance(error, EngineFailed)
+        assert "got nothing done for 1.5 s" in str(error)
+        await has_gone(engine.pid)
+    assert "engine stalled: test/model got nothing done for 1.5 s; ending it" in caplog.text
+    assert re.search(r'engine says: +File ".*worker.py", line \d+ in serve', caplog.text)
 
 
 async def test_stopping_leaves_no_process_task_or_descriptor(tiny: Path) -> None:
