@@ -173,7 +173,7 @@ async def test_a_row_that_is_still_seen_at_the_start_is_looked_at_again(
     database: Database,
 ) -> None:
     await left_running(database, Instance("elsewhere", 1, "x"), datetime.now(UTC))
-    async with AuditLog(database, lease_s=0.3, running_after_s=0.01):
+    async with AuditLog(database, lease_s=1.0, running_after_s=0.01):
         assert await outcomes(database) == ["running"]
         await eventually_has(database, "interrupted")
 
@@ -181,14 +181,14 @@ async def test_a_row_that_is_still_seen_at_the_start_is_looked_at_again(
 async def test_two_logs_at_once_keep_their_hands_off_each_others_requests(
     database: Database,
 ) -> None:
-    """Each renews its lease: with one of 0.3 s both still run after a second."""
+    """Each renews its lease: with one of a second both still run after two."""
     async with (
-        AuditLog(database, lease_s=0.3, running_after_s=0.01) as first,
-        AuditLog(database, lease_s=0.3, running_after_s=0.01) as second,
+        AuditLog(database, lease_s=1.0, running_after_s=0.01) as first,
+        AuditLog(database, lease_s=1.0, running_after_s=0.01) as second,
     ):
         entries = [(log, log.open(origin(), None)) for log in (first, second)]
         await eventually_has(database, "running", "running")
-        await asyncio.sleep(1)
+        await asyncio.sleep(2)
         assert await outcomes(database) == ["running", "running"]
         for log, entry in entries:
             entry.status = 200

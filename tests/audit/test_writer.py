@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,10 @@ async def test_a_row_after_the_end_is_lost_without_an_error(database: Database) 
     assert await stored(database) == []
 
 
+async def is_in_trouble(caplog: pytest.LogCaptureFixture, streak: int) -> bool:
+    return log_lines(caplog).count(IN_TROUBLE) == streak
+
+
 async def test_rows_wait_for_a_lock_and_trouble_is_told_of_once_per_streak(
     database: Database, database_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,7 +178,8 @@ async def test_rows_wait_for_a_lock_and_trouble_is_told_of_once_per_streak(
         for streak in (1, 2):
             with locked(database_file):
                 writer.put(make_record())
-                # Some tries: each waits 0.05 s for the lock.
+                # A try and some more: each waits 0.05 s for the lock.
+                await eventually(partial(is_in_trouble, caplog, streak))
                 await asyncio.sleep(0.4)
                 assert len(await stored(database)) == streak - 1
             await eventually_stored(database, streak)

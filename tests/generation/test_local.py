@@ -183,17 +183,21 @@ async def test_an_unknown_model_is_not_found(backend: LocalBackend) -> None:
         await collect(backend.stream(request(model="test/none")))
 
 
-async def test_an_answer_that_takes_too_long_is_ended(pool: ModelPool) -> None:
+async def test_an_answer_that_takes_too_long_is_ended(
+    pool: ModelPool, backend: LocalBackend
+) -> None:
+    await collect(backend.stream(request(max_tokens=1)))  # loads the model
     hasty = LocalBackend(pool, {"chat": 600.0, "text_completion": 0.3})
-    await collect(hasty.stream(request(max_tokens=1)))
     with pytest.raises(RequestTimeout, match=r"0\.3 s"):
         await collect(hasty.stream(request((5,), max_tokens=None, sampling=Sampling(0.0))))
     await eventually(lambda: active(pool) == 0)
 
 
-async def test_the_answers_to_all_prompts_are_ended_together(pool: ModelPool) -> None:
+async def test_the_answers_to_all_prompts_are_ended_together(
+    pool: ModelPool, backend: LocalBackend
+) -> None:
+    await collect(backend.stream(request(max_tokens=1)))  # loads the model
     hasty = LocalBackend(pool, {"chat": 600.0, "text_completion": 0.3})
-    await collect(hasty.stream(request(max_tokens=1)))
     more = tuple(RawPrompt((number,)) for number in range(6, 10))
     asked = request((5,), max_tokens=None, sampling=Sampling(0.0), more_prompts=more)
     with pytest.raises(RequestTimeout):

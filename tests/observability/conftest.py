@@ -66,7 +66,7 @@ def interpreter(tmp_path: Path) -> Python:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 

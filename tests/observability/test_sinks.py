@@ -107,7 +107,7 @@ def test_a_broken_sink_loses_its_own_data_and_nothing_else(
 ) -> None:
     with collecting(behaviour) as broken, collecting() as well:
         done = python(
-            report(timeout_s=1.0),
+            report(timeout_s=4.0),
             LOGFIRE_TOKEN=TOKEN,
             LOGFIRE_BASE_URL=broken.url,
             OTEL_EXPORTER_OTLP_ENDPOINT=well.url,
@@ -125,7 +125,7 @@ def test_a_sink_that_refuses_loses_its_own_data_and_nothing_else(
 ) -> None:
     with collecting() as well:
         done = python(
-            report(timeout_s=1.0),
+            report(timeout_s=4.0),
             LOGFIRE_TOKEN=TOKEN,
             LOGFIRE_BASE_URL=well.url,
             OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{refused_port}",

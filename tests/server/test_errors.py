@@ -153,9 +153,10 @@ def accesses(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 async def test_a_huge_field_that_is_wrong_is_refused_quickly_and_shortly(
     http: httpx.AsyncClient, changes: dict[str, Any], param: str
 ) -> None:
-    start_s = time.perf_counter()
+    # Of this process, which is client and server: what else the machine does is no fault of theirs.
+    start_s = time.process_time()
     response = await http.post("/v1/chat/completions", json={**MESSAGE, **changes})
-    assert time.perf_counter() - start_s < QUICK_S
+    assert time.process_time() - start_s < QUICK_S
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
     assert len(response.content) < 1000

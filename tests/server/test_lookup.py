@@ -82,16 +82,16 @@ def attributes_of(name: str, spans: list[ReadableSpan]) -> dict[str, Any]:
 async def test_a_stream_that_is_alone_goes_on_when_its_engine_is_killed(
     looking_up: RunningServer, spans: Spans, sampling: dict[str, Any]
 ) -> None:
-    body = BODY | sampling | {"stream": True, "max_tokens": 10 * TOKENS}
+    body = BODY | sampling | {"stream": True, "max_tokens": 18 * TOKENS}
     whole, _ = await heard(looking_up, body)
-    broken, answer_id = await heard(looking_up, body, kill_after=TOKENS // 8)
+    broken, answer_id = await heard(looking_up, body, kill_after=8)
     assert broken == whole
     found = await spans.of_answer(answer_id)
     # What the engine tells that went on: it has looked up, too.
     assert attributes_of("decode", found)["mlx.decode.accepted_tokens"] > TOKENS
     resume = attributes_of("resume", found)
     assert resume["mlx.resume.cause"] == "was killed by signal 9"
-    assert 0 < resume["mlx.resume.after_token"] < 9 * TOKENS
+    assert 0 < resume["mlx.resume.after_token"] < 17 * TOKENS
 
 
 async def heard(

@@ -76,7 +76,7 @@ async def test_lists_of_token_ids_are_prompts_too(openai: AsyncOpenAI) -> None:
 
 
 async def test_a_stream_tells_all_choices_apart_and_mixes_them(openai: AsyncOpenAI) -> None:
-    asked: dict[str, Any] = {"n": 2, "max_tokens": 100, "logprobs": 1, "echo": True, **SEEDED}
+    asked: dict[str, Any] = {"n": 2, "max_tokens": 400, "logprobs": 1, "echo": True, **SEEDED}
     asked["extra_body"] = {"ignore_eos": True}
     whole = await complete(openai, **asked)
     stream = await complete(openai, stream=True, stream_options={"include_usage": True}, **asked)

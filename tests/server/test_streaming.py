@@ -154,8 +154,9 @@ async def test_a_client_that_stops_reading_holds_nobody_up_and_loses_nothing(
     assert slow.is_complete
     assert slow.text == quick.text
     assert len(slow.text) > TOKENS
-    assert len(slow.pieces) < 12 < len(quick.pieces)
-    assert is_free(pool)
+    assert len(slow.pieces) < 12
+    assert len(quick.pieces) > 3, "it had them as they came"
+    await eventually(lambda: is_free(pool))
 
 
 async def test_a_client_that_never_reads_on_is_cut_off_at_the_limit(
@@ -188,7 +189,7 @@ async def test_a_client_that_reads_nothing_until_the_time_is_up_has_timed_out(
     entry.end(1)
     row = entry.values()
     assert (row["outcome"], row["error_code"]) == ("failed", "request_timeout")
-    assert is_free(pool)
+    await eventually(lambda: is_free(pool))
 
 
 async def test_a_client_that_leaves_while_nothing_can_be_written_is_noticed(
@@ -230,7 +231,7 @@ async def pinged(
 
 async def test_pings_are_sent_while_a_prompt_is_read() -> None:
     client = Connection(takes=100)
-    await pinged(slowly(0.15, b"a", b"b", END), client)
+    await pinged(slowly(0.6, b"a", b"b", END), client)
     begun, *pings, a, b, end = client.pieces
     assert (begun, a, b, end) == (b"begun", b"a", b"b", END)
     assert len(pings) > 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import logfire
 import pytest
-from playwright.sync_api import Browser, BrowserContext
+from playwright.sync_api import Browser, BrowserContext, expect
 
 from mlx_manager.app import create_app
 from mlx_manager.observability.setup import TelemetryOptions, configure
@@ -82,6 +82,11 @@ def empty_site(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Ite
         yield server.url
 
 
+# Chromium, a server and an engine share the machine with other tests.
+PATIENCE_MS = 30_000
+expect.set_options(timeout=PATIENCE_MS)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with open_browser() as browser:
@@ -92,7 +97,7 @@ def browser() -> Iterator[Browser]:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A browser without memory: no storage, no history."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(PATIENCE_MS)
     yield context
     context.close()
 

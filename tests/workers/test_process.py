@@ -137,8 +137,8 @@ async def test_cancelling_the_reader_frees_its_row(engine: EngineProcess) -> Non
 
 
 async def test_a_slow_reader_gets_everything_in_longer_lists(engine: EngineProcess) -> None:
-    whole = await read(ask(engine, 200))
-    async with ask(engine, 200) as stream:
+    whole = await read(ask(engine, 2000))
+    async with ask(engine, 2000) as stream:
         first = await anext(stream)
         await eventually(lambda: stream.ended is not None)
         rest = await anext(stream)
@@ -242,7 +242,8 @@ async def test_no_more_of_freed_buffers_is_kept_than_is_said(
 ) -> None:
     async with started(model_dir / "test" / "tiny", pooled_bytes=pooled_bytes) as engine:
         await read(ask(engine, 5, list(range(40, 500))))
-        await eventually(lambda: engine.vitals is not None and bool(engine.vitals.steps))
+        before = engine.vitals
+        await eventually(lambda: engine.vitals is not before)
         assert engine.vitals is not None
         is_within = engine.vitals.pooled_bytes <= 64 * 1024
         assert is_within is (pooled_bytes is not None)
