@@ -154,8 +154,7 @@ async def test_a_client_that_stops_reading_holds_nobody_up_and_loses_nothing(
     assert slow.is_complete
     assert slow.text == quick.text
     assert len(slow.text) > TOKENS
-    assert len(slow.pieces) < 12
-    assert len(quick.pieces) > 3, "it had them as they came"
+    assert len(slow.pieces) < 12 < len(quick.pieces)
     await eventually(lambda: is_free(pool))
 
 
