@@ -21,23 +21,17 @@ REQUESTS_EACH = 25
 OUTPUT_TOKENS = 8
 # Bounded caches, tables and windows fill in the first half, by some 5 MiB, and the slope leaves it out.
 WARM_UP_SHARE = 0.5
-# An engine's goes up and down by some MiB with what MLX has just freed: of so many readings the least counts.
-ENGINE_FLOOR_OF = 5
 # As are stored prompts in the engine, with so little for them.
 ENVIRONMENT = {"MLX_SERVER_PREFIX_CACHE_MIB": "32"}
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Resident bytes of a process, `API` or `engine`, after so many requests.
-
-    Of each `floor_of` readings the slope takes the least.
-    """
+    """Resident bytes of a process, `API` or `engine`, after so many requests."""
 
     process: str
     requests: list[int]
     rss_bytes: list[int]
-    floor_of: int = 1
 
     @property
     def bytes_per_request(self) -> float:
@@ -56,9 +50,7 @@ class Growth:
 
     def _after_warm_up(self) -> list[tuple[int, int]]:
         points = list(zip(self.requests, self.rss_bytes, strict=True))
-        later = points[int(len(points) * WARM_UP_SHARE) :]
-        groups = (later[at : at + self.floor_of] for at in range(0, len(later), self.floor_of))
-        return [min(group, key=lambda point: point[1]) for group in groups]
+        return points[int(len(points) * WARM_UP_SHARE) :]
 
 
 def measure_memory(
@@ -68,7 +60,7 @@ def measure_memory(
     path = make_model(folder / "models", "tiny")
     prompts = PromptMaker(path)
     load = even_load(CLIENTS, REQUESTS_EACH, OUTPUT_TOKENS)
-    api, engine = growths = [Growth("API", [], []), Growth("engine", [], [], ENGINE_FLOOR_OF)]
+    api, engine = growths = [Growth("API", [], []), Growth("engine", [], [])]
     failures = list[str]()
     with ExitStack() as stack:
         child = stack.enter_context(Child("benchmarks.client"))

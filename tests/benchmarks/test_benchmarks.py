@@ -277,9 +277,6 @@ def test_growth_is_the_slope_after_the_warm_up() -> None:
 
     assert flat.growth_bytes == pytest.approx(0)
     assert leaking.bytes_per_request == pytest.approx(3)
-    more, swinging = list(range(20)), [100 + 50 * (at % 2) for at in range(20)]
-    assert Growth("engine", more, swinging).growth_bytes > 10
-    assert Growth("engine", more, swinging, floor_of=2).growth_bytes == pytest.approx(0)
 
 
 def test_a_percentile_is_one_of_the_values() -> None:
