@@ -32,10 +32,10 @@ MIB = 2**20
 # Each small model is taken for 256 MiB of head room, a little of weights, keys and values, and 16 MiB of prefix cache.
 BUDGET_MIB = 600
 SET = {
-    TINY: ModelSettings(aliases=("small", "gpt-x"), prefix_cache_mib=0, context_tokens=2048),
+    TINY: ModelSettings(aliases=("small", "gpt-x"), prefix_cache_mib=0, context_tokens=8192),
     "test/plain": ModelSettings(idle_unload_s=0.3),
     "test/odd": ModelSettings(family="nobody's"),
-    "test/wide": ModelSettings(context_tokens=9999),
+    "test/wide": ModelSettings(context_tokens=200_000),
 }
 
 
@@ -192,9 +192,9 @@ async def test_a_model_answers_to_its_aliases_and_is_listed_by_them(
 async def test_a_model_s_own_context_is_kept_to(
     admin: httpx.AsyncClient, openai: AsyncOpenAI
 ) -> None:
-    with pytest.raises(sdk.BadRequestError, match="test/tiny takes 2048 with the answer"):
-        await ask(openai, TINY, prompt=[5] * 2048)
-    await ask(openai, LATE, prompt=[5] * 2048)
+    with pytest.raises(sdk.BadRequestError, match="test/tiny takes 8192 with the answer"):
+        await ask(openai, TINY, prompt=[5] * 8192)
+    await ask(openai, LATE, prompt=[5] * 8192)
 
 
 async def test_settings_that_a_model_can_not_have_are_refused_with_those_it_can(
@@ -202,7 +202,7 @@ async def test_settings_that_a_model_can_not_have_are_refused_with_those_it_can(
 ) -> None:
     with pytest.raises(sdk.InternalServerError, match=r"no family .*hermes"):
         await ask(openai, "test/odd")
-    with pytest.raises(sdk.InternalServerError, match=r"9999 .* allows 4096"):
+    with pytest.raises(sdk.InternalServerError, match=r"200000 .* allows 131072"):
         await ask(openai, "test/wide")
 
 

@@ -21,6 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from mlx_manager.mlx_server.app import create_app
 from mlx_manager.mlx_server.audit.search import RequestFilter, search
 from mlx_manager.mlx_server.audit.tables import AuditRow
+from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import RunningServer, eventually, running, settings_for
 from tests.support.spans import Spans
 
@@ -115,7 +116,7 @@ async def test_overload_leaves_one_row_and_the_request_before_it_another(
         base_url=f"{small.url}/v1", api_key="none", max_retries=0, timeout=60
     ) as client:
         stream = await client.chat.completions.create(
-            model=MODEL, messages=MESSAGES, max_tokens=3000, stream=True, temperature=0
+            model=MODEL, messages=MESSAGES, max_tokens=ENDLESS_TOKENS, stream=True, temperature=0
         )
         async with httpx.AsyncClient(base_url=small.url) as http:
             headers = {"Content-Type": "application/json"}

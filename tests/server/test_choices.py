@@ -11,6 +11,7 @@ from openai import AsyncOpenAI
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from tests.conftest import ENDLESS_TOKENS
 from tests.server.test_audit import row_of
 from tests.server.test_chat_completions import MESSAGES, MODEL, ask, ask_streamed
 from tests.server.test_tools import QUESTION, WEATHER
@@ -228,7 +229,7 @@ async def test_a_client_that_leaves_frees_the_places_of_all_choices(
     server: RunningServer, openai: AsyncOpenAI
 ) -> None:
     stream = await openai.chat.completions.create(
-        model=MODEL, messages=MESSAGES, n=6, max_tokens=3000, temperature=0, stream=True
+        model=MODEL, messages=MESSAGES, n=6, max_tokens=ENDLESS_TOKENS, temperature=0, stream=True
     )
     await anext(aiter(stream))
     assert active(server) == 6

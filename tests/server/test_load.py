@@ -19,17 +19,24 @@ from openai import AsyncOpenAI
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from mlx_manager.mlx_server.app import create_app
+from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import AuditedRequest, RunningServer, eventually, running, settings_for
 
+CHAT = "/v1/chat/completions"
 MODEL = "test/tiny"
-# Of the 3,000 that are asked for: more are not made before the engine hears that the client has left.
-FEW_TOKENS = 300
+# More are not made before the engine hears that the client has left.
+FEW_TOKENS = ENDLESS_TOKENS // 50
 STALL_S = 2.0
 
 
 def body(**changes: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "Count to a million."}]
-    return {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 3000} | changes
+    return {
+        "model": MODEL,
+        "messages": messages,
+        "temperature": 0,
+        "max_tokens": ENDLESS_TOKENS,
+    } | changes
 
 
 async def whole_text(client: AsyncOpenAI, prompt: str, is_streamed: bool) -> str:
@@ -121,7 +128,7 @@ async def leave(
 ) -> AuditedRequest:
     """Send a request, close the connection as soon as the engine has it, and return what the audit log says of it."""
     headers = {"X-Request-ID": uuid.uuid4().hex}
-    asking = asyncio.create_task(http.post("/v1/chat/completions", json=request, headers=headers))
+    asking = asyncio.create_task(http.post(CHAT, json=request, headers=headers))
     await eventually(lambda: server.active(MODEL) == 1)
     asking.cancel()
     await eventually(lambda: bool(server.audited(headers["X-Request-ID"])))
@@ -162,7 +169,7 @@ async def test_health_is_503_while_an_engine_is_stalled_and_200_again_when_it_wa
     with running(app) as server:
         async with (
             httpx.AsyncClient(base_url=server.url, timeout=60) as http,
-            http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as stream,
+            http.stream("POST", CHAT, json=body(stream=True, max_tokens=3000)) as stream,
         ):
             lines = stream.aiter_lines()
             await anext(lines)
@@ -180,7 +187,7 @@ async def test_health_is_503_while_an_engine_is_stalled_and_200_again_when_it_wa
 
             well = await health_when(http, 200)
             assert well["models"][-1].items() >= {"state": "ready", "engine_restarts": 1}.items()
-            assert (await http.post("/v1/chat/completions", json=body(max_tokens=1))).is_success
+            assert (await http.post(CHAT, json=body(max_tokens=1))).is_success
 
 
 async def health_when(http: httpx.AsyncClient, status: int) -> dict[str, Any]:

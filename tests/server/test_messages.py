@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind
 from mlx_manager.mlx_server.app import create_app
 from mlx_manager.mlx_server.audit.search import RequestFilter, search
 from mlx_manager.mlx_server.audit.tables import AuditRow
+from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import RunningServer, eventually, running, settings_for
 from tests.support.spans import Spans
 
@@ -307,14 +308,16 @@ async def test_a_client_that_leaves_ends_the_work(
 ) -> None:
     await ask(anthropic)  # loads the model
     if is_streamed:
-        stream = await anthropic.messages.create(stream=True, **arguments({"max_tokens": 3000}))
+        stream = await anthropic.messages.create(
+            stream=True, **arguments({"max_tokens": ENDLESS_TOKENS})
+        )
         assert server.active(MODEL) == 1
         await stream.close()
         request_id = stream.response.headers["request-id"]
     else:
         request_id = "left-before-its-answer"
         asking = asyncio.create_task(
-            ask(anthropic, max_tokens=3000, extra_headers={"X-Request-ID": request_id})
+            ask(anthropic, max_tokens=ENDLESS_TOKENS, extra_headers={"X-Request-ID": request_id})
         )
         await eventually(lambda: server.active(MODEL) == 1)
         asking.cancel()

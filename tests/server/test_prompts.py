@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 from openai.types import Completion
 
 from mlx_manager.mlx_server.app import create_app
+from tests.conftest import ENDLESS_TOKENS
 from tests.server.test_audit import row_of
 from tests.support.running import RunningServer, eventually, running, settings_for
 from tests.support.spans import Spans
@@ -195,7 +196,7 @@ async def test_prompts_that_were_all_read_before_are_a_hit(
 async def test_a_client_that_leaves_frees_the_places_of_all_prompts(
     server: RunningServer, openai: AsyncOpenAI
 ) -> None:
-    stream = await complete(openai, n=2, max_tokens=3000, stream=True)
+    stream = await complete(openai, n=2, max_tokens=ENDLESS_TOKENS, stream=True)
     await anext(aiter(stream))
     assert active(server) == 6
     await stream.close()

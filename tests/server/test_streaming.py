@@ -46,6 +46,7 @@ from mlx_manager.wire.anthropic.streams import to_events
 from mlx_manager.wire.openai.errors import error_event
 from mlx_manager.wire.openai.streams import to_chunks
 from mlx_manager.wire.signature import Signer
+from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import eventually
 
 MODEL = "test/tiny"
@@ -162,7 +163,7 @@ async def test_a_client_that_never_reads_on_is_cut_off_at_the_limit(
     pool: ModelPool, backend: ChatBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = Connection(takes=3)
-    reading = asyncio.create_task(answer(backend, client, max_tokens=3000, limit_s=1))
+    reading = asyncio.create_task(answer(backend, client, max_tokens=ENDLESS_TOKENS, limit_s=1))
     await eventually(lambda: len(client.pieces) == 3)
     assert not is_free(pool)
     async with asyncio.timeout(5):
@@ -182,7 +183,7 @@ async def test_a_client_that_reads_nothing_until_the_time_is_up_has_timed_out(
     client, entry = Connection(takes=3), Entry(Origin("1", "/"), None, 0)
     limited = LocalBackend(pool, {"chat": 0.3})
     audited = AuditedBackend(limited, lambda origin: entry, name="local")
-    await answer(InstrumentedBackend(audited), client, max_tokens=3000, limit_s=1)
+    await answer(InstrumentedBackend(audited), client, max_tokens=ENDLESS_TOKENS, limit_s=1)
     assert (len(client.pieces), client.is_complete) == (3, False)
     entry.status = 200
     entry.end(1)
@@ -195,7 +196,7 @@ async def test_a_client_that_leaves_while_nothing_can_be_written_is_noticed(
     pool: ModelPool, backend: ChatBackend
 ) -> None:
     client = Connection(takes=3)
-    reading = asyncio.create_task(answer(backend, client, max_tokens=3000))
+    reading = asyncio.create_task(answer(backend, client, max_tokens=ENDLESS_TOKENS))
     await eventually(lambda: len(client.pieces) == 3)
     assert not is_free(pool)
     client.leaves.set()

@@ -20,6 +20,7 @@ from openai import AsyncOpenAI
 from mlx_manager.mlx_server.app import create_app
 from mlx_manager.observability.setup import TelemetryOptions, configure
 from mlx_manager.traces.explain import explain
+from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import RunningServer, eventually, running, settings_for
 from tests.support.spans import Spans
 from tools.chaos.inside import sitecustomize
@@ -334,7 +335,7 @@ async def test_without_resuming_a_killed_engine_is_a_clear_error(
     with running(app) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
             await http.post("/v1/completions", json=asked([40]))
-            endless = asked([40], max_tokens=3000, temperature=0)
+            endless = asked([40], max_tokens=ENDLESS_TOKENS, temperature=0)
             whole = asyncio.create_task(http.post("/v1/completions", json=endless))
             await eventually(lambda: server.active(MODEL) == 1)
             kill(server)

@@ -12,6 +12,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
+from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import AuditedRequest, RunningServer, eventually
 from tests.support.spans import Spans, UntracedTransport
 
@@ -146,7 +147,7 @@ async def test_a_client_that_leaves_is_no_error(
     client: httpx.AsyncClient, spans: Spans, server: RunningServer
 ) -> None:
     asking = asyncio.create_task(
-        client.post("/v1/chat/completions", json=body(max_tokens=3000, stream=True))
+        client.post("/v1/chat/completions", json=body(max_tokens=ENDLESS_TOKENS, stream=True))
     )
     await eventually(lambda: server.active(MODEL) == 1)
     asking.cancel()
