@@ -18,7 +18,6 @@ from mlx_manager.errors import (
 )
 from mlx_manager.mlx_server.engine.messages import KvCost, Loading, Ready, StepTimes, Vitals
 from mlx_manager.mlx_server.model_settings import ModelSettings
-from mlx_manager.mlx_server.pool import stored_prompts
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.fit import Need
 from mlx_manager.mlx_server.pool.ledger import Ledger
@@ -462,11 +461,8 @@ async def test_prompts_that_long_requests_have_displaced_are_not_taken_for_room(
     await pool.close()
 
 
-async def test_an_engine_that_gives_nothing_back_is_asked_once(
-    starter: Starter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stored_prompts, "MOST_LOOKS", 2)
-    pool = pool_of(starter, 5, prefix_mib=1024)
+async def test_an_engine_that_gives_nothing_back_is_asked_once(starter: Starter) -> None:
+    pool = pool_of(starter, 5, prefix_mib=1024, patience_s=0.1)
     async with pool.lease(FOUR):
         [engine] = starter.engines
         report(engine, 2, 1)

@@ -37,6 +37,8 @@ from mlx_manager.mlx_server.workers.watch import EngineWatch, NoWatch
 logger = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 60.0
+# An engine says every second what it holds, and looks for orders between two steps.
+PATIENCE_S = 5.0
 # An engine that has spoken for so long can't be why the next one should wait, even if it had nothing to do.
 LONG_LIFE_S = 60.0
 
@@ -73,7 +75,8 @@ class ModelPool:
     """Keeps up to `max_loaded` models, each in an engine process, within the budget of `ledger`.
 
     Those idle longest make room for another. One without a request for `idle_unload_s` leaves by itself, unless its own
-    settings say another time. `pinned` ones, and those whose settings say so, do neither.
+    settings say another time. `pinned` ones, and those whose settings say so, do neither. Engines have `patience_s` to
+    give back memory of stored prompts that another model needs.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class ModelPool:
         ledger: Ledger | None = None,
         idle_unload_s: float | None = None,
         survival: Survival | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.catalog = catalog
         self.ledger = ledger or Ledger()
@@ -104,6 +108,7 @@ class ModelPool:
             self._residents,
             self.is_pinned,
             partial(self._drop, reason="room"),
+            patience_s,
         )
         self._changing = asyncio.Lock()
         self._is_closed = False

@@ -13,7 +13,10 @@ from mlx_manager.mlx_server.pool.stored_prompts import come_back, givable_bytes,
 
 
 class Room:
-    """The budget of `ledger` and `max_loaded` places. `residents`, the longest unused first, is who has them now."""
+    """The budget of `ledger` and `max_loaded` places. `residents`, the longest unused first, is who has them now.
+
+    Engines have `patience_s` to give back what is taken from their stored prompts.
+    """
 
     def __init__(
         self,
@@ -22,12 +25,14 @@ class Room:
         residents: dict[str, Resident],
         is_pinned: Callable[[ModelFiles], bool],
         unload: Callable[[Resident], Awaitable[None]],
+        patience_s: float,
     ) -> None:
         self._ledger = ledger
         self._max_loaded = max_loaded
         self._residents = residents
         self._is_pinned = is_pinned
         self._unload = unload
+        self._patience_s = patience_s
 
     @property
     def committed_bytes(self) -> int:
@@ -60,14 +65,14 @@ class Room:
             if not self._is_full and missing_bytes <= givable_bytes(from_idle):
                 # With what the new one's own prompts are to have: it is the one in use.
                 wanted_bytes = missing_bytes + self._ledger.wanted_bytes(files)
-                late += await make_way(from_idle, wanted_bytes)
+                late += await make_way(from_idle, wanted_bytes, self._patience_s)
             elif idle:
                 await self._unload(idle[0])
                 evicted.append(idle[0].files.id)
             elif self._is_full:
                 raise no_place(files, self._max_loaded, self._claims())
             else:
-                late += await make_way(from_staying, missing_bytes)
+                late += await make_way(from_staying, missing_bytes, self._patience_s)
         return tuple(evicted)
 
     def reserve(self, files: ModelFiles, need: Need) -> Reservation:

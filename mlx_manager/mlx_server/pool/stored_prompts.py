@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -11,7 +12,6 @@ from mlx_manager.mlx_server.pool.resident import Resident
 
 # Engines tell what they hold once a second.
 LOOK_S = 0.05
-MOST_LOOKS = 100
 
 
 def givable_bytes(residents: Iterable[Resident]) -> int:
@@ -19,11 +19,14 @@ def givable_bytes(residents: Iterable[Resident]) -> int:
     return sum(map(_givable_bytes, residents))
 
 
-async def make_way(residents: Iterable[Resident], wanted_bytes: int) -> list[Resident]:
+async def make_way(
+    residents: Iterable[Resident], wanted_bytes: int, patience_s: float
+) -> list[Resident]:
     """Take `wanted_bytes` from stored prompts, of the first ones first, and wait until engines have given them back.
 
-    Returns those whose engines have not done so in five seconds.
+    Returns those whose engines have not done so in `patience_s`.
     """
+    end_s = time.monotonic() + patience_s
     asked = list[tuple[Resident, int]]()
     for resident in residents:
         taken_bytes = min(_givable_bytes(resident), wanted_bytes)
@@ -31,10 +34,8 @@ async def make_way(residents: Iterable[Resident], wanted_bytes: int) -> list[Res
             asked.append((resident, resident.committed_bytes - taken_bytes))
             _set_room(resident, _room_for(*asked[-1]))
             wanted_bytes -= taken_bytes
-    late = list[Resident]()
-    for _ in range(MOST_LOOKS):
-        late = [one for one, target_bytes in asked if one.committed_bytes > target_bytes]
-        if not late:
+    while late := [one for one, target_bytes in asked if one.committed_bytes > target_bytes]:
+        if time.monotonic() > end_s:
             break
         await asyncio.sleep(LOOK_S)
     return late
