@@ -37,6 +37,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "MLX_SERVER_DATABASE_URL": f"sqlite+aiosqlite:///{folder / 'mlx.db'}",
         "MLX_SERVER_TRACES_PATH": str(folder / "traces.db"),
         "HF_HOME": str(folder / "hub"),
+        "MLX_SERVER_LM_STUDIO_DIR": str(folder / "lm-studio"),
         "COLUMNS": "200",
     }
 

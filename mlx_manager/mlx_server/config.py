@@ -76,13 +76,18 @@ class Settings(BaseSettings):
     )
     model_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
-        description="Folders to look for models in, besides the Hugging Face cache and the built-in one; "
-        "separated like PATH.",
+        description="Folders to look for models in, besides the Hugging Face cache, LM Studio's folder and the "
+        "built-in one; separated like PATH.",
     )
     hub_cache: Path | None = Field(
         None,
         description="The Hugging Face cache folder; by default where the Hugging Face libraries keep it "
         "(`HF_HUB_CACHE`, `HF_HOME`).",
+    )
+    lm_studio_dir: Path | None = Field(
+        None,
+        description="LM Studio's folder of models, those in MLX format of which serve from where they are; by default "
+        "where LM Studio says that it is (`~/.lmstudio/models`).",
     )
     adapter_dirs: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
@@ -391,7 +396,14 @@ class Settings(BaseSettings):
         names = (name.strip() for name in value.replace(os.pathsep, ",").split(","))
         return tuple(name for name in names if name)
 
-    @field_validator("hub_cache", "blas_library", "traces_path", "prefix_disk_path", mode="after")
+    @field_validator(
+        "hub_cache",
+        "lm_studio_dir",
+        "blas_library",
+        "traces_path",
+        "prefix_disk_path",
+        mode="after",
+    )
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value else None

@@ -30,6 +30,7 @@ from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.draining import draining
 from mlx_manager.mlx_server.pool.fit import predict
 from mlx_manager.mlx_server.pool.ledger import Ledger, Reservation
+from mlx_manager.mlx_server.pool.lm_studio import models_folder
 from mlx_manager.mlx_server.pool.memory import computes_in_float32, default_budget_bytes
 from mlx_manager.mlx_server.pool.pool import ModelPool, Survival
 from mlx_manager.mlx_server.responses.archive import ResponseArchive
@@ -265,12 +266,14 @@ def memory_budget_bytes(settings: Settings) -> int:
 
 
 def make_catalog(settings: Settings) -> Catalog:
-    """Return the catalog of the built-in model, the configured folders and the Hugging Face cache."""
+    """Return the catalog of the built-in model, the configured folders, the Hugging Face cache and LM Studio's."""
     hub_cache = settings.hub_cache or Path(hub.HF_HUB_CACHE)
+    lm_studio = settings.lm_studio_dir or models_folder(Path.home())
     return Catalog(
         {STARTER_ID: STARTER_PATH},
         settings.model_dirs,
         hub_cache,
         settings.models,
         settings.adapter_dirs,
+        lm_studio,
     )

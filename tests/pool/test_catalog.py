@@ -10,6 +10,7 @@ import pytest
 
 from mlx_manager.errors import ModelNotFound
 from mlx_manager.mlx_server.pool.catalog import Catalog
+from mlx_manager.mlx_server.pool.lm_studio import models_folder
 
 
 def make_model(folder: Path) -> Path:
@@ -114,6 +115,51 @@ def test_the_built_in_model_wins_over_a_folder_and_a_folder_over_the_cache(tmp_p
     found = Catalog({}, folders, cache).find("org/name")
     assert found.path == tmp_path / "folder" / "org" / "name"
     assert Catalog({}, (), cache).find("org/name").source == "hub-cache"
+
+
+def test_what_lm_studio_has_serves_from_where_it_is_and_gives_way_to_all_others(
+    tmp_path: Path,
+) -> None:
+    for name in ("org/name", "lmstudio-community/Other-MLX-4bit"):
+        make_model(tmp_path / "models" / name)
+    gguf = tmp_path / "models" / "lmstudio-community" / "Other-GGUF"
+    gguf.mkdir()
+    (gguf / "model.gguf").touch()
+    snapshot(tmp_path / "cache", "aaa")
+    found = Catalog({}, (), tmp_path / "cache", lm_studio=tmp_path / "models").list()
+    assert [(one.id, one.source, one.revision) for one in found] == [
+        ("lmstudio-community/Other-MLX-4bit", "lm-studio", None),
+        ("org/name", "hub-cache", "aaa"),
+    ]
+
+
+def test_lm_studio_s_folder_is_where_it_says_or_where_it_puts_it_by_itself(tmp_path: Path) -> None:
+    assert models_folder(tmp_path) is None
+    old, new = tmp_path / ".cache" / "lm-studio" / "models", tmp_path / ".lmstudio" / "models"
+    old.mkdir(parents=True)
+    assert models_folder(tmp_path) == old
+    new.mkdir(parents=True)
+    assert models_folder(tmp_path) == new
+    elsewhere, chosen = tmp_path / "volume" / "LM Studio", tmp_path / "chosen"
+    (elsewhere / "models").mkdir(parents=True)
+    (tmp_path / ".lmstudio-home-pointer").write_text(f"{elsewhere}\n")
+    assert models_folder(tmp_path) == elsewhere / "models"
+    settings = elsewhere / "settings.json"
+    settings.write_text(json.dumps({"downloadsFolder": str(chosen)}))
+    assert models_folder(tmp_path) == elsewhere / "models", "what was chosen isn't there"
+    chosen.mkdir()
+    assert models_folder(tmp_path) == chosen
+
+
+@pytest.mark.parametrize("settings", [b"", b"[]", b"1", b'{"downloadsFolder": 1}', b"\xff\xfe"])
+def test_settings_of_lm_studio_that_can_t_be_read_name_no_folder(
+    tmp_path: Path, settings: bytes
+) -> None:
+    home = tmp_path / ".lmstudio"
+    (home / "models").mkdir(parents=True)
+    (home / "settings.json").write_bytes(settings)
+    (tmp_path / ".lmstudio-home-pointer").write_bytes(settings)
+    assert models_folder(tmp_path) == home / "models"
 
 
 def test_an_unknown_model_is_refused_with_those_that_exist(tmp_path: Path) -> None:

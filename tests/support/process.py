@@ -25,6 +25,7 @@ def environment(folder: Path, **changes: str) -> dict[str, str]:
         "MLX_SERVER_DATABASE_URL": f"sqlite+aiosqlite:///{folder / 'mlx.db'}",
         "MLX_SERVER_TRACES_PATH": str(folder / "traces.db"),
         "HF_HOME": str(folder / "hub"),
+        "MLX_SERVER_LM_STUDIO_DIR": str(folder / "lm-studio"),
         "COLUMNS": "200",
     }
     return plain | own | changes

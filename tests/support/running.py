@@ -127,6 +127,7 @@ def settings_for(folder: Path, model_dir: Path, **changes: object) -> Settings:
         "model_dirs": (model_dir,),
         "traces_path": folder / "traces.db",
         "hub_cache": folder / "hub",
+        "lm_studio_dir": folder / "lm-studio",
         "max_loaded_models": 4,
         # A token a step: answers that repeat themselves would be over before a test has looked into their middle.
         "lookup_tokens": 0,

@@ -143,6 +143,7 @@ class Server:
         return plain | {
             **{f"MLX_SERVER_{name}": str(value) for name, value in own.items()},
             "HF_HOME": str(self.folder / "hub"),
+            "MLX_SERVER_LM_STUDIO_DIR": str(self.folder / "lm-studio"),
             "PYTHONPATH": str(Path(sitecustomize.__file__).parent),
             "CHAOS_CLOCK": str(self.clock),
             "CHAOS_TASKS": str(self.tasks),

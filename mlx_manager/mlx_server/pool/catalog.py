@@ -1,4 +1,5 @@
-"""Which models this machine has: the built-in one, those in the configured folders, those in the Hugging Face cache.
+"""Which models this machine has: the built-in one, those in the configured folders, in the Hugging Face cache and in
+LM Studio's folder.
 
 A model's id is its repository id; in a folder of one's own it is the path below that folder. `model@adapter` is a model
 with a LoRA adapter.
@@ -18,7 +19,7 @@ from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.pool.adapters import SIGN, Adapter, find_adapters
 from mlx_manager.mlx_server.pool.kind import ModelKind, kind_of
 
-Source = Literal["built-in", "folder", "hub-cache"]
+Source = Literal["built-in", "folder", "hub-cache", "lm-studio"]
 MAX_DEPTH = 3
 CACHE_PREFIX = "models--"
 NOTHING_SET = ModelSettings()
@@ -70,9 +71,11 @@ class Catalog:
         hub_cache: Path | None,
         models: Mapping[str, ModelSettings] = MappingProxyType({}),
         adapter_folders: Iterable[Path] = (),
+        lm_studio: Path | None = None,
     ) -> None:
         self._built_in = built_in
         self._folders = tuple(folders)
+        self._lm_studio = lm_studio
         self._hub_cache = hub_cache
         self._models = models
         self._adapter_folders = tuple(adapter_folders)
@@ -81,7 +84,8 @@ class Catalog:
         }
 
     def list(self) -> list[ModelFiles]:
-        """Return every model once, by id; the built-in one wins over a folder, a folder over the cache.
+        """Return every model once, by id; the built-in one wins over a folder, a folder over the cache,
+        and the cache over LM Studio's.
 
         A model with an adapter that was trained on it is one more.
         """
@@ -174,14 +178,20 @@ class Catalog:
         for model_id, path in self._built_in.items():
             yield model_id, path, "built-in"
         for folder in self._folders:
-            for path in _folders_with_config(folder, MAX_DEPTH):
-                model_id = path.relative_to(folder).as_posix() if path != folder else folder.name
+            for model_id, path in _models_in(folder):
                 yield model_id, path, "folder"
         if self._hub_cache is not None:
-            for repository in sorted(self._hub_cache.glob(f"{CACHE_PREFIX}*--*")):
-                model_id = repository.name.removeprefix(CACHE_PREFIX).replace("--", "/", 1)
-                if (snapshot := _snapshot(repository)) is not None:
-                    yield model_id, snapshot, "hub-cache"
+            for model_id, path in _downloaded(self._hub_cache):
+                yield model_id, path, "hub-cache"
+        if self._lm_studio is not None:
+            for model_id, path in _models_in(self._lm_studio):
+                yield model_id, path, "lm-studio"
+
+
+def _downloaded(hub_cache: Path) -> Iterator[tuple[str, Path]]:
+    for repository in sorted(hub_cache.glob(f"{CACHE_PREFIX}*--*")):
+        if (snapshot := _snapshot(repository)) is not None:
+            yield repository.name.removeprefix(CACHE_PREFIX).replace("--", "/", 1), snapshot
 
 
 def _equipped(model: ModelFiles, adapters: Mapping[str, Adapter]) -> ModelFiles | None:
@@ -190,6 +200,12 @@ def _equipped(model: ModelFiles, adapters: Mapping[str, Adapter]) -> ModelFiles 
     if name is None:
         return model
     return replace(model, adapter=adapters[name]) if name in adapters else None
+
+
+def _models_in(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the ids and folders of what look like models: paths below `folder`, or its own name."""
+    for path in _folders_with_config(folder, MAX_DEPTH):
+        yield path.relative_to(folder).as_posix() if path != folder else folder.name, path
 
 
 def _folders_with_config(folder: Path, depth: int) -> Iterator[Path]:
