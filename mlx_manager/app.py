@@ -53,7 +53,7 @@ def create_app(server_settings: ServerSettings, settings: Settings | None = None
     app.include_router(pages.router)
     app.mount("/static", static_files, name="static")
     install_error_pages(app)
-    # The innermost: what it refuses has a request id, a line in the log and a trace like anything else.
+    # The innermost: what it refuses has a request id and a line in the log like anything else.
     app.user_middleware.append(
         Middleware(
             GuardMiddleware,

@@ -142,6 +142,49 @@ def test_the_page_has_every_name_that_is_really_emitted_and_no_other(
     assert set(listed_below("### On HTTP and SQL spans")) - set(names) == set()
 
 
+# Each SDK once, as a client of a stand-in for its cloud: every name on their spans and on those above them.
+CALLS = """
+import json
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from mlx_manager.mlx_server.observability.logfire_config import instrument_llm_clients
+from mlx_manager.observability.setup import TelemetryOptions, configure
+exporter = InMemorySpanExporter()
+configure(TelemetryOptions("mlx-test"), span_processors=[SimpleSpanProcessor(exporter)])
+instrument_llm_clients()
+import anthropic, logfire, openai
+from tests.support.provider import MESSAGES, app
+from tests.support.running import running
+
+thinking = {"type": "enabled", "budget_tokens": 1024}
+with (
+    running(app) as server,
+    openai.OpenAI(base_url=server.url + "/v1", api_key="k") as gpt,
+    anthropic.Anthropic(base_url=server.url, api_key="k") as claude,
+    logfire.span("agent"),
+):
+    gpt.chat.completions.create(model="gpt", messages=MESSAGES)
+    gpt.embeddings.create(model="embed", input="x")
+    claude.messages.create(model="claude", messages=MESSAGES, max_tokens=2048, service_tier="auto", thinking=thinking)
+spans = exporter.get_finished_spans()
+print(json.dumps(sorted({(span.name, name) for span in spans for name in span.attributes})))
+"""
+# What a program that is not ours puts on a span of its own.
+OF_PROGRAMS = {"code.filepath", "code.function", "code.lineno", "logfire.msg_template"}
+
+
+def test_the_page_has_every_name_on_calls_of_clouds(python: Python) -> None:
+    done = python(CALLS)
+
+    assert done.returncode == 0, done.stderr
+    found = {(span, name) for span, name in json.loads(done.stdout.splitlines()[-1])}
+    names = {name for span, name in found} - OF_PROGRAMS
+    assert {span for span, _ in found} >= {"agent", "chat gpt", "anthropic.messages.create"}
+    assert {"gen_ai.usage.input_tokens", "anthropic.request.service_tier"} <= names
+    assert names - set(re.findall(r"`([^`\n]+)`", PAGE.read_text())) == set()
+    assert unknown(name for name in names if not name.startswith("anthropic.")) == set()
+
+
 def listed_below(heading: str) -> list[str]:
     """The names in the first column of the tables of a section of the page."""
     section = re.split(r"^#+ ", PAGE.read_text().split(f"{heading}\n", 1)[1], flags=re.MULTILINE)[0]

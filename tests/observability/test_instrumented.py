@@ -180,6 +180,9 @@ async def test_generation_controls_that_were_asked_for_are_on_the_span(
     spans: Spans, metrics: ChatMetrics
 ) -> None:
     sampling = Sampling(
+        top_p=0.9,
+        top_k=7,
+        min_p=0.05,
         presence_penalty=0.5,
         frequency_penalty=0.0,
         repetition_penalty=1.1,
@@ -190,7 +193,7 @@ async def test_generation_controls_that_were_asked_for_are_on_the_span(
         ignore_end=True,
         top_logprobs=0,
     )
-    request = ChatRequest("m", RawPrompt("x"), ORIGIN, sampling)
+    request = ChatRequest("m", RawPrompt("x"), ORIGIN, sampling, priority="low")
 
     await collect(
         InstrumentedBackend(Recorded("a", timeline=Timeline()), metrics=metrics).stream(request)
@@ -198,6 +201,10 @@ async def test_generation_controls_that_were_asked_for_are_on_the_span(
 
     attributes = spans.one("text_completion m").attributes or {}
     expected = {
+        "gen_ai.request.top_p": 0.9,
+        "gen_ai.request.top_k": 7,
+        "mlx.request.min_p": 0.05,
+        "mlx.request.priority": "low",
         "gen_ai.request.presence_penalty": 0.5,
         "gen_ai.request.frequency_penalty": 0.0,
         "mlx.request.repetition_penalty": 1.1,
@@ -209,6 +216,19 @@ async def test_generation_controls_that_were_asked_for_are_on_the_span(
         "mlx.request.top_logprobs": 0,
     }
     assert {name: attributes.get(name) for name in expected} == expected
+
+
+async def test_images_that_no_model_here_reads_are_counted(
+    spans: Spans, metrics: ChatMetrics
+) -> None:
+    result = Message("tool", "An image was left out.", left_out=2)
+    request = ChatRequest("m", Conversation((result, result)), ORIGIN)
+
+    await collect(
+        InstrumentedBackend(Recorded("a", timeline=Timeline()), metrics=metrics).stream(request)
+    )
+
+    assert (spans.one("chat m").attributes or {})["mlx.request.left_out"] == 4
 
 
 async def test_what_was_not_asked_is_absent(spans: Spans, metrics: ChatMetrics) -> None:
@@ -259,6 +279,7 @@ async def test_what_was_found_in_an_answer_is_told_without_its_text(
     findings.note("tool_call_began", "wait")
     for _ in range(MOST_FINDINGS):
         findings.note("tool_call_repaired", None)
+    findings.note("tool_call_malformed", None)
     findings.note("tool_call_ended", None)
     findings.note("tool_call_left_out", 12)
 
@@ -266,7 +287,18 @@ async def test_what_was_found_in_an_answer_is_told_without_its_text(
         InstrumentedBackend(Recorded("a", timeline=timeline), metrics=metrics).stream(CHAT)
     )
 
-    began, *repaired, ended, left_out = spans.one("parse").events
+    parse = spans.one("parse")
+    began, *repaired, malformed, ended, left_out = parse.events
+    assert (
+        dict(parse.attributes or {}).items()
+        >= {
+            "mlx.parse.family": "hermes",
+            "mlx.parse.tool_calls": 1,
+            "mlx.parse.repairs": len(repaired),
+            "mlx.parse.malformed": 1,
+        }.items()
+    )
+    assert malformed.name == "tool_call.malformed"
     assert dict(began.attributes or {}) == {"gen_ai.tool.name": "wait"}
     assert {event.name for event in repaired} == {"tool_call.repaired"}
     assert (ended.name, left_out.name) == ("tool_call.ended", "tool_call.left_out")

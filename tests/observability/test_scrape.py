@@ -309,6 +309,7 @@ def call_all(gpt, claude):
     list(chats.create(model="gpt", messages=MESSAGES, stream=True, stream_options=usage))
     with unsampled():
         chats.create(model="gpt", messages=MESSAGES)
+        claude.messages.create(model="claude", messages=MESSAGES, max_tokens=9)
     with chats.create(model="gpt", messages=MESSAGES, stream=True) as stream:
         next(iter(stream))
     try:
@@ -352,9 +353,9 @@ def test_calls_of_cloud_providers_are_in_the_conventions_metrics(calls: Scrape) 
     # Three whole ones; the one that was left has no true duration.
     assert calls.total(f"{duration}_count", **gpt, gen_ai_operation_name="chat") == 3
     assert calls.total(f"{duration}_count", error_type="NotFoundError") == 1
-    assert calls.total(f"{duration}_count", **claude) == 2
+    assert calls.total(f"{duration}_count", **claude) == 3
     assert 0 < calls.total(f"{duration}_sum") < 60
-    for provider, whole in ((gpt, 3), (claude, 2)):
+    for provider, whole in ((gpt, 3), (claude, 3)):
         assert calls.total(f"{usage}_sum", **provider, gen_ai_token_type="input") == 11 * whole
         assert calls.total(f"{usage}_sum", **provider, gen_ai_token_type="output") == 3 * whole
     assert calls.exemplars(f"{duration}_bucket")

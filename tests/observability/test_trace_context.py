@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -18,6 +19,7 @@ from opentelemetry.trace import SpanKind
 from mlx_manager.mlx_server.observability.logfire_config import instrument_llm_clients
 from mlx_manager.observability.logfire_config import instrument_fastapi
 from mlx_manager.observability.setup import span_sink
+from tests.support.provider import MESSAGE, MESSAGES
 from tests.support.running import RunningServer, eventually, running
 from tests.support.spans import Spans, ids
 
@@ -54,7 +56,12 @@ def cloud_and_server() -> FastAPI:
         app.state.received.append(dict(request.headers))
         return ANSWER
 
-    @app.post("/ask")
+    @app.post("/v1/messages")
+    async def answer_message(request: Request) -> Any:
+        app.state.received.append(dict(request.headers))
+        return MESSAGE
+
+    @app.post("/ask/openai")
     async def ask(request: Request) -> str:
         async with openai.AsyncOpenAI(
             base_url=f"{request.base_url}v1", api_key="none", max_retries=0
@@ -63,6 +70,14 @@ def cloud_and_server() -> FastAPI:
                 model="gpt", messages=[{"role": "user", "content": "Hello"}]
             )
         return asked.choices[0].finish_reason
+
+    @app.post("/ask/anthropic")
+    async def ask_anthropic(request: Request) -> str | None:
+        async with anthropic.AsyncAnthropic(
+            base_url=str(request.base_url), api_key="none", max_retries=0
+        ) as client:
+            message = await client.messages.create(model="claude", max_tokens=9, messages=MESSAGES)
+        return message.stop_reason
 
     instrument_fastapi(app)
     return app
@@ -75,22 +90,23 @@ def server() -> Iterator[RunningServer]:
         yield server
 
 
+@pytest.mark.parametrize("cloud", ["openai", "anthropic"])
 @pytest.mark.parametrize("flag", ["00", "01"])
 async def test_a_callers_trace_goes_on_to_the_cloud_with_its_flag(
-    server: RunningServer, untraced: httpx.AsyncClient, spans: Spans, flag: str
+    server: RunningServer, untraced: httpx.AsyncClient, spans: Spans, flag: str, cloud: str
 ) -> None:
     ended = Ended()
     server.app.state.received.clear()
     with span_sink(ended):
         answer = await untraced.post(
-            f"{server.url}/ask",
+            f"{server.url}/ask/{cloud}",
             headers={
                 "traceparent": f"00-{TRACE}-{PARENT}-{flag}",
                 "tracestate": "vendor=value",
                 "baggage": "session.id=s-1,secret=marked-secret",
             },
         )
-        await eventually(lambda: any(span.name == "POST /ask" for span in ended.spans))
+        await eventually(lambda: any(span.name == f"POST /ask/{cloud}" for span in ended.spans))
 
     assert answer.status_code == 200
     (sent,) = server.app.state.received
@@ -103,7 +119,7 @@ async def test_a_callers_trace_goes_on_to_the_cloud_with_its_flag(
     # The last one in the chain is the HTTP attempt: a span of ours that all sinks in the process were given.
     attempt = next(span for span in ended.spans if ids(span.context)[1] == span_id)
     assert attempt.kind is SpanKind.CLIENT
-    request = next(span for span in ended.spans if span.name == "POST /ask")
+    request = next(span for span in ended.spans if span.name == f"POST /ask/{cloud}")
     assert ids(request.parent) == (TRACE, PARENT)
     assert all(
         span.context is not None and f"{int(span.context.trace_flags):02x}" == flag
@@ -117,8 +133,8 @@ async def test_a_request_that_nobody_traces_begins_a_sampled_trace(
     server: RunningServer, untraced: httpx.AsyncClient, spans: Spans
 ) -> None:
     server.app.state.received.clear()
-    answer = await untraced.post(f"{server.url}/ask")
-    request = await spans.wait("POST /ask")
+    answer = await untraced.post(f"{server.url}/ask/openai")
+    request = await spans.wait("POST /ask/openai")
 
     assert request.parent is None
     (sent,) = server.app.state.received

@@ -69,5 +69,15 @@ def test_telemetry_lists_every_metric_with_its_kind_unit_and_buckets() -> None:
         metric, buckets = metrics[row["name"]], row["buckets"].strip()
         assert (row["kind"], row["unit"]) == (metric.kind, metric.unit), row["name"]
         assert bool(buckets) == bool(metric.buckets), row["name"]
-        if re.fullmatch(r"[0-9. ]+", buckets):
-            assert tuple(map(float, buckets.split())) == metric.buckets, row["name"]
+        assert tuple(bounds_of(buckets)) == (metric.buckets or ()), row["name"]
+
+
+def bounds_of(cell: str) -> Iterator[float]:
+    """The bounds that a cell says: `1 2 5`, or a series like `0.01 × 2ⁿ up to 81.92`."""
+    if (series := re.fullmatch(r"(?:([\d.]+) × )?(\d)ⁿ up to ([\d.]+)", cell)) is None:
+        yield from map(float, cell.split())
+        return
+    bound, last = float(series[1] or 1), float(series[3])
+    while bound <= last:
+        yield bound
+        bound *= float(series[2])

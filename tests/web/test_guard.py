@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -47,6 +48,19 @@ async def test_another_machine_is_refused_and_told_what_to_set(
     assert problem["code"] == "local_only"
     assert "MLX_MANAGER_OPEN_UI=true" in problem["detail"]
     assert problem["request_id"] == answer.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("path", ["/traces", "/settings", "/api/traces", "/api/requests"])
+async def test_who_is_refused_leaves_a_line_in_the_log_and_who_looks_leaves_none(
+    client_at: Client, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    with caplog.at_level(logging.INFO, "mlx_manager.access"):
+        refused = await client_at(ELSEWHERE).get(path)
+        await client_at().get("/settings")
+
+    [line] = [one for one in caplog.records if one.name == "mlx_manager.access"]
+    assert line.getMessage().startswith(f"GET {path} 403 ")
+    assert vars(line)["request_id"] == refused.headers["X-Request-ID"]
 
 
 async def test_a_person_elsewhere_is_refused_with_a_page(client_at: Client) -> None:

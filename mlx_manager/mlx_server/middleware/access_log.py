@@ -15,15 +15,21 @@ from mlx_manager.observability.server_spans import is_excluded
 
 logger = logging.getLogger("mlx_manager.access")
 
+# Who was told so tried something, on whatever path.
+REFUSALS = (401, 403)
+
 
 class AccessLogMiddleware:
-    """Logs method, path, status, seconds and request id when the last byte is out, or the client has left."""
+    """Logs method, path, status, seconds and request id when the last byte is out, or the client has left.
+
+    Of paths that are asked for all the time only those who are refused.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_excluded(scope):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         start_s, status = time.perf_counter(), 500
@@ -38,19 +44,21 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, send_and_see)
         finally:
-            logger.info(
-                "%(method)s %(path)s %(status)d %(duration_s).3f s",
-                {
-                    "method": scope["method"],
-                    "path": _shown_path(scope, status),
-                    "status": status,
-                    "duration_s": time.perf_counter() - start_s,
-                },
-                extra={
-                    "event": "request answered",
-                    "request_id": scope["state"]["request_id"],
-                },
-            )
+            if status in REFUSALS or not is_excluded(scope):
+                _log(scope, status, time.perf_counter() - start_s)
+
+
+def _log(scope: Scope, status: int, duration_s: float) -> None:
+    logger.info(
+        "%(method)s %(path)s %(status)d %(duration_s).3f s",
+        {
+            "method": scope["method"],
+            "path": _shown_path(scope, status),
+            "status": status,
+            "duration_s": duration_s,
+        },
+        extra={"event": "request answered", "request_id": scope["state"]["request_id"]},
+    )
 
 
 def _shown_path(scope: Scope, status: int) -> str:
