@@ -157,9 +157,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         description="MiB per loaded model for keys and values of requests that run. One that doesn't fit beside the "
-        "others waits; one that never could is refused. By default what the memory budget has left when the model is "
-        "loaded, with what is set aside for one request and for stored prompts, which give way to it; less when those "
-        "made way for another model.",
+        "others waits; one that never could is refused. Never more than, and by default, what is set aside for one "
+        "request and for stored prompts, which give way, with an equal part of what the memory budget has left.",
     )
     prefix_cache_mib: int = Field(
         1024,

@@ -218,7 +218,7 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
         own = replace(
             options,
             prefix_cache_bytes=reserved.prefix_cache_bytes if ledger.wanted_bytes(files) else None,
-            shared_bytes=reserved.shared_bytes or None,
+            shared_bytes=reserved.shared_bytes if resident else None,
             pooled_bytes=reserved.need.head_room_bytes or None,
             adapter=files.adapter.path if files.adapter else None,
         )

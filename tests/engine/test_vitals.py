@@ -6,6 +6,7 @@ from typing import Any
 
 from mlx_lm.models.cache import KVCache
 
+from mlx_manager.mlx_server.engine.kv_cost import measure_kv_cost
 from mlx_manager.mlx_server.engine.messages import (
     STEP_BOUNDS_S,
     SamplingParameters,
@@ -52,6 +53,17 @@ def test_it_says_how_long_the_steps_since_the_last_time_took(model: WatchedModel
     assert sum(group.count for group in first.steps) >= 20
     assert all(group.total_ns > 0 for group in first.steps)
     assert second.steps == []
+
+
+def test_it_says_what_those_that_run_were_promised(model: WatchedModel) -> None:
+    driver, cost = Driver(model, max_batch=2, kv_budget_bytes=2**30), measure_kv_cost(model)
+    assert cost is not None
+    ids = [driver.submit(PROMPT, max_tokens=tokens) for tokens in (500, 30)]
+    driver.step_until(ids[1], 3)
+    # Each row of the batch is as long as the longest one may become.
+    assert driver.engine.vitals().promised_kv_bytes == 2 * cost.row_bytes(len(PROMPT) + 500)
+    driver.finish()
+    assert driver.engine.vitals().promised_kv_bytes == 0
 
 
 class SilentCache(KVCache):

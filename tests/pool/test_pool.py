@@ -312,6 +312,19 @@ def prompts_gib(pool: ModelPool) -> list[float]:
     return [one.reservation.prefix_cache_bytes / GIB for one in pool.residents]
 
 
+def shared_gib(pool: ModelPool) -> list[float]:
+    return [
+        one.reservation.shared_bytes / GIB for one in pool.residents if one.files.kind == "chat"
+    ]
+
+
+def promised_gib(pool: ModelPool) -> float:
+    """What all models may come to: their weights, their head room, and what keys and values may have."""
+    needs = [one.reservation.need for one in pool.residents]
+    fixed = sum(need.weights_bytes + need.head_room_bytes for need in needs) / GIB
+    return fixed + sum(shared_gib(pool))
+
+
 def committed_gib(pool: ModelPool) -> float:
     return pool.committed_bytes / GIB
 
@@ -371,15 +384,41 @@ async def test_a_prefix_cache_gets_what_is_left_and_no_more(starter: Starter) ->
         await use(pool, files)
     granted = [one.reservation.prefix_cache_bytes / GIB for one in pool.residents]
     assert granted == [1.0, 0.25]
-    # Keys and values have what is theirs, and what was left then: stored prompts give way to them.
-    shared = [one.reservation.shared_bytes / GIB for one in pool.residents]
-    assert shared == [1 + 2.25, 0.25 + 0.25]
-    assert committed_gib(pool) == 6.25
+    # Keys and values have what is theirs, and stored prompts give way to them. What was left is the other model's now.
+    assert shared_gib(pool) == [1 + 1, 0.25 + 0.25]
+    assert starter.engines[0].rooms_gib == [(1.0, 2.0)]
+    assert committed_gib(pool) == promised_gib(pool) == 6.25
+
+    await pool.unload("1b")
+    assert starter.engines[0].rooms_gib == [(1.0, 2.0), (1.0, 3.25)]
+    assert promised_gib(pool) == 6.25
     await pool.close()
 
     pool = pool_of(starter, 9, prefix_mib=1024)
     await use(pool, EMBEDDER)
     assert pool.residents[0].reservation.prefix_cache_bytes == 0, "it has nothing to keep there"
+    await pool.close()
+
+
+async def test_models_share_what_is_left_and_are_never_promised_more_than_there_is(
+    starter: Starter,
+) -> None:
+    pool = pool_of(starter, 10)
+    await use(pool, FOUR)
+    assert shared_gib(pool) == [1 + 6]
+    await use(pool, TWO)
+    assert shared_gib(pool) == [1 + 2, 0.5 + 2]
+    assert promised_gib(pool) == 10
+    async with pool.lease(FOUR):
+        # Its requests were let in with what was left, and may come to that, whoever is loaded beside them.
+        report(starter.engines[0], 1, 0, promised_gib=3)
+        await use(pool, EMBEDDER)
+        assert in_memory(pool) == ["4", "3"]
+        assert shared_gib(pool) == [3 + 1]
+        assert committed_gib(pool) == 6 + 3
+    await pool.unload("3")
+    assert shared_gib(pool) == [3 + 4]
+    assert starter.engines[0].rooms_gib == [(0.0, 3.0), (0.0, 4.0), (0.0, 7.0)]
     await pool.close()
 
 
@@ -391,11 +430,11 @@ async def test_stored_prompts_of_an_idle_model_make_room_and_come_back(starter: 
     assert pool.residents[1].evicted == ()
     # It had 1 GiB, and with what was left 2.5 for keys and values, too. Half of it was missing; the other half is of
     # more use to the model that was asked for.
-    assert starter.engines[0].rooms_gib == [(0.0, 1.5)]
+    assert starter.engines[0].rooms_gib == [(0.0, 1.0)]
     assert prompts_gib(pool) == [0.0, 0.5]
 
     await pool.unload("1")
-    assert starter.engines[0].rooms_gib == [(0.0, 1.5), (1.0, 2.5)]
+    assert starter.engines[0].rooms_gib == [(0.0, 1.0), (1.0, 2.5)]
     assert committed_gib(pool) == 5
     await pool.close()
 
@@ -410,32 +449,38 @@ async def test_stored_prompts_of_a_model_in_use_go_before_another_is_refused(
         # Of 2 GiB, 1.5 come from who is idle; the last half from who is in use.
         await use(pool, TWO)
         assert in_memory(pool) == ["4", "2"]
-        assert starter.engines[0].rooms_gib == [(0.5, 3.0)]
+        assert starter.engines[0].rooms_gib == [(1.0, 2.0), (0.5, 1.5)]
         # Nothing is taken where all of it would not do.
         with pytest.raises(InsufficientMemory):
             await use(pool, ModelFiles("3 of them", Path("3"), "folder", 0))
         assert in_memory(pool) == ["4", "2"]
-        assert starter.engines[0].rooms_gib == [(0.5, 3.0)]
+        assert starter.engines[0].rooms_gib == [(1.0, 2.0), (0.5, 1.5)]
     await pool.close()
 
 
-def report(engine: FakeEngine, kv_gib: float, prompts_gib: float) -> None:
+def report(
+    engine: FakeEngine, kv_gib: float, prompts_gib: float, promised_gib: float = 0
+) -> None:  # fmt: skip
     """Have an engine of a model of 2 GiB say that it holds so much."""
     kv, prompts = int(kv_gib * GIB), int(prompts_gib * GIB)
     engine.ready = Ready(2 * GIB, "float32", "cpu", True)
-    engine.vitals = Vitals(0, 0, kv, 2 * GIB + kv + prompts, 0, prefix_cache_bytes=prompts)
+    engine.vitals = Vitals(
+        *(0, 0, kv, 2 * GIB + kv + prompts, 0),
+        prefix_cache_bytes=prompts,
+        promised_kv_bytes=int(promised_gib * GIB),
+    )
 
 
 async def test_room_is_waited_for_until_engines_have_given_it_back(starter: Starter) -> None:
     pool = pool_of(starter, 5, prefix_mib=1024)
     await use(pool, FOUR)
     [engine] = starter.engines
-    report(engine, 2, 1)
+    report(engine, 1, 1)
     loading = asyncio.create_task(use(pool, ONE))
     await eventually(lambda: engine.rooms_gib == [(0.0, 1.0)])
     await asyncio.sleep(0.2)
     assert starter.loads == ["4"]
-    report(engine, 2, 0)
+    report(engine, 1, 0)
     await loading
     assert in_memory(pool) == ["4", "1"]
     await pool.close()
@@ -447,16 +492,16 @@ async def test_prompts_that_long_requests_have_displaced_are_not_taken_for_room(
     pool = pool_of(starter, 6, prefix_mib=1024)
     async with pool.lease(FOUR):
         [engine] = starter.engines
-        report(engine, 3.5, 0)
-        # It counts for 5.5, however little is set aside for prompts that it hasn't got.
+        report(engine, 3, 0)
+        # It counts for 6, however little is set aside for prompts that it hasn't got.
         with pytest.raises(InsufficientMemory):
             await use(pool, ONE)
         assert engine.rooms_gib == []
         # Of what it has got, so much is taken that it counts for less.
-        report(engine, 3, 0.5)
+        report(engine, 2, 0.5)
         loading = asyncio.create_task(use(pool, ONE))
         await eventually(lambda: engine.rooms_gib == [(0.0, 2.0)])
-        report(engine, 3, 0)
+        report(engine, 2, 0)
         await loading
     await pool.close()
 
@@ -465,7 +510,7 @@ async def test_an_engine_that_gives_nothing_back_is_asked_once(starter: Starter)
     pool = pool_of(starter, 5, prefix_mib=1024, patience_s=0.1)
     async with pool.lease(FOUR):
         [engine] = starter.engines
-        report(engine, 2, 1)
+        report(engine, 1, 1)
         with pytest.raises(InsufficientMemory):
             await use(pool, ONE)
         assert engine.rooms_gib == [(0.0, 1.0)]

@@ -43,7 +43,7 @@ class ModelState(BaseModel):
     `requests` hold it; without any it has been idle for `idle_s`. While it is loading, `loaded_share` of its weights
     (0 to 1) is there. `reserved_bytes` is set aside for it, by what for (`weights`, `kv`, `prefix_cache`, `head_room`);
     `held_bytes` is what its engine has, by what it is (`weights`, `kv`, `prefix_cache`, `buffers`), as told within the
-    last second. The greater sum of the two is `committed_bytes`.
+    last second. `committed_bytes` is the greater of the two, with all head room and all that running requests may take.
     """
 
     id: str

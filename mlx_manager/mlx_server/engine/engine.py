@@ -161,6 +161,7 @@ class Engine:
             newest_id=self._newest_id,
             prefix_files=files,
             progress=self._progress + (files.read if files is not None else 0),
+            promised_kv_bytes=self._scheduler.promised_bytes,
         )
 
     def close(self) -> None:

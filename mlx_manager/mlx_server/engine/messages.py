@@ -388,6 +388,7 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     keeps of freed ones. `kv_bytes` is None for a model whose cache can't tell. `sequence_ids` are those that wait and
     run, `row_ids` those that have a place in the batch's tensors, and `newest_id` is the last that was taken in.
     `progress` grows with each token that is read or made, each file and each end: with work and no growth it hangs.
+    `promised_kv_bytes` is what keys and values of those that run may grow to; 0 where nobody can tell.
     """
 
     waiting: int
@@ -402,6 +403,7 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     newest_id: int = 0
     prefix_files: PrefixFiles | None = None
     progress: int = 0
+    promised_kv_bytes: int = 0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -191,6 +191,17 @@ class Scheduler:
             return "prompts"
         return None if self._fits(sequence) else "memory"
 
+    @property
+    def promised_bytes(self) -> int:
+        """What the batch may grow to, all rows of which are as long as the longest one; 0 where nobody can tell."""
+        return self._batch_bytes([*self.running.values()])
+
+    def _batch_bytes(self, rows: list[Sequence]) -> int:
+        if self._limits.kv_cost is None or not rows:
+            return 0
+        longest = max(row.most_tokens for row in rows)
+        return len(rows) * self._limits.kv_cost.row_bytes(longest)
+
     def _fits(self, sequence: Sequence) -> bool:
         """Whether the batch, all rows of which are as long as the longest one, stays within the budget."""
         cost, budget_bytes = self._limits.kv_cost, self._limits.kv_budget_bytes
@@ -198,8 +209,7 @@ class Scheduler:
             return True
         sequence.stamps.kv_bytes = cost.row_bytes(sequence.most_tokens)
         rows = [*self.running.values(), sequence]
-        longest = max(row.most_tokens for row in rows)
-        free_bytes = budget_bytes - len(rows) * cost.row_bytes(longest)
+        free_bytes = budget_bytes - self._batch_bytes(rows)
         # Asked last: it looks at all that wait.
         fits = free_bytes >= 0 and free_bytes >= self._kept_bytes(cost, sequence)
         return len(rows) == 1 or fits

@@ -153,11 +153,12 @@ def make_chat_engine(
         digest = prefix_disk and beside.submit(digest_of, folders, prefix_disk[0].parent)
         loaded = load(path, adapter, tell)
     weights_bytes = loaded.ready.weights_bytes
-    shared_bytes = shared_bytes or bytes_beside(weights_bytes)
+    if shared_bytes is None:
+        shared_bytes = bytes_beside(weights_bytes)
     limits = replace(
         limits,
         kv_cost=measure_kv_cost(loaded.model),
-        kv_budget_bytes=limits.kv_budget_bytes or shared_bytes,
+        kv_budget_bytes=min(limits.kv_budget_bytes or shared_bytes, shared_bytes),
     )
     disk = None
     if prefix_disk is not None and digest is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mlx_manager.mlx_server.engine.messages import Loading
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
-from mlx_manager.mlx_server.pool.ledger import Reservation, held_bytes
+from mlx_manager.mlx_server.pool.ledger import Reservation, Standing
 from mlx_manager.mlx_server.workers.breaker import Breaker, CircuitState
 from mlx_manager.mlx_server.workers.process import EngineProcess
 from mlx_manager.mlx_server.workers.recovery import Recovery
@@ -70,5 +70,16 @@ class Resident:
 
     @property
     def committed_bytes(self) -> int:
-        """What counts as its own in the budget: what was set aside, or what it holds if that is more."""
-        return max(self.reservation.total_bytes, sum(held_bytes(self.engine).values()))
+        """What counts as its own in the budget."""
+        return self.standing.counted_bytes
+
+    def share(self, prefix_cache_bytes: int, part_bytes: int = 0) -> None:
+        """Set so much aside for stored prompts; requests get `part_bytes` beyond that and what they were promised."""
+        self.reservation = replace(self.reservation, prefix_cache_bytes=prefix_cache_bytes)
+        extra_bytes = self.standing.beyond_bytes + part_bytes
+        self.reservation = replace(self.reservation, extra_bytes=extra_bytes)
+
+    @property
+    def standing(self) -> Standing:
+        """What was set aside for it, and what it has."""
+        return Standing.of(self.reservation, self.engine)

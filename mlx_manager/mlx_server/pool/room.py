@@ -9,7 +9,7 @@ from mlx_manager.mlx_server.pool.fit import Need
 from mlx_manager.mlx_server.pool.ledger import Ledger, Reservation
 from mlx_manager.mlx_server.pool.refusal import Claim, no_place, no_room, too_large
 from mlx_manager.mlx_server.pool.resident import Resident
-from mlx_manager.mlx_server.pool.stored_prompts import come_back, givable_bytes, make_way
+from mlx_manager.mlx_server.pool.stored_prompts import come_back, givable_bytes, make_way, tell_room
 
 
 class Room:
@@ -80,8 +80,19 @@ class Room:
         return self._ledger.reserve(files, need, self.free_bytes)
 
     def share_out(self) -> None:
-        """Let stored prompts have what is free, those of the model used last first."""
-        come_back(reversed(self._residents.values()), self._ledger, self.free_bytes)
+        """Let stored prompts have what is free, those of the model used last first, and requests what is left then.
+
+        All models have an equal part of that; one whose requests hold more than is set aside for it has that, too.
+        """
+        before = {one: one.reservation for one in self._residents.values()}
+        come_back(reversed(before), self._ledger, self.free_bytes)
+        takers = [one for one in before if one.files.kind == "chat"]
+        part_bytes = max(self.free_bytes, 0) // max(len(takers), 1)
+        for one in takers:
+            one.share(one.reservation.prefix_cache_bytes, part_bytes)
+        for one, reserved in before.items():
+            if one.reservation != reserved:
+                tell_room(one)
 
     @property
     def _is_full(self) -> bool:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 
-from mlx_manager.mlx_server.pool.ledger import Ledger, held_bytes
+from mlx_manager.mlx_server.pool.ledger import Ledger
 from mlx_manager.mlx_server.pool.resident import Resident
 
 # Engines tell what they hold once a second.
@@ -31,8 +30,10 @@ async def make_way(
     for resident in residents:
         taken_bytes = min(_givable_bytes(resident), wanted_bytes)
         if taken_bytes > 0:
-            asked.append((resident, resident.committed_bytes - taken_bytes))
-            _set_room(resident, _room_for(*asked[-1]))
+            target_bytes = resident.committed_bytes - taken_bytes
+            asked.append((resident, target_bytes))
+            resident.share(resident.standing.prompts_bytes_within(target_bytes))
+            tell_room(resident)
             wanted_bytes -= taken_bytes
     while late := [one for one, target_bytes in asked if one.committed_bytes > target_bytes]:
         if time.monotonic() > end_s:
@@ -42,12 +43,12 @@ async def make_way(
 
 
 def come_back(residents: Iterable[Resident], ledger: Ledger, free_bytes: int) -> None:
-    """Let stored prompts have what is free and they should have, of the first ones first."""
+    """Let stored prompts have what is free and they should have, of the first ones first; their engines aren't told."""
     for resident in residents:
         room_bytes = resident.reservation.prefix_cache_bytes
         more_bytes = min(ledger.wanted_bytes(resident.files) - room_bytes, free_bytes)
         if more_bytes > 0:
-            _set_room(resident, room_bytes + more_bytes)
+            resident.share(room_bytes + more_bytes)
             free_bytes -= more_bytes
 
 
@@ -59,28 +60,4 @@ def tell_room(resident: Resident) -> None:
 
 
 def _givable_bytes(resident: Resident) -> int:
-    reserved, held = resident.reservation, held_bytes(resident.engine)
-    without_bytes = max(
-        reserved.total_bytes - reserved.prefix_cache_bytes,
-        sum(held.values()) - held.get("prefix_cache", 0),
-    )
-    return max(resident.committed_bytes - without_bytes, 0)
-
-
-def _room_for(resident: Resident, target_bytes: int) -> int:
-    """Return what stored prompts may take for a model to count for `target_bytes`, by the books and by its engine."""
-    reserved, held = resident.reservation, held_bytes(resident.engine)
-    by_books = reserved.prefix_cache_bytes - (reserved.total_bytes - target_bytes)
-    by_engine = held.get("prefix_cache", 0) - (sum(held.values()) - target_bytes)
-    return max(min(by_books, by_engine if held else by_books, reserved.prefix_cache_bytes), 0)
-
-
-def _set_room(resident: Resident, prefix_cache_bytes: int) -> None:
-    reserved = resident.reservation
-    more_bytes = prefix_cache_bytes - reserved.prefix_cache_bytes
-    resident.reservation = replace(
-        reserved,
-        prefix_cache_bytes=prefix_cache_bytes,
-        shared_bytes=max(reserved.shared_bytes + more_bytes, 0),
-    )
-    tell_room(resident)
+    return resident.committed_bytes - resident.standing.without_prompts_bytes

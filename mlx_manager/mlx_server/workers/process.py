@@ -241,10 +241,7 @@ class EngineProcess:
         """Change how much memory is for stored prompts, and for them with keys and values together."""
         if self.ready is None or not self.is_alive:
             return
-        # 0 where nobody knows how much it is.
-        kv_budget_bytes = (
-            self._options.kv_budget_bytes or shared_bytes or self.ready.kv_budget_bytes or 0
-        )
+        kv_budget_bytes = min(self._options.kv_budget_bytes or shared_bytes, shared_bytes)
         self.ready = msgspec.structs.replace(self.ready, kv_budget_bytes=kv_budget_bytes)
         self._send(Room(prefix_cache_bytes, shared_bytes, kv_budget_bytes))
 
