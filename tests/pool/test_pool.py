@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -516,6 +517,44 @@ async def test_an_engine_that_gives_nothing_back_is_asked_once(starter: Starter)
         assert engine.rooms_gib == [(0.0, 1.0)]
         report(engine, 1, 0)
     await pool.unload("4")
+    await pool.close()
+
+
+async def test_a_model_that_could_not_be_loaded_keeps_nobody_busy_when_it_would_be_idle(
+    starter: Starter,
+) -> None:
+    pool = pool_of(starter, 5, idle_unload_s=0.01)
+    starter.failures = 1
+    with pytest.raises(ModelLoadFailed):
+        await use(pool, ONE)
+    await asyncio.sleep(0.05)
+    before_s = time.process_time()
+    await asyncio.sleep(1)
+    assert time.process_time() - before_s < 0.5
+    await pool.close()
+
+
+async def test_no_room_is_kept_for_a_model_whose_client_left_while_it_was_made(
+    starter: Starter,
+) -> None:
+    pool = pool_of(starter, 5, prefix_mib=1024)
+    async with pool.lease(FOUR):
+        [engine] = starter.engines
+        report(engine, 1, 1)
+        asking = asyncio.create_task(use(pool, ONE))
+        await eventually(lambda: bool(engine.rooms_gib))
+        asking.cancel()
+        report(engine, 1, 0)
+        await eventually(lambda: engine.rooms_gib == [(0.0, 1.0), (1.0, 2.0)])
+        assert in_memory(pool) == ["4"]
+        # Another who asks meanwhile has it.
+        report(engine, 1, 1)
+        first, second = (asyncio.create_task(use(pool, ONE)) for _ in range(2))
+        await eventually(lambda: len(engine.rooms_gib) == 3)
+        first.cancel()
+        report(engine, 1, 0)
+        assert await second
+        assert in_memory(pool) == ["4", "1"]
     await pool.close()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import Context
@@ -97,6 +98,8 @@ class ModelPool:
         self._idle_unload_s = idle_unload_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._adding: dict[str, asyncio.Task[None]] = {}
+        # How many wait for room for a model.
+        self._wanted = Counter[str]()
         self._start_engine = start_engine
         self._watch = watch or NoWatch()
         self._survival = survival or Survival()
@@ -224,9 +227,23 @@ class ModelPool:
         if self._is_closed:
             raise _shutting_down()
         while files.id not in self._residents:
-            await asyncio.shield(self._added(files))
+            await self._wait_until_added(files)
         resident = self._residents[files.id] = self._residents.pop(files.id)
         return resident
+
+    async def _wait_until_added(self, files: ModelFiles) -> None:
+        self._wanted[files.id] += 1
+        try:
+            await asyncio.shield(self._added(files))
+        except asyncio.CancelledError:
+            # It may be there already, and nobody else may have asked for it.
+            resident = self._residents.get(files.id)
+            if resident is not None and self._wanted[files.id] == 1 and resident.is_untouched:
+                del self._residents[files.id]
+                self._share_out_soon()
+            raise
+        finally:
+            self._wanted[files.id] -= 1
 
     def _added(self, files: ModelFiles) -> asyncio.Task[None]:
         """Return the task that makes room for a model: one for all who ask, whose patience it doesn't depend on."""
@@ -253,6 +270,8 @@ class ModelPool:
         evicted = await self._room.make(files, need)
         if self._is_closed:
             raise _shutting_down()
+        if not self._wanted[files.id]:
+            return
         recovery = Recovery(files.id, self._survival.max_resumes, self._watch)
         breaker = Breaker(files.id, self._survival.crash_pause_s)
         reservation = self._room.reserve(files, need)
@@ -270,7 +289,9 @@ class ModelPool:
 
     def _watch_idling(self, resident: Resident) -> None:
         """Let an idle model leave in time. It has one alarm, which looks when it was last used."""
-        if (limit_s := self._idle_limit_s(resident)) is None or resident.alarm or resident.leases:
+        is_here = self._residents.get(resident.files.id) is resident
+        limit_s = self._idle_limit_s(resident)
+        if limit_s is None or resident.alarm or resident.leases or not is_here:
             return
         left_s = max(resident.used_s + limit_s - time.monotonic(), 0.0)
         loop = asyncio.get_running_loop()

@@ -43,6 +43,11 @@ class Resident:
         return self.engine is not None and self.engine.is_alive
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether nobody has had it loaded yet, nor wants it now."""
+        return not self.leases and self.load is None and self.engine is None
+
+    @property
     def circuit(self) -> CircuitState:
         """Whether its engines may be tried; what has worked since it was opened closes it."""
         if self.engine is not None and self.is_running and self.engine.has_worked:
