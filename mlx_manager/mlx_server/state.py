@@ -32,7 +32,7 @@ from mlx_manager.mlx_server.pool.fit import predict
 from mlx_manager.mlx_server.pool.ledger import Ledger, Reservation
 from mlx_manager.mlx_server.pool.lm_studio import models_folder
 from mlx_manager.mlx_server.pool.memory import computes_in_float32, default_budget_bytes
-from mlx_manager.mlx_server.pool.pool import ModelPool, Survival
+from mlx_manager.mlx_server.pool.pool import ModelPool, Survival, shutting_down
 from mlx_manager.mlx_server.responses.archive import ResponseArchive
 from mlx_manager.mlx_server.responses.background import BackgroundResponses
 from mlx_manager.mlx_server.time_limits.limits import TimeLimits
@@ -97,12 +97,12 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         # After the process's lifespan uvicorn may leave without exit handlers: what isn't sent by then is lost.
         stack.push_async_callback(asyncio.to_thread, flush, FLUSH_S)
         books = await _open_books(settings, stack)
-        pool = _open_pool(settings, stack)
+        running = RunningRequests()
+        pool = _open_pool(settings, running, stack)
         if books.traces is not None:
             await stack.enter_async_context(sampling(pool, books.traces.put_sample))
         limits = TimeLimits(books.database, settings.time_limits_s, settings.time_limits_set)
         await limits.load()
-        running = RunningRequests()
         local = LocalBackend(pool, limits, settings.key_priorities, running)
         embeddings = LocalEmbeddings(pool, limits, running)
         load_model = _loader(pool, local, embeddings)
@@ -144,10 +144,15 @@ async def _open_books(settings: Settings, stack: AsyncExitStack) -> Books:
     return Books(database, audit, traces, afterwards)
 
 
-def _open_pool(settings: Settings, stack: AsyncExitStack) -> ModelPool:
+def _open_pool(settings: Settings, running: RunningRequests, stack: AsyncExitStack) -> ModelPool:
     pool = make_pool(settings, EngineMetrics())
+
+    def end_requests() -> None:
+        pool.end_requests()
+        running.end(shutting_down())
+
     stack.push_async_callback(pool.close)
-    stack.enter_context(draining(pool, settings.shutdown_timeout_s))
+    stack.enter_context(draining(settings.shutdown_timeout_s, end_requests))
     stack.enter_context(metric_source(lambda: engine_figures(pool)))
     return pool
 

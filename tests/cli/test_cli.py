@@ -19,6 +19,7 @@ import pytest
 from openai import OpenAI
 
 from mlx_manager import __version__
+from tests.conftest import ENDLESS_TOKENS
 from tests.support.process import run, started
 from tests.support.running import wait_until
 
@@ -70,7 +71,7 @@ def test_sigterm_gives_requests_their_time_and_then_a_clear_error(
     tmp_path: Path, model_dir: Path
 ) -> None:
     arguments = ["server", "--model-dir", str(model_dir), "--model", "test/tiny"]
-    body = {"model": "test/tiny", "prompt": "x", "max_tokens": 4000, "temperature": 0}
+    body = {"model": "test/tiny", "prompt": "x", "max_tokens": ENDLESS_TOKENS, "temperature": 0}
     with started(tmp_path, *arguments, MLX_SERVER_SHUTDOWN_TIMEOUT_S="0.5") as server:
         engine = psutil.Process(server.process.pid).children()[0]
         with ThreadPoolExecutor() as pool:
@@ -120,6 +121,31 @@ def test_sigterm_lets_answers_end_and_waits_no_longer_than_for_them(
     with sqlite3.connect(tmp_path / "mlx.db") as database:
         rows = database.execute("SELECT outcome, output_tokens FROM audit_log").fetchall()
     assert rows == [("completed", tokens)] * 2
+
+
+def test_sigterm_tells_requests_too_whose_model_is_still_loading(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    arguments = ["server", "--model-dir", str(model_dir)]
+    body = {"model": "test/tiny", "prompt": "x", "max_tokens": 1}
+    with started(tmp_path, *arguments, MLX_SERVER_SHUTDOWN_TIMEOUT_S="0.5") as server:
+        process = psutil.Process(server.process.pid)
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=60)
+            wait_until(lambda: bool(engines_of(process)))
+            [engine] = engines_of(process)
+            engine.suspend()
+            server.process.send_signal(signal.SIGTERM)
+        assert server.wait(30) == -signal.SIGTERM
+    assert not engine.is_running()
+    assert "Traceback" not in server.text
+    answer = asked.result()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+
+
+def engines_of(process: psutil.Process) -> list[psutil.Process]:
+    """Its children that are engines already, and no more what they were forked from."""
+    return [one for one in process.children() if "mlx_manager.mlx_server.engine" in one.cmdline()]
 
 
 def active_requests(url: str) -> int:

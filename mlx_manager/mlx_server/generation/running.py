@@ -10,7 +10,7 @@ from typing import Literal
 
 from mlx_manager.chat.events import Timeline
 from mlx_manager.chat.request import Operation, Origin
-from mlx_manager.errors import RequestCancelled
+from mlx_manager.errors import MlxManagerError, RequestCancelled
 from mlx_manager.mlx_server.generation.deadline import Deadline
 
 Phase = Literal["route", "model.load", "tokenize", "queue", "compute", "prefill", "decode"]
@@ -67,6 +67,11 @@ class RunningRequests:
                 RequestCancelled("The administrator of this server cancelled this request.")
             )
         return found
+
+    def end(self, error: MlxManagerError) -> None:
+        """End all that haven't ended, wherever they are: their clients get `error`."""
+        for one in self:
+            one.deadline.bring_forward(error)
 
     @contextmanager
     def holding(self, request: RunningRequest) -> Iterator[None]:

@@ -9,20 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from mlx_manager.mlx_server.pool.pool import ModelPool
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def draining(pool: ModelPool, grace_s: float) -> Iterator[None]:
-    """When the process is told to stop, end the pool's requests after `grace_s`.
+def draining(grace_s: float, end_requests: Callable[[], None]) -> Iterator[None]:
+    """When the process is told to stop, call `end_requests` after `grace_s`.
 
     The web server only waits for its connections, and cancels them in the end, which no client could tell from a
     crash.
     """
     loop = asyncio.get_running_loop()
-    with on_stop(lambda: loop.call_later(grace_s, pool.end_requests)):
+    with on_stop(lambda: loop.call_later(grace_s, end_requests)):
         yield
 
 

@@ -210,9 +210,9 @@ class ModelPool:
         """Take no new request, and fail those that run, because the server is stopping."""
         self._is_closed = True
         for resident in self._residents.values():
-            resident.recovery.end(_shutting_down())
+            resident.recovery.end(shutting_down())
             if resident.engine is not None:
-                resident.engine.end_requests(_shutting_down())
+                resident.engine.end_requests(shutting_down())
 
     async def close(self) -> None:
         """End every engine process."""
@@ -225,7 +225,7 @@ class ModelPool:
 
     async def _resident(self, files: ModelFiles) -> Resident:
         if self._is_closed:
-            raise _shutting_down()
+            raise shutting_down()
         while files.id not in self._residents:
             await self._wait_until_added(files)
         resident = self._residents[files.id] = self._residents.pop(files.id)
@@ -269,7 +269,7 @@ class ModelPool:
         need = await asyncio.to_thread(self.ledger.appraise, files)
         evicted = await self._room.make(files, need)
         if self._is_closed:
-            raise _shutting_down()
+            raise shutting_down()
         if not self._wanted[files.id]:
             return
         recovery = Recovery(files.id, self._survival.max_resumes, self._watch)
@@ -347,6 +347,8 @@ class ModelPool:
             if resident.engine is not None and resident.engine.is_alive:
                 resident.admit()
                 return resident.engine, False
+            if self._is_closed:
+                raise shutting_down()
             resident.breaker.admit()
             try:
                 return await self._loaded(resident), True
@@ -366,7 +368,7 @@ class ModelPool:
             return await asyncio.shield(load)
         except asyncio.CancelledError:
             if load.cancelled():
-                raise _shutting_down() from None
+                raise shutting_down() from None
             raise
 
     async def _load(self, resident: Resident) -> EngineProcess:
@@ -475,7 +477,7 @@ class ModelPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        resident.recovery.end(_shutting_down())
+        resident.recovery.end(shutting_down())
         if resident.engine is not None:
             await resident.engine.stop()
 
@@ -489,7 +491,8 @@ def _backoff_s(failures: int) -> float:
     return min(2.0 ** min(failures, 16) / 4, MAX_BACKOFF_S)
 
 
-def _shutting_down() -> ShuttingDown:
+def shutting_down() -> ShuttingDown:
+    """Return what a request meets that can't be answered any more."""
     return ShuttingDown(
         "The server is shutting down. Send the request again when it is back.", retry_after_s=5
     )
