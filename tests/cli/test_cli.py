@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import sqlite3
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -152,10 +153,17 @@ def active_requests(url: str) -> int:
     return sum(model["active_requests"] for model in httpx.get(f"{url}/health").json()["models"])
 
 
-def test_an_engine_does_not_outlive_a_killed_server(tmp_path: Path, model_dir: Path) -> None:
+@pytest.mark.parametrize("stands_still", [False, True])
+def test_an_engine_does_not_outlive_a_killed_server(
+    tmp_path: Path, model_dir: Path, *, stands_still: bool
+) -> None:
+    if stands_still and sys.platform != "linux":
+        pytest.skip("nobody can end a process that stands still here but its parent")
     arguments = ["server", "--model-dir", str(model_dir), "--model", "test/tiny"]
     with started(tmp_path, *arguments) as server:
         engine = psutil.Process(server.process.pid).children()[0]
+        if stands_still:
+            engine.suspend()
         server.process.kill()
         server.wait()
         wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)

@@ -76,6 +76,7 @@ def test_one_that_waits_goes_on_where_a_cancelled_one_has_stopped(
     assert driver.following == [(second, first), (third, first), (third, second)]
     assert driver.tokens[second] == driver.tokens[third] == expected
     assert driver.ended[second].stamps.cached_tokens >= 256
+    assert not driver.engine._following._was_followed, "nothing of those that have left"
 
 
 def test_one_that_waits_can_be_cancelled(lively_model: Any) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from mlx_manager.errors import RequestBreaksBatch
 from mlx_manager.mlx_server.engine.messages import Cancel, Vitals
+from mlx_manager.mlx_server.workers.recovery import Recovery
 from mlx_manager.mlx_server.workers.row_check import LOOKS_UNTIL_REPORTED, RowCheck, difference
+from mlx_manager.mlx_server.workers.watch import NoWatch
 from tests.support.running import eventually
 from tests.workers.processes import ask, read, started
 
@@ -61,6 +65,7 @@ async def test_a_row_that_nobody_waits_for_is_removed(tiny: Path) -> None:
 
 async def test_a_request_that_lost_its_row_is_computed_all_the_same(tiny: Path) -> None:
     async with started(tiny) as engine:
+        engine.recovery = Recovery("test/model", 2, NoWatch())
         whole = await read(ask(engine, 2000))
         async with ask(engine, 2000) as stream:
             await stream.admitted()
@@ -71,3 +76,17 @@ async def test_a_request_that_lost_its_row_is_computed_all_the_same(tiny: Path) 
             rest = [token_id async for token_ids in stream for token_id in token_ids]
         assert rest == whole
         assert [one.how for one in stream.resumptions] == ["lost its row"]
+
+
+async def test_a_request_that_loses_its_row_each_time_is_given_up(tiny: Path) -> None:
+    async with started(tiny) as engine:
+        engine.recovery = Recovery("test/model", 2, NoWatch())
+        stream = ask(engine, 2000)
+        engine._dispatch = lambda step: None  # type: ignore[method-assign]
+        reading = asyncio.create_task(read(stream))
+        while not reading.done():
+            engine._send(Cancel(stream.sequence_id))
+            await asyncio.sleep(0.1)
+        with pytest.raises(RequestBreaksBatch, match=r"each of the 3 times .* lost its row"):
+            await reading
+        assert [one.attempts for one in stream.resumptions] == [2]

@@ -393,4 +393,5 @@ class Engine:
 
     def _end(self, sequence: Sequence, reason: EndReason, detail: str | None = None) -> None:
         self._release(sequence.id)
+        self._following.forget(sequence.id)
         self._ended.append(Ended(sequence.id, reason, sequence.stamps, detail))

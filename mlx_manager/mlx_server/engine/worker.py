@@ -1,7 +1,7 @@
 """What the engine process does: load a model and serve it.
 
 One thread does everything but compile grammars, loading included, because MLX's streams belong to a thread. The end of
-the channel is the end of the process: it can't outlive the API process.
+the channel is the end of the process; so is that of the API process, whatever is done then.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from mlx_manager.mlx_server.engine.messages import (
     ToEngine,
     Vitals,
 )
+from mlx_manager.mlx_server.engine.orphan import end_with_parent
 from mlx_manager.mlx_server.engine.prefix_disk import DiskLimits, PrefixDisk
 from mlx_manager.mlx_server.engine.prefix_root import digest_of, root_of
 from mlx_manager.mlx_server.engine.runner import Runner
@@ -81,6 +82,7 @@ class Stepping(Protocol):
 def main() -> int:
     """Load the model named on the command line and serve it until the channel ends."""
     arguments = _parse_arguments()
+    end_with_parent()
     # MLX ends the process where an allocation fails, without a word: this says where.
     faulthandler.enable()
     # What the API process sends one that hangs, before it ends it.

@@ -27,6 +27,7 @@ from mlx_manager.mlx_server.engine.messages import Loading
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.kind import PRODUCTS, ModelKind
 from mlx_manager.mlx_server.pool.ledger import Ledger
+from mlx_manager.mlx_server.pool.report import report_loaded
 from mlx_manager.mlx_server.pool.resident import Resident as Resident
 from mlx_manager.mlx_server.pool.room import Room
 from mlx_manager.mlx_server.pool.stored_prompts import tell_room
@@ -394,39 +395,11 @@ class ModelPool:
             engine.recovery = resident.recovery
             resident.recovery.go_on(engine)
         self._watch.loaded(model_id, load_s)
-        self._report(resident.files, engine, load_s)
+        report_loaded(resident.files, engine, load_s)
         if resident.supervisor is None:
             # An empty context: what it does later is part of no request's trace.
             resident.supervisor = asyncio.create_task(self._supervise(resident), context=Context())
         return engine
-
-    @staticmethod
-    def _report(files: ModelFiles, engine: EngineProcess, seconds: float) -> None:
-        if (ready := engine.ready) is None:
-            return
-        logger.info(
-            "model loaded %(model)s weights_bytes=%(weights_bytes)d dtype=%(dtype)s device=%(device)s "
-            "load_s=%(load_s).2f pid=%(pid)s",
-            {
-                "model": files.id,
-                "weights_bytes": ready.weights_bytes,
-                "dtype": ready.dtype,
-                "device": ready.device,
-                "load_s": seconds,
-                "pid": engine.pid,
-            },
-        )
-        if files.kind == "chat" and ready.kv_cost is None:
-            logger.warning(
-                "memory not predicted: %(model)s keeps of its requests what can't be counted in advance. They are "
-                "admitted by number; lower MLX_SERVER_MAX_BATCH if memory runs short",
-                {"model": files.id},
-            )
-        if not ready.has_fast_blas:
-            logger.warning(
-                "OpenBLAS is not installed: prompts are read about 20 times slower than they could be. "
-                "On Debian and Ubuntu: apt install libopenblas0-pthread"
-            )
 
     async def _supervise(self, resident: Resident) -> None:
         """Replace the model's engine whenever it dies, until that succeeds; a request may get there first."""

@@ -399,10 +399,12 @@ class EngineProcess:
         lasting = self._rows.look([*self._streams, *self._vectors], vitals)
         for sequence_id in lasting.orphaned | lasting.unbooked:
             self._send(Cancel(sequence_id))
+        missing = list[Request]()
         for sequence_id in lasting.missing:
             request = self._streams.pop(sequence_id, None) or self._vectors.pop(sequence_id)
-            request.lost("lost its row", self._abandon)
-            self.resume(request)
+            missing.append(request)
+        if missing and self.recovery is not None:
+            self.recovery.lose_batch(missing, "lost its row", self)
 
     def _dispatch(self, step: Step) -> None:
         streams, at_ns = self._streams, step.at_ns

@@ -63,13 +63,13 @@ class Recovery:
         self._held = sorted([*self._held, *kept], key=lambda request: request.attempts)
 
     def lose_batch(self, requests: list[Request], how: str, engine: Successor) -> None:
-        """Give a process that has lost its batch, and lives, the requests that were in it once more."""
+        """Give a process that has lost its batch or some rows, and lives, those requests once more."""
         logger.error(
             "batch lost %(model)s requests=%(requests)d how=%(how)s",
             {"model": self._model_id, "requests": len(requests), "how": how},
         )
         for request in requests:
-            if self._most_attempts == 0:
+            if self._most_attempts == 0 or not request.is_wanted:
                 request.fail(_batch_lost(self._model_id, how))
                 continue
             request.lost(how, self._drop)
