@@ -22,7 +22,7 @@ from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
 from mlx_manager.mlx_server.pool.fit import Need
 from mlx_manager.mlx_server.pool.ledger import Ledger
-from mlx_manager.mlx_server.pool.pool import MAX_BACKOFF_S, ModelPool, _backoff_s
+from mlx_manager.mlx_server.pool.pool import MAX_BACKOFF_S, ModelPool, Survival, _backoff_s
 from mlx_manager.mlx_server.workers.process import EngineProcess
 from tests.support.running import eventually
 
@@ -517,6 +517,23 @@ async def test_an_engine_that_gives_nothing_back_is_asked_once(starter: Starter)
         assert engine.rooms_gib == [(0.0, 1.0)]
         report(engine, 1, 0)
     await pool.unload("4")
+    await pool.close()
+
+
+async def test_an_engine_that_a_request_had_started_and_that_ended_too_counts_as_well(
+    starter: Starter,
+) -> None:
+    pool = pool_of(starter, 5, survival=Survival(2, crash_pause_s=0.01))
+    await use(pool, ONE)
+    resident = pool.residents[0]
+    starter.engines[0].die()
+    # After the second that does nothing, the next one is started in half a second; whoever asks doesn't wait so long.
+    await eventually(lambda: len(starter.engines) == 2)
+    for number in range(2, 5):
+        starter.engines[-1].die()
+        await use(pool, ONE)
+        assert len(starter.engines) == number + 1
+    assert resident.breaker.fruitless_lives == 4
     await pool.close()
 
 

@@ -373,6 +373,8 @@ class ModelPool:
             raise
 
     async def _load(self, resident: Resident) -> EngineProcess:
+        if resident.engine is not None:
+            await self._count_end(resident, resident.engine)
         resident.engine, started_s, model_id = None, time.monotonic(), resident.files.id
         resident.loading, reserved = None, resident.reservation
         try:
@@ -405,15 +407,9 @@ class ModelPool:
         """Replace the model's engine whenever it dies, until that succeeds; a request may get there first."""
         while self._residents.get(resident.files.id) is resident:
             if (engine := resident.engine) is not None:
-                how = await engine.gone()
-                is_fine = engine.has_worked or engine.lived_s > LONG_LIFE_S
-                resident.breaker.engine_ended(how, has_worked=is_fine)
-                logger.error(
-                    "engine died: %(model)s %(how)s; starting a fresh one",
-                    {"model": resident.files.id, "how": how},
-                )
-            resident.restarts += 1
-            self._watch.restarted(resident.files.id)
+                await self._count_end(resident, engine)
+            else:
+                self._count_restart(resident)
             try:
                 await self._pause(resident)
                 if not resident.is_running:
@@ -424,6 +420,24 @@ class ModelPool:
                     {"model": resident.files.id, "error": _kind(error)},
                 )
         resident.supervisor = None
+
+    async def _count_end(self, resident: Resident, engine: EngineProcess) -> None:
+        """Wait for the end of an engine; whoever is there first says what follows from it."""
+        how = await engine.gone()
+        if resident.ended_engine is engine:
+            return
+        resident.ended_engine = engine
+        is_fine = engine.has_worked or engine.lived_s > LONG_LIFE_S
+        resident.breaker.engine_ended(how, has_worked=is_fine)
+        logger.error(
+            "engine died: %(model)s %(how)s; starting a fresh one",
+            {"model": resident.files.id, "how": how},
+        )
+        self._count_restart(resident)
+
+    def _count_restart(self, resident: Resident) -> None:
+        resident.restarts += 1
+        self._watch.restarted(resident.files.id)
 
     @staticmethod
     async def _pause(resident: Resident) -> None:

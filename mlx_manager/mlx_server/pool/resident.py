@@ -19,6 +19,8 @@ from mlx_manager.mlx_server.workers.recovery import Recovery
 class Resident:
     """A model that is in memory, being brought there, or whose engine has died and is being replaced.
 
+    `ended_engine` is the last whose end was counted.
+
     `evicted` are the models that made room for it, `loading` how far its weights have come; it was last in use at
     `used_s`, in monotonic seconds.
     """
@@ -29,6 +31,7 @@ class Resident:
     reservation: Reservation = field(default_factory=Reservation)
     evicted: tuple[str, ...] = ()
     engine: EngineProcess | None = None
+    ended_engine: EngineProcess | None = None
     loading: Loading | None = None
     leases: int = 0
     restarts: int = 0
