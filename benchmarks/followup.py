@@ -18,7 +18,7 @@ from benchmarks.servers import HOST, Server, mlx_manager_server
 from benchmarks.work import ModelName
 
 PROMPT_TOKENS, QUICK_PROMPT_TOKENS = (2_000, 8_000), (1_000,)
-QUESTION = "And what does that say of the engine?"
+QUESTION, OTHER_QUESTION = "And what does that say of the engine?", "Which of it matters most?"
 # Files are written behind the requests' backs.
 SETTLE_S = 2.0
 
@@ -77,7 +77,9 @@ async def _measure(
         await first_token_s(client, server.model_id, [_user("Hello")])
         for prompt in prompts:
             first = _user(prompt.text)
-            later = [first, {"role": "assistant", "content": "ok"}, _user(QUESTION)]
+            # Not the one whose prompt was stored as a whole.
+            question = OTHER_QUESTION if is_restarted else QUESTION
+            later = [first, {"role": "assistant", "content": "ok"}, _user(question)]
             if is_restarted:
                 row.restart_s.append(await first_token_s(client, server.model_id, later))
             else:

@@ -33,10 +33,7 @@ class Restoring:
     @property
     def has_news(self) -> bool:
         """Whether a file is there that somebody waits for next, or can't be read."""
-        return any(
-            next((one.is_read for one in waiting.fetches if not one.is_taken), True)
-            for waiting in self._waiting.values()
-        )
+        return any(_next_is_read(waiting.fetches) for waiting in self._waiting.values())
 
     def add(self, sequence: Sequence, fetches: list[Fetch], *, has_waited: bool) -> None:
         """Have a sequence wait."""
@@ -48,12 +45,19 @@ class Restoring:
         self._waiting.pop(sequence_id, None)
 
     def restored(self, take: Callable[[list[Fetch]], bool]) -> list[Restored]:
-        """Have what was read taken in, the first one's first, and return those who wait no longer."""
+        """Have what was read taken in, and return those who wait no longer, the first ones first."""
         restored = list[Restored]()
         for waiting in list(self._waiting.values()):
             if not take(waiting.fetches):
-                break
+                if _next_is_read(waiting.fetches):
+                    # As much was taken in as one step may.
+                    break
+                continue
             del self._waiting[waiting.sequence.id]
             waiting.sequence.is_restoring = False
             restored.append(waiting)
         return restored
+
+
+def _next_is_read(fetches: list[Fetch]) -> bool:
+    return next((one.is_read for one in fetches if not one.is_taken), True)
