@@ -64,5 +64,6 @@ def create_app(server_settings: ServerSettings, settings: Settings | None = None
     )
     # So whoever comes as far as `/admin` may administer.
     app.state.guards_admin = True
+    app.state.open_ui = settings.open_ui
     instrument_fastapi(app)
     return app

@@ -25,6 +25,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "ok": "completed",
     "error": "failed",
     "cancelled": "cancelled",
+    "interrupted": "interrupted",
     "running": "running",
 }
 EXPORTS = ("jsonl", "csv")

@@ -69,7 +69,12 @@ def page(
     request: Request, template: str, context: Mapping[str, Any], status_code: int = 200
 ) -> Response:
     """Return a page in the shell."""
-    shell = {"version": __version__, "places": PLACES, "here": _here(route_path(request.scope))}
+    shell = {
+        "version": __version__,
+        "places": PLACES,
+        "here": _here(route_path(request.scope)),
+        "is_open": request.app.state.open_ui,
+    }
     return templates.TemplateResponse(
         request, template, {**shell, **context}, status_code=status_code, headers=HEADERS
     )

@@ -15,7 +15,11 @@ from tests.web.conftest import HOSTILE_TRACE, Site
 
 CHECKS = (Path(__file__).parents[1] / "support" / "accessibility.js").read_text()
 UNKNOWN = f"/traces/{'0' * 32}"
-VIEWPORTS = {"desk": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
+VIEWPORTS = {
+    "wide": {"width": 1920, "height": 1080},
+    "desk": {"width": 1440, "height": 900},
+    "phone": {"width": 390, "height": 844},
+}
 
 
 def paths(site: Site) -> Iterator[str]:
@@ -73,10 +77,20 @@ def test_tab_goes_through_the_whole_page_in_its_order_and_one_sees_where(
     site: Site, page: Page, viewport: str
 ) -> None:
     page.set_viewport_size(VIEWPORTS[viewport])  # type: ignore[arg-type]
-    for path in ("/", "/dashboard?time=15m", "/traces?limit=3&text=job-5", "/settings", UNKNOWN):
+    for path, control in (
+        ("/", "<button> Copy"),
+        ("/dashboard?time=15m", "<summary> Figures of the charts as a table"),
+        ("/traces?limit=3&text=job-5", "class=cover> job-5"),
+        (f"/traces/{site.chat_id}", "<tr"),
+        ("/requests", "class=cover> /v1/chat/completions"),
+        ("/settings", "<button class=button primary> Save"),
+        (UNKNOWN, "<a class=button"),
+    ):
         page.goto(site.url + path)
         expect(page.locator(".live")).to_have_attribute("data-state", "live")
+        expect(page.locator("button:disabled")).to_have_count(0)
         page.evaluate(CHECKS)
+        reached = list[str]()
         for place in range(page.evaluate("accessibility.count()")):
             page.keyboard.press("Tab")
             focus = page.evaluate("accessibility.focused()")
@@ -84,6 +98,8 @@ def test_tab_goes_through_the_whole_page_in_its_order_and_one_sees_where(
             assert focus["place"] == place, (path, focus)
             assert focus["isLit"], (path, focus)
             assert focus["isThere"], (path, focus)
+            reached.append(focus["what"])
+        assert control in "\n".join(reached), (path, reached)
 
 
 def test_the_first_tab_skips_to_the_content(site: Site, page: Page) -> None:

@@ -104,6 +104,8 @@ async def test_open_pages_are_reached_by_address_and_by_the_names_given(client_a
     for host, status in (("192.0.2.1", 200), ("Studio.Example", 200), ("evil.example", 403)):
         answer = await client_at(ELSEWHERE, host, **opened).get("/settings")
         assert answer.status_code == status, host
+        assert ("open to other machines" in answer.text) is (status == 200)
+    assert "local only" in (await client_at().get("/settings")).text
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,12 @@ from tests.web.conftest import HOSTILE_TRACE, MANY, Site
 PATHS = ("/", "/dashboard", "/traces", "/requests", "/settings")
 DAY_NS = 86_400 * 10**9
 ROWS = "#results tbody tr"
+SCREENS = {"wide": (1920, 1080), "desk": (1440, 900), "tablet": (820, 1180), "phone": (390, 844)}
+# Cells that a table's card cuts off, where nothing can be scrolled to them.
+CUT_OFF = """() => [...document.querySelectorAll(".table-card td")]
+    .filter((one) => one.checkVisibility() && !one.closest(".scroll"))
+    .filter((one) => one.getBoundingClientRect().right > one.closest(".table-card").getBoundingClientRect().right)
+    .map((one) => one.innerText)"""
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def filtered(page: Page, query: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)], ids=["desk", "phone"])
+@pytest.mark.parametrize(("width", "height"), SCREENS.values(), ids=SCREENS)
 def test_every_page_fits_its_screen_and_the_console_is_quiet(
     site: Site, page: Page, scheme: str, width: int, height: int
 ) -> None:
@@ -45,8 +51,21 @@ def test_every_page_fits_its_screen_and_the_console_is_quiet(
         expect(page.locator(".live")).to_have_attribute("data-state", "live")
 
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert page.evaluate(CUT_OFF) == [], path
         assert page.locator("h1").count() == 1
     assert complaints.lines == []
+
+
+def test_every_page_says_that_nobody_is_signed_in(site: Site, page: Page) -> None:
+    for path in (*PATHS, f"/traces/{site.chat_id}", f"/traces/{'0' * 32}"):
+        page.goto(site.url + path)
+
+        account = page.get_by_role("banner").locator(".account")
+        expect(account).to_be_visible()
+        assert account.inner_text().split("\n") == ["Not signed in", "local only"], path
+        expect(account.locator("svg use")).to_have_attribute(
+            "href", "/static/vendor/icons.svg#lock"
+        )
 
 
 def test_a_filter_changes_list_and_address_and_back_undoes_both(site: Site, page: Page) -> None:

@@ -44,6 +44,8 @@ class LiveStatus extends HTMLElement {
   #source = null;
   #seen = null;
   #isPaused = false;
+  // The server has said that it stops: that its connection then ends is no surprise.
+  #isStopped = false;
   // Charts are dear to draw, so the dashboard is told once for all that happens in five seconds, and never misses the last.
   #figures = gathered(() => document.body.dispatchEvent(new CustomEvent("live-figures")), 5000);
 
@@ -66,9 +68,12 @@ class LiveStatus extends HTMLElement {
     this.#say("connecting", "Connecting");
     const source = (this.#source = new EventSource("/api/events"));
     source.addEventListener("snapshot", (event) => this.#take(JSON.parse(event.data)));
-    source.addEventListener("end", () => this.#say("down", "Server stopped"));
+    source.addEventListener("end", () => {
+      this.#isStopped = true;
+      this.#say("down", "Server stopped");
+    });
     source.addEventListener("error", () => {
-      this.#say("down", "Reconnecting");
+      this.#say("down", this.#isStopped ? "Server stopped" : "Reconnecting");
       // A refusal closes the source for good; a lost connection it takes up again by itself.
       if (source.readyState === EventSource.CLOSED) setTimeout(() => source === this.#source && this.#follow(), 3000);
     });
@@ -80,6 +85,7 @@ class LiveStatus extends HTMLElement {
   }
 
   #take(now) {
+    this.#isStopped = false;
     this.#say(now.is_healthy ? "live" : "ill", now.is_healthy ? "Live" : "Engine down");
     const before = this.#seen;
     this.#seen = now;
