@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from mlx_manager.database import Database
 from mlx_manager.mlx_server.api.dependencies import CurrentState
@@ -106,9 +107,15 @@ async def audited_requests(
     """Return a page of the audit log and the models that it speaks of."""
     async with database.transaction() as session:
         rows = await search(session, wanted, PAGE + 1, before)
-        models = (await session.scalars(select(AuditRow.model).distinct())).all()
+        models = await known_models(session)
     older = rows[PAGE - 1].id if len(rows) > PAGE else None
-    return RequestPage(rows[:PAGE], older, sorted(filter(None, models)))
+    return RequestPage(rows[:PAGE], older, models)
+
+
+async def known_models(session: AsyncSession) -> list[str]:
+    """Return the models that the log speaks of."""
+    models = await session.scalars(select(AuditRow.model).distinct())
+    return sorted(filter(None, models))
 
 
 async def newest_request(database: Database) -> int | None:

@@ -82,7 +82,7 @@ class ScriptedBackend:
 REQUEST = ChatRequest(
     model="asked",
     input=Conversation((Message("user", MARK),)),
-    origin=Origin("request-1", "/v1/chat/completions", "127.0.0.1"),
+    origin=Origin("request-1", "/v1/chat/completions", "127.0.0.1", "conversation", "laptop"),
 )
 STREAMED = replace(REQUEST, stream=True)
 TIMELINE = Timeline(
@@ -145,7 +145,8 @@ async def test_a_complete_answer_leaves_a_full_row() -> None:
         "cached_tokens": 16,
         "output_tokens": 2,
         "finish_reason": "stop",
-        "key_id": None,
+        "key_id": "laptop",
+        "session_id": "conversation",
         "client_address": "127.0.0.1",
     }
 

@@ -26,7 +26,7 @@ async def record(database: Database, records: list[MadeRecord]) -> None:
 
 
 async def test_a_row_comes_back_as_it_was(database: Database) -> None:
-    made = with_changes(make_record(), key_id="key")
+    made = with_changes(make_record(), key_id="key", session_id="session")
     await record(database, [made])
     [read] = await stored(database)
     assert values(read) == values(made.row)

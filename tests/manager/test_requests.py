@@ -27,7 +27,7 @@ def ask(manager: RunningServer, request_id: str) -> None:
             model=MODEL,
             messages=[{"role": "user", "content": "Hi"}],
             max_tokens=2,
-            extra_headers={"X-Request-ID": request_id},
+            extra_headers={"X-Request-ID": request_id, "X-Session-ID": f"s-{request_id}"},
         )
     wait_until(lambda: bool(manager.audited(request_id)))
 
@@ -90,6 +90,10 @@ def test_a_live_view_hears_of_what_is_new_and_of_nothing_twice(manager: RunningS
         ({"model": MODEL, "min_duration_s": 3600}, []),
         ({"model": MODEL, "client_address": "127.0.0.1"}, FOUND[::-1]),
         ({"model": MODEL, "endpoint": "/v1/completions"}, []),
+        ({"session_id": f"s-{FOUND[3]}"}, [FOUND[3]]),
+        ({"text": "ound-2"}, [FOUND[2]]),
+        ({"model": MODEL, "max_duration_s": 0}, []),
+        ({"trace_id": "0" * 32}, []),
         ({"id": [1, 2]}, FOUND[1::-1]),
     ],
 )
@@ -141,6 +145,22 @@ def test_an_unknown_request_is_a_problem_document(manager: RunningServer) -> Non
 def test_counts_say_how_requests_ended(manager: RunningServer) -> None:
     counts = get(manager, "/counts").json()
     assert counts == {"total": 6, "outcomes": {"completed": 5, "failed": 1}}
+
+
+def test_usage_is_added_up_by_what_is_asked_for(manager: RunningServer) -> None:
+    by_model = get(manager, "/usage").json()
+    assert by_model["by"] == "model"
+    assert {one["value"]: (one["requests"], one["failed"]) for one in by_model["usage"]} == {
+        MODEL: (5, 0),
+        "=cmd": (1, 1),
+    }
+    [found] = get(manager, "/usage", by="session", session_id=f"s-{FOUND[1]}").json()["usage"]
+    row = get(manager, f"/{FOUND[1]}").json()
+    assert row["session_id"] == found["value"] == f"s-{FOUND[1]}"
+    tokens = ("input_tokens", "cached_tokens", "output_tokens")
+    assert {name: found[name] for name in tokens} == {name: row[name] for name in tokens}
+    wrong = get(manager, "/usage", by="agent")
+    assert (wrong.status_code, wrong.json()["param"]) == (422, "by")
 
 
 def test_a_csv_export_is_a_file_without_formulas(manager: RunningServer) -> None:

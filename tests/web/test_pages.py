@@ -12,7 +12,7 @@ from mlx_manager.traces.samples import Sample
 from tests.support.browser import Complaints
 from tests.web.conftest import HOSTILE_TRACE, MANY, Site
 
-PATHS = ("/", "/dashboard", "/traces", "/requests", "/settings")
+PATHS = ("/", "/dashboard", "/traces", "/requests", "/requests/usage", "/settings")
 DAY_NS = 86_400 * 10**9
 ROWS = "#results tbody tr"
 SCREENS = {"wide": (1920, 1080), "desk": (1440, 900), "tablet": (820, 1180), "phone": (390, 844)}

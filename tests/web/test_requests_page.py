@@ -233,3 +233,38 @@ def test_on_a_phone_an_interrupted_request_is_one_tap_away(
     expect(row.locator(".status")).to_have_text("interrupted")
     too_wide = "cells => cells.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.innerText)"
     assert row.locator("td").evaluate_all(too_wide) == [], "nothing reaches into its neighbour"
+
+
+def test_what_was_used_is_added_up_and_leads_to_its_requests(manager: RunningServer) -> None:
+    page = shown(manager, "/requests/usage", time="6h")
+    head, *found, total = page.one("table").all("tr")
+    assert [cell.text for cell in head.all("th")] == [
+        *("Model", "Requests", "Failed", "Tokens in", "Cached", "Tokens out"),
+    ]
+    used = {row.one("th").text: [cell.text for cell in row.all("td")] for row in found}
+    # Each row is of 20 tokens, 16 of them from the cache, and an answer of 5.
+    assert used == {
+        "org/one": ["4", "0", "80", "64", "20"],
+        "org/two": ["1", "1", "20", "16", "5"],
+    }
+    assert [cell.text for cell in total.all("td")] == ["5", "1", "100", "80", "25"]
+    [one, _two] = page.one("tbody").all("a")
+    assert listed(shown(manager, one.attributes["href"])) == ["lost", "running", "left", "quick"]
+    assert shown(manager).one("p", id="exports").all("a")[0].attributes["href"] == "/requests/usage"
+
+
+@pytest.mark.parametrize(
+    ("query", "values"),
+    [
+        ({"by": "day", "time": "15m", "text": "quick"}, 1),
+        ({"by": "session"}, 1),
+        ({"by": "nobody"}, 3),
+        ({"model": "org/two"}, 1),
+        ({"text": "none of them"}, 0),
+    ],
+)
+def test_usage_can_be_asked_for_in_other_ways(
+    manager: RunningServer, query: dict[str, str], values: int
+) -> None:
+    page = shown(manager, "/requests/usage", **query)
+    assert len([row for body in page.all("tbody") for row in body.all("tr")]) == values

@@ -21,6 +21,7 @@ from mlx_manager.mlx_server.audit.search import (
     search_all,
 )
 from mlx_manager.mlx_server.audit.tables import AuditRow, Outcome
+from mlx_manager.mlx_server.audit.usage import UsageBy, UsageSum, usage_by
 
 MOST_ROWS = 500
 MOST_IDS = 100
@@ -49,6 +50,7 @@ class FilterQuery(BaseModel):
     request_id: str | None = None
     trace_id: str | None = None
     key_id: str | None = None
+    session_id: str | None = None
     client_address: str | None = None
     min_duration_s: Annotated[float, Field(ge=0)] | None = None
     max_duration_s: Annotated[float, Field(ge=0)] | None = None
@@ -73,6 +75,19 @@ class ExportQuery(FilterQuery):
     """All of them in a file."""
 
     format: Literal["jsonl", "csv"] = "jsonl"
+
+
+class UsageQuery(FilterQuery):
+    """What they are added up by."""
+
+    by: UsageBy = "model"
+
+
+class UsageReport(BaseModel):
+    """What the requests that match have used, by what they have in common."""
+
+    by: UsageBy
+    usage: list[UsageSum]
 
 
 class RequestPage(BaseModel):
@@ -129,6 +144,14 @@ async def count_requests(
     async with state.database.transaction() as session:
         outcomes = await count_outcomes(session, query.to_filter())
     return OutcomeCounts(total=sum(outcomes.values()), outcomes=outcomes)
+
+
+@router.get("/usage")
+async def report_usage(query: Annotated[UsageQuery, Query()], state: CurrentState) -> UsageReport:
+    """Add up requests and tokens of those that match, `by` model, key, session, endpoint or day."""
+    async with state.database.transaction() as session:
+        found = await usage_by(session, query.by, query.to_filter())
+    return UsageReport(by=query.by, usage=list(found))
 
 
 @router.get("/{request_id}")

@@ -122,6 +122,7 @@ class Entry:
             "duration_s": _between(self.started_ns, self._ended_ns),
             "client_address": _fit_any(origin.client_address, 64),
             "key_id": origin.key_id,
+            "session_id": _fit_any(origin.session, 128),
             **self._work(),
         }
 

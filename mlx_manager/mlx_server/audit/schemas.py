@@ -37,3 +37,4 @@ class LoggedRequest(BaseModel):
     finish_reason: str | None
     client_address: str | None
     key_id: str | None
+    session_id: str | None

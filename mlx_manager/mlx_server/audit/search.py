@@ -35,6 +35,7 @@ class RequestFilter:
     request_id: str | None = None
     trace_id: str | None = None
     key_id: str | None = None
+    session_id: str | None = None
     client_address: str | None = None
     min_duration_s: float | None = None
     max_duration_s: float | None = None
@@ -51,6 +52,7 @@ _EQUAL = {
     "request_id": AuditRow.request_id,
     "trace_id": AuditRow.trace_id,
     "key_id": AuditRow.key_id,
+    "session_id": AuditRow.session_id,
     "client_address": AuditRow.client_address,
 }
 
@@ -61,7 +63,7 @@ async def search(
     session: AsyncSession, wanted: RequestFilter, limit: int, before: int | None = None
 ) -> Sequence[AuditRow]:
     """Return the rows written last, newest first; `before` is the last `id` of the page above."""
-    query = select(AuditRow).where(*_conditions(wanted)).order_by(AuditRow.id.desc()).limit(limit)
+    query = select(AuditRow).where(*conditions(wanted)).order_by(AuditRow.id.desc()).limit(limit)
     if before is not None:
         query = query.where(AuditRow.id < before)
     return (await session.scalars(query)).all()
@@ -71,14 +73,14 @@ async def search_after(
     session: AsyncSession, wanted: RequestFilter, limit: int, after: int
 ) -> Sequence[AuditRow]:
     """Return the rows written next after the row `after`, newest first; none is skipped when there are more."""
-    query = select(AuditRow).where(*_conditions(wanted), AuditRow.id > after)
+    query = select(AuditRow).where(*conditions(wanted), AuditRow.id > after)
     rows = (await session.scalars(query.order_by(AuditRow.id).limit(limit))).all()
     return rows[::-1]
 
 
 async def count_outcomes(session: AsyncSession, wanted: RequestFilter) -> dict[Outcome, int]:
     """Return how many requests came to which end; those that none came to are left out."""
-    query = select(AuditRow.outcome, func.count()).where(*_conditions(wanted))
+    query = select(AuditRow.outcome, func.count()).where(*conditions(wanted))
     counted = await session.execute(query.group_by(AuditRow.outcome))
     return dict(counted.all())
 
@@ -98,7 +100,8 @@ async def search_all(
         before = rows[-1].id
 
 
-def _conditions(wanted: RequestFilter) -> Iterator[ColumnElement[bool]]:
+def conditions(wanted: RequestFilter) -> Iterator[ColumnElement[bool]]:
+    """Yield what rows must all be."""
     for name, column in _EQUAL.items():
         value: Any = getattr(wanted, name)
         if value is not None:

@@ -47,5 +47,6 @@ class AuditRow(MappedAsDataclass, Base, kw_only=True):
     finish_reason: Mapped[str | None] = mapped_column(String(32), default=None)
     client_address: Mapped[str | None] = mapped_column(String(64), default=None)
     key_id: Mapped[str | None] = mapped_column(String(64), default=None)
+    session_id: Mapped[str | None] = mapped_column(String(128), default=None)
     instance: Mapped[str | None] = mapped_column(String(160), default=None)
     seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
