@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ from tests.support.scrape import Scrape, rise
 KEY = "a-key-for-metrics"
 DURATION = "gen_ai_server_request_duration_seconds_count"
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana" / "mlx-manager.json"
+BUCKETED = [
+    one for one in vars(attributes).values() if isinstance(one, attributes.Metric) and one.buckets
+]
 CUMULATIVE = ("_total", "_bucket", "_count", "_sum")
 
 
@@ -181,6 +185,8 @@ def test_the_engine_s_own_figures_follow_its_work(server: Started, model_dir: Pa
         "mlx_memory_bytes", kind="weights"
     )
     assert after.total("mlx_memory_reserved_bytes") < after.total("mlx_memory_budget_bytes")
+    for kind, least in (("kv", 1), ("prefix_cache", 2**20), ("head_room", 256 * 2**20)):
+        assert after.total("mlx_memory_reserved_bytes", kind=kind) >= least, kind
     risen = rise(before, after)
     # A step makes a token for each of the two in the batch, or for one alone.
     assert tokens / 2 <= risen("mlx_engine_step_duration_seconds_count") <= tokens + 50
@@ -346,6 +352,30 @@ def calls(both_calls: list[Scrape]) -> Scrape:
     return both_calls[0]
 
 
+@pytest.mark.parametrize("metric", BUCKETED, ids=lambda metric: metric.name)
+def test_histograms_are_scraped_with_the_bounds_that_are_documented(
+    everything: Scrape, metric: attributes.Metric
+) -> None:
+    samples = everything.matching(f"{family_name(metric.name, metric.unit, metric.kind)[0]}_bucket")
+    bounds = {float(sample.labels["le"]) for sample in samples}
+    assert metric.buckets
+    assert bounds == {*metric.buckets, math.inf}
+
+
+def test_a_load_that_fails_is_measured_with_its_error(tmp_path: Path, model_dir: Path) -> None:
+    broken = tmp_path / "models" / "test" / "broken"
+    shutil.copytree(model_dir / TINY, broken)
+    (broken / "model.safetensors").write_bytes(b"none")
+    arguments = ("server", "--model-dir", str(tmp_path / "models"))
+    with started(tmp_path, *arguments, MLX_SERVER_METRICS="true") as server:
+        body = {"model": "test/broken", "prompt": "x"}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        scrape = Scrape.of(server.url)
+    assert answer.status_code == 503
+    loads = "mlx_model_load_duration_seconds_count"
+    assert scrape.total(loads, error_type="model_load_failed") == scrape.total(loads) == 1
+
+
 def test_calls_of_cloud_providers_are_in_the_conventions_metrics(calls: Scrape) -> None:
     duration, usage = "gen_ai_client_operation_duration_seconds", "gen_ai_client_token_usage"
     gpt = {"gen_ai_provider_name": "openai", "gen_ai_response_model": "gpt-real"}
@@ -382,6 +412,8 @@ def everything(server: Started, calls: Scrape) -> Scrape:
     ask(server, model="no/such")
     leave(server)
     wait_until(lambda: cancelled(server) > 0)
+    # Told once a second.
+    wait_until(lambda: Scrape.of(server.url).total("mlx_engine_step_duration_seconds_count") > 0)
     return Scrape([*Scrape.of(server.url).families, *calls.families])
 
 

@@ -372,6 +372,12 @@ async def test_a_request_whose_time_is_up_is_ended(
         request_id = response.headers["X-Request-ID"]
         await eventually(lambda: len(slow.audited(request_id)) == 1)
         (row,) = slow.audited(request_id)
+        await eventually(lambda: slow.active(ROBERTA) == 0)
+        await slow.close_books()
+        # Another one held the engine.
+        _holding, work = spans.named(f"embeddings {ROBERTA}")
+        assert (work.attributes or {})["error.type"] == "request_timeout"
+        assert work.status.status_code is StatusCode.ERROR
     assert (row.status, row.outcome, row.output_tokens) == (504, "failed", None)
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "request_timeout"

@@ -11,15 +11,21 @@ import httpx
 import openai as sdk
 import pytest
 from openai import AsyncOpenAI
+from opentelemetry.trace import StatusCode
 
 from mlx_manager.mlx_server.app import create_app
 from tests.conftest import ENDLESS_TOKENS, TINY
 from tests.support.running import RunningServer, eventually, running, settings_for
+from tests.support.spans import Spans, ids
 
-COMPLETION, RESPONSE = "/v1/completions", "/v1/responses"
+COMPLETION, RESPONSE, MESSAGE = "/v1/completions", "/v1/responses", "/v1/messages"
 ASKED: dict[str, dict[str, Any]] = {
     COMPLETION: {"prompt": "Count.", "max_tokens": ENDLESS_TOKENS},
     RESPONSE: {"input": "Count.", "max_output_tokens": ENDLESS_TOKENS, "store": False},
+    MESSAGE: {
+        "messages": [{"role": "user", "content": "Count."}],
+        "max_tokens": ENDLESS_TOKENS,
+    },
 }
 
 
@@ -53,15 +59,27 @@ async def outcome(server: RunningServer, response: httpx.Response) -> tuple[int 
 
 
 @pytest.mark.parametrize("path", ASKED)
-async def test_an_answer_that_takes_too_long_is_a_504(
-    hurried: RunningServer, http: httpx.AsyncClient, path: str
+async def test_an_answer_that_takes_too_long_is_a_504_and_an_error_in_its_trace(
+    hurried: RunningServer, http: httpx.AsyncClient, spans: Spans, path: str
 ) -> None:
     response = await http.post(path, json={"model": TINY, "temperature": 0, **ASKED[path]})
     assert response.status_code == 504
-    assert response.json()["error"]["code"] == "request_timeout"
+    if path == MESSAGE:
+        assert response.json()["error"]["type"] == "timeout_error"
+    else:
+        assert response.json()["error"]["code"] == "request_timeout"
     assert "longer than 1 s" in response.json()["error"]["message"]
     assert await outcome(hurried, response) == (504, "failed")
     await eventually(lambda: hurried.active(TINY) == 0)
+    await hurried.close_books()
+    trace_id = response.headers["X-Trace-ID"]
+    kinds = {
+        span.name.partition(" ")[0]: ((span.attributes or {}).get("error.type"), span.status)
+        for span in spans.all
+        if ids(span.context)[0] == trace_id
+    }
+    [(error_type, status)] = [kinds[one] for one in ("chat", "text_completion") if one in kinds]
+    assert (error_type, status.status_code) == ("request_timeout", StatusCode.ERROR)
 
 
 async def test_a_stream_of_a_text_completion_ends_with_an_error_that_the_sdk_raises(

@@ -52,9 +52,11 @@ def http(manager: RunningServer) -> Iterator[httpx.Client]:
 def ask(http: httpx.Client, kept: TraceStore) -> Callable[..., str]:
     """Ask the model something and return the id of the trace, once the store has all of it."""
 
-    def ask(**changes: object) -> str:
+    def ask(session: str | None = None, **changes: object) -> str:
         body = {"model": TINY, "prompt": "x", "max_tokens": 3, "temperature": 0} | changes
-        trace_id = http.post("/v1/completions", json=body).headers["X-Trace-ID"]
+        headers = {"X-Session-ID": session} if session else {}
+        answer = http.post("/v1/completions", json=body, headers=headers)
+        trace_id = answer.headers["X-Trace-ID"]
 
         def is_whole() -> bool:
             found = kept.get_trace(trace_id)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -65,6 +66,38 @@ def test_filters_and_pages_reach_the_store(http: httpx.Client, ask: Ask) -> None
     assert http.get("/api/traces", params={"since": "9999-01-01T00:00:00Z"}).json()["traces"] == []
     before = http.get("/api/traces", params={"until": since, "limit": 500}).json()["traces"]
     assert not {line["trace_id"] for line in before} & {*asked}
+
+
+def test_every_filter_of_the_query_reaches_the_store(http: httpx.Client, ask: Ask) -> None:
+    traced = ask(max_tokens=4, session="own-session")
+    whole = http.get(f"/api/traces/{traced}").json()["summary"]
+    tokens = whole["input_tokens"] + whole["output_tokens"]
+    fitting: dict[str, Any] = {
+        "operation": "text_completion",
+        "endpoint": "/v1/completions",
+        "session": "own-session",
+        "max_tokens": tokens,
+        "min_tokens": tokens,
+        "max_duration_s": whole["duration_s"] + 1e-6,
+        "min_duration_s": whole["duration_s"] - 1e-6,
+        "model": TINY,
+        "status": "ok",
+    }
+    others = {
+        "operation": "chat",
+        "endpoint": "/v1/chat/completions",
+        "session": "another",
+        "max_tokens": tokens - 1,
+        "max_duration_s": whole["duration_s"] / 2,
+        "error_type": "overloaded",
+    }
+
+    def finds(query: dict[str, Any]) -> list[str]:
+        lines = http.get("/api/traces", params={"text": traced} | query).json()["traces"]
+        return [line["trace_id"] for line in lines]
+
+    assert finds(fitting) == [traced]
+    assert [name for name, value in others.items() if finds({name: value})] == []
 
 
 def test_the_figures_count_requests_and_lead_to_traces(http: httpx.Client, ask: Ask) -> None:

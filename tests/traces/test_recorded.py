@@ -175,6 +175,10 @@ def test_rules_that_seldom_matter_speak_too(rule: Rule) -> None:
     assert list(rule(recorded(ALSO[rule])))
 
 
+def test_every_rule_speaks_of_a_recorded_trace() -> None:
+    assert set(rules.RULES) == {*ALSO, *(rule for rule, _, _ in EXPECTED.values())}
+
+
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, bytes]]:
     """The scenarios that don't hang on a machine's speed, recorded now."""
