@@ -64,7 +64,7 @@ def test_what_the_client_leaves_open_is_as_the_model_s_maker_has_it(
 def test_end_tokens_come_from_every_place_that_names_one(model_dir: Path, tmp_path: Path) -> None:
     text = text_with(model_dir, tmp_path, {"eos_token_id": [0, 2]})
     assert set(text.end_token_ids) == {0, 2}
-    assert text.context_tokens == 4096
+    assert text.context_tokens == 131_072
     assert text.vocabulary_size == 512
 
 
