@@ -54,8 +54,9 @@ class Family:
 
     `signs` stand in the templates of its models, all of them. `calls` are the marks that begin calls; `bare` are first
     letters of an answer that may be a call without any mark. `silent` marks mean nothing by themselves. `form` is how
-    its calls are written out when they must be made or kept to a schema; None when no grammar says it. `ends` are
-    marks that end an answer, whatever the model's settings say. `in_messages`: answers are in Harmony's form.
+    its calls are written out when they must be made or kept to a schema; None when no grammar says it, and then
+    `unsaid_form` is how they are written out. `ends` are marks that end an answer, whatever the model's settings say.
+    `in_messages`: answers are in Harmony's form.
 
     The rest is about its templates: how long they want ids of calls to be, or that they want `call_ids_name_tools`;
     that they want `arguments_as_text`, and not an object; that they know `one_call_a_message`; and `instructions`,
@@ -68,6 +69,7 @@ class Family:
     bare: Mapping[str, Grammar] = field(default_factory=dict)
     silent: tuple[str, ...] = ()
     form: CallForm | None = None
+    unsaid_form: CallForm | None = None
     ends: tuple[str, ...] = ()
     in_messages: bool = False
     reasoning: tuple[str, str] | None = None
@@ -81,6 +83,13 @@ class Family:
     def thinks(self) -> bool:
         """Whether its models have a place for thoughts."""
         return self.reasoning is not None or self.in_messages
+
+    @property
+    def written_form(self) -> CallForm:
+        """How its calls are written out."""
+        form = self.form or self.unsaid_form
+        assert form is not None, f"nobody has said how {self.name} writes calls"
+        return form
 
     @property
     def marks(self) -> frozenset[str]:
@@ -122,6 +131,7 @@ FAMILIES = (
         "gpt-oss",
         (harmony.CHANNEL, harmony.CALL),
         silent=harmony.MARKS,
+        unsaid_form=forms.HARMONY,
         ends=(harmony.CALL, harmony.RETURN),
         in_messages=True,
         reasoning=(harmony.ANALYSIS, harmony.END),
@@ -170,6 +180,7 @@ FAMILIES = (
                 invocations(f"</{_DSML}function_calls>", _DSML), f"</{_DSML}function_calls>"
             )
         },
+        unsaid_form=forms.DEEPSEEK_INVOCATIONS,
     ),
     Family(
         "minimax",

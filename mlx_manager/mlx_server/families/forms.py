@@ -10,7 +10,7 @@ from typing import Literal
 class Parameters:
     """Arguments one by one, each between `open`, in which its name stands for `{key}`, and `close`.
 
-    A string stands there as it is, everything else as JSON.
+    A string stands there as it is, everything else as JSON; `{is_string}` in `open` says which (`true` or `false`).
     """
 
     open: str
@@ -62,10 +62,15 @@ class CallForm:
         """What an answer begins with that is to be a call of the tool named."""
         return (self.opening + self.head_of(name)).rstrip(" ")
 
-    def head_of(self, name: str) -> str:
+    @property
+    def lead_again(self) -> str:
+        """What stands between `between` and the head of a call: a mark that begins each call begins all of it anew."""
+        return self.lead if self.begin and self.begin in (self.between or "") else ""
+
+    def head_of(self, name: str, number: int = 0) -> str:
         """What a call of the tool named begins with, behind `lead`."""
         quoted = '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        filled = self.head.replace("{number}", "0").replace("{json}", quoted)
+        filled = self.head.replace("{number}", str(number)).replace("{json}", quoted)
         return filled.replace("{name}", name)
 
 
@@ -136,6 +141,24 @@ MINIMAX = CallForm(
     lead="\n",
     between="",
     last="</minimax:tool_call>",
+)
+# No grammar says this one: a special token stands within its marks.
+DEEPSEEK_INVOCATIONS = CallForm(
+    "<｜DSML｜function_calls>",
+    '<｜DSML｜invoke name="{name}">\n',
+    Parameters('<｜DSML｜parameter name="{key}" string="{is_string}">', "</｜DSML｜parameter>\n"),
+    "</｜DSML｜invoke>\n",
+    lead="\n",
+    between="",
+    last="</｜DSML｜function_calls>",
+)
+# Nor this one, whose calls are messages.
+HARMONY = CallForm(
+    "<|channel|>",
+    "commentary to=functions.{name} <|constrain|>json<|message|>",
+    "json",
+    "<|call|>",
+    between="<|start|>assistant<|channel|>",
 )
 LFM2 = CallForm(
     "<|tool_call_start|>", "{name}(", Keywords(), ")", lead="[", between=", ",

@@ -110,5 +110,4 @@ def _any_call(rules: Rules, tools: Sequence[Tool], form: CallForm) -> str:
 def _more(rules: Rules, form: CallForm, call: str, is_parallel: bool) -> str:
     if form.between is None or not is_parallel:
         return ""
-    again = form.lead if form.begin and form.begin in form.between else ""
-    return f"({rules.text(form.between + again)} {call})*"
+    return f"({rules.text(form.between + form.lead_again)} {call})*"
