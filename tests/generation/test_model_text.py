@@ -157,6 +157,32 @@ def test_a_model_whose_template_knows_no_tools_is_told_of_them_in_its_instructio
     assert text.render(silent) == text.render(Conversation(asked)) == "[system]Be kind.[user]Hi"
 
 
+@pytest.mark.parametrize(
+    ("sign", "call"),
+    [
+        (
+            "<｜tool▁sep｜>",
+            '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function_name<｜tool▁sep｜>{"argument_name": "value"}'
+            "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        ),
+        (
+            "<|tool_call_start|>",
+            '<|tool_call_start|>[function_name(argument_name="value")]<|tool_call_end|>',
+        ),
+        (
+            "<start_of_turn>",
+            '{"name": "function name", "parameters": {}}',
+        ),
+    ],
+)
+def test_such_a_model_is_told_to_call_in_the_form_that_its_answers_are_read_in(
+    model_dir: Path, tmp_path: Path, sign: str, call: str
+) -> None:
+    text = text_with(model_dir, tmp_path, template=f"{{# {sign} #}}{SHOWN}")
+    told = text.render(Conversation((Message("user", "Hi"),), tools=(LOOK,)))
+    assert told.endswith(f"and wait for its result:\n{call}[user]Hi")
+
+
 def test_a_template_gets_tools_thinking_and_what_the_client_sets_by_name(
     model_dir: Path, tmp_path: Path
 ) -> None:

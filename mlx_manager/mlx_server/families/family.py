@@ -18,7 +18,12 @@ from mlx_manager.mlx_server.families.parameter_calls import invocations, tagged
 from mlx_manager.mlx_server.families.python_calls import either, fenced
 from mlx_manager.mlx_server.families.syntax import Grammar
 
-# How a model without a place for tools in its template is told of them, in the most common form,
+# How a model without a place for tools in its template is told of them: in its family's form,
+IN_FORM = """You can call these functions. Each line describes one as JSON:
+{tools}
+To call one, answer in this form, and wait for its result:
+{call}"""
+# in the most common one,
 IN_TAGS = """You can call these functions. Each line describes one as JSON:
 {tools}
 To call one, answer with a JSON object between these marks, and wait for its result:
@@ -77,7 +82,7 @@ class Family:
     call_ids_name_tools: bool = False
     arguments_as_text: bool = False
     one_call_a_message: bool = False
-    instructions: str = IN_TAGS
+    instructions: str = IN_FORM
 
     @property
     def thinks(self) -> bool:
@@ -100,7 +105,7 @@ class Family:
 
 
 _IN_TAGS = {"<tool_call>": CallSyntax(tagged("</tool_call>"), "</tool_call>")}
-HERMES = Family("hermes", ("<tool_call>",), _IN_TAGS, form=forms.HERMES)
+HERMES = Family("hermes", ("<tool_call>",), _IN_TAGS, form=forms.HERMES, instructions=IN_TAGS)
 _DEEPSEEK = Family(
     "deepseek",
     ("<｜tool▁sep｜>",),
@@ -121,7 +126,9 @@ _MISTRAL = Family(
     call_id_length=9,
 )
 _BARE = {"{": either(None), "[": either(None)}
-_LLAMA_3 = Family("llama3", ("<|start_header_id|>", "tools"), bare=_BARE, form=forms.BARE)
+_LLAMA_3 = Family(
+    "llama3", ("<|start_header_id|>", "tools"), bare=_BARE, form=forms.BARE, instructions=AS_OBJECT
+)
 _DSML = "｜DSML｜"
 
 # The first whose signs are all there; those with more of them stand before those with fewer. Of one name the last is
@@ -215,6 +222,7 @@ FAMILIES = (
         {"<|python_start|>": CallSyntax(either("<|python_end|>"), "<|python_end|>")},
         bare=_BARE,
         form=forms.BARE,
+        instructions=AS_OBJECT,
     ),
     replace(
         _LLAMA_3, signs=("<|python_tag|>",), calls={"<|python_tag|>": CallSyntax(either(None))}

@@ -144,7 +144,7 @@ class ModelText:
         tools = [_template_tool(tool) for tool in callable_tools(conversation)]
         messages = template_messages(conversation.messages, self.family)
         if tools and not self._template_knows("tools"):
-            messages, tools = with_instructions(messages, tools, self.family.instructions), []
+            messages, tools = with_instructions(messages, tools, self.family), []
         messages = placed(messages, self.system_place)
         try:
             text: str = self.tokenizer.apply_chat_template(

@@ -10,6 +10,9 @@ from typing import Any
 
 from mlx_manager.chat.request import Message, ToolCall
 from mlx_manager.mlx_server.families.family import Family
+from mlx_manager.mlx_server.families.written import written
+
+EXAMPLE = ToolCall("", "function_name", {"argument_name": "value"})
 
 
 def template_messages(messages: Iterable[Message], family: Family) -> list[dict[str, Any]]:
@@ -22,11 +25,12 @@ def template_messages(messages: Iterable[Message], family: Family) -> list[dict[
 
 
 def with_instructions(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]], instructions: str
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]], family: Family
 ) -> list[dict[str, Any]]:
     """Return the messages with the tools in the instructions, for a model whose template has no place for any."""
     described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    text = instructions.format(tools=described)
+    example = written([EXAMPLE], family.written_form)
+    text = family.instructions.format(tools=described, call=example)
     if messages and messages[0]["role"] == "system":
         first = messages[0] | {"content": f"{messages[0]['content']}\n\n{text}"}
         return [first, *messages[1:]]
