@@ -11,16 +11,24 @@ from typing import Any
 from mlx_manager.chat.request import Message, ToolCall
 from mlx_manager.mlx_server.families.family import Family
 from mlx_manager.mlx_server.families.written import written
+from mlx_manager.mlx_server.generation.call_ids import (
+    with_ids_of_length,
+    with_names,
+    with_tools_in_ids,
+)
 
 EXAMPLE = ToolCall("", "function_name", {"argument_name": "value"})
 
 
 def template_messages(messages: Iterable[Message], family: Family) -> list[dict[str, Any]]:
     """Return messages with the names, ids and order that the templates of `family` know."""
+    messages = tuple(with_names(messages))
     if family.call_ids_name_tools:
-        messages = _with_tools_in_ids(messages)
+        messages = tuple(with_tools_in_ids(messages))
+    if family.call_id_length is not None:
+        messages = tuple(with_ids_of_length(messages, family.call_id_length))
     if family.one_call_a_message:
-        messages = _with_one_call_each(tuple(messages))
+        messages = tuple(_with_one_call_each(messages))
     return [_template_message(message, family) for message in messages]
 
 
@@ -57,17 +65,6 @@ def _template_call(call: ToolCall, family: Family) -> dict[str, Any]:
         arguments = json.dumps(arguments, ensure_ascii=False)
     function = {"name": call.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}
-
-
-def _with_tools_in_ids(messages: Iterable[Message]) -> Iterator[Message]:
-    """Yield the same with ids `functions.NAME:NUMBER`, which is all that the template says of a call's tool."""
-    renamed = dict[str, str]()
-    for message in messages:
-        for call in message.tool_calls:
-            renamed[call.id] = f"functions.{call.name}:{len(renamed)}"
-        calls = tuple(replace(call, id=renamed[call.id]) for call in message.tool_calls)
-        of_call = message.tool_call_id
-        yield replace(message, tool_calls=calls, tool_call_id=renamed.get(of_call or "", of_call))
 
 
 def _with_one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
