@@ -35,6 +35,9 @@ AS_OBJECT = """You can call these functions. Each line describes one as JSON:
 {tools}
 To call one, answer with nothing but a JSON object in this form, and wait for its result:
 {{"name": "function name", "parameters": {{}}}}"""
+# How a result is told where the template has no place for it: in the most common form, and in words.
+IN_RESPONSE = "<tool_response>\n{result}\n</tool_response>"
+IN_WORDS = "Result of {name}:\n{result}"
 # Marks that a model puts around its thoughts; the first pair that its template knows is its own.
 REASONING_MARKS = (
     ("<think>", "</think>"),
@@ -65,7 +68,7 @@ class Family:
 
     The rest is about its templates: how long they want ids of calls to be, or that they want `call_ids_name_tools`;
     that they want `arguments_as_text`, and not an object; that they know `one_call_a_message`; and `instructions`,
-    which tell a model of tools whose template has no place for them.
+    which tell a model of tools whose template has no place for them, as `results` tell it of theirs.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Family:
     arguments_as_text: bool = False
     one_call_a_message: bool = False
     instructions: str = IN_FORM
+    results: str = IN_RESPONSE
 
     @property
     def thinks(self) -> bool:
@@ -127,7 +131,12 @@ _MISTRAL = Family(
 )
 _BARE = {"{": either(None), "[": either(None)}
 _LLAMA_3 = Family(
-    "llama3", ("<|start_header_id|>", "tools"), bare=_BARE, form=forms.BARE, instructions=AS_OBJECT
+    "llama3",
+    ("<|start_header_id|>", "tools"),
+    bare=_BARE,
+    form=forms.BARE,
+    instructions=AS_OBJECT,
+    results=IN_WORDS,
 )
 _DSML = "｜DSML｜"
 
@@ -223,6 +232,7 @@ FAMILIES = (
         bare=_BARE,
         form=forms.BARE,
         instructions=AS_OBJECT,
+        results=IN_WORDS,
     ),
     replace(
         _LLAMA_3, signs=("<|python_tag|>",), calls={"<|python_tag|>": CallSyntax(either(None))}
@@ -234,6 +244,7 @@ FAMILIES = (
         bare={**_BARE, "`": fenced},
         form=forms.BARE,
         instructions=AS_OBJECT,
+        results=IN_WORDS,
     ),
 )
 FAMILY_NAMES = tuple(dict.fromkeys(family.name for family in FAMILIES))

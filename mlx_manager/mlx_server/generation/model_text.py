@@ -21,6 +21,7 @@ from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.engine.token_bytes import TokenBytes
 from mlx_manager.mlx_server.families import harmony
 from mlx_manager.mlx_server.families.family import Family, family_of
+from mlx_manager.mlx_server.generation.call_places import CallPlace, call_places
 from mlx_manager.mlx_server.generation.canonical import canonical
 from mlx_manager.mlx_server.generation.system_messages import SystemPlace, placed, system_place
 from mlx_manager.mlx_server.generation.template_messages import (
@@ -65,8 +66,9 @@ class Encoded:
 class ModelText:
     """What turns requests into token ids and back for one model, and what its config says of its weights.
 
-    Reading all this took `load_s`. The chat template reads `template_variables`. With `is_canonical` conversations are
-    put into their lasting order first.
+    Reading all this took `load_s`. The chat template reads `template_variables`, and says earlier calls in
+    `call_places`, the second of which is for requests with tools. With `is_canonical` conversations are put into their
+    lasting order first.
     """
 
     model_id: str
@@ -82,6 +84,7 @@ class ModelText:
     load_s: float
     is_canonical: bool = False
     system_place: SystemPlace = "anywhere"
+    call_places: tuple[CallPlace, CallPlace] = ("own", "own")
     template_variables: frozenset[str] = frozenset()
 
     @property
@@ -142,31 +145,28 @@ class ModelText:
                 param="model",
             )
         tools = [_template_tool(tool) for tool in callable_tools(conversation)]
-        messages = template_messages(conversation.messages, self.family)
+        messages = self._turns(conversation)
         if tools and not self._template_knows("tools"):
             messages, tools = with_instructions(messages, tools, self.family), []
         messages = placed(messages, self.system_place)
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages,
-                tools=tools or None,
-                add_generation_prompt=True,
-                tokenize=False,
-                **_variables(conversation),
-            )
+            return _applied(self.tokenizer, messages, tools or None, **_variables(conversation))
         except Exception as error:  # a template is a program that came with the model
             raise InvalidRequest(
                 f"The chat template of {self.model_id} refuses these messages: {error}",
                 param="messages",
             ) from error
-        return text
 
     def _moves_system(self, conversation: Conversation) -> bool:
         """Whether system messages stand where the template has no place for them."""
         if self.system_place == "anywhere":
             return False
-        turns = template_messages(conversation.messages, self.family)
+        turns = self._turns(conversation)
         return placed(turns, self.system_place) is not turns
+
+    def _turns(self, conversation: Conversation) -> list[dict[str, Any]]:
+        place = self.call_places[bool(callable_tools(conversation))]
+        return template_messages(conversation.messages, self.family, place)
 
     def sampling_parameters(self, asked: Sampling) -> SamplingParameters:
         """Return every choice made: what was asked for, else the model's own default, else the API's.
@@ -337,6 +337,7 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
         load_s=time.monotonic() - began_s,
         is_canonical=files.settings.canonical_prompts,
         system_place=_system_place(tokenizer),
+        call_places=_call_places(tokenizer, family),
         template_variables=template_variables(tokenizer.chat_template),
     )
 
@@ -344,9 +345,29 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
 def _system_place(tokenizer: Any) -> SystemPlace:
     if not tokenizer.chat_template:
         return "anywhere"
-    return system_place(
-        lambda turns: tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=False
+    return system_place(lambda turns: _applied(tokenizer, turns, None))
+
+
+def _call_places(tokenizer: Any, family: Family) -> tuple[CallPlace, CallPlace]:
+    if not tokenizer.chat_template:
+        return "own", "own"
+    return call_places(
+        lambda messages, place: template_messages(messages, family, place),
+        lambda turns, tools: _applied(tokenizer, turns, tools),
+        _template_of(tokenizer),
+    )
+
+
+def _applied(
+    tokenizer: Any,
+    turns: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    **variables: Any,
+) -> str:
+    """Return what the chat template makes of these turns, ready for the assistant's."""
+    return str(
+        tokenizer.apply_chat_template(
+            turns, tools=tools, add_generation_prompt=True, tokenize=False, **variables
         )
     )
 

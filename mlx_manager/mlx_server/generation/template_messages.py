@@ -16,18 +16,26 @@ from mlx_manager.mlx_server.generation.call_ids import (
     with_names,
     with_tools_in_ids,
 )
+from mlx_manager.mlx_server.generation.call_places import CallPlace
+from mlx_manager.mlx_server.generation.call_text import with_all_as_text, with_calls_as_text
 
 EXAMPLE = ToolCall("", "function_name", {"argument_name": "value"})
 
 
-def template_messages(messages: Iterable[Message], family: Family) -> list[dict[str, Any]]:
-    """Return messages with the names, ids and order that the templates of `family` know."""
+def template_messages(
+    messages: Iterable[Message], family: Family, place: CallPlace = "own"
+) -> list[dict[str, Any]]:
+    """Return messages with the names, ids and order that a template of `family` knows, and calls in their place."""
     messages = tuple(with_names(messages))
+    if place == "calls_as_text":
+        messages = tuple(with_calls_as_text(messages, family))
+    elif place == "all_as_text":
+        messages = tuple(with_all_as_text(messages, family))
     if family.call_ids_name_tools:
         messages = tuple(with_tools_in_ids(messages))
     if family.call_id_length is not None:
         messages = tuple(with_ids_of_length(messages, family.call_id_length))
-    if family.one_call_a_message:
+    if family.one_call_a_message or place == "one_a_message":
         messages = tuple(_with_one_call_each(messages))
     return [_template_message(message, family) for message in messages]
 
