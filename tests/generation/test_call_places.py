@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ from mlx_manager.chat.events import TextDelta, ToolCallDelta, ToolCallStarted
 from mlx_manager.chat.request import Conversation, Message, Tool, ToolCall
 from mlx_manager.mlx_server.families.messages import answer_parser
 from mlx_manager.mlx_server.generation.call_places import CallPlace
-from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
-from mlx_manager.mlx_server.pool.catalog import ModelFiles
+from mlx_manager.mlx_server.generation.model_text import ModelText
+from tests.generation.templates import text_with
 
 GENERATION = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -87,12 +86,6 @@ SIGNS = {
     "qwen3-coder": "<tool_call><function=",
     "deepseek-v3.2": "｜DSML｜",
 }
-
-
-def text_with(model_dir: Path, path: Path, template: str) -> ModelText:
-    shutil.copytree(model_dir / "test" / "tiny", path)
-    (path / "chat_template.jinja").write_text(template)
-    return load_model_text(ModelFiles("test/model", path, "folder", 0))
 
 
 def turns_of(rendered: str) -> list[tuple[str, str]]:
@@ -229,3 +222,14 @@ def test_a_conversation_without_calls_is_left_as_it_is(model_dir: Path, tmp_path
     text = text_with(model_dir, tmp_path / "model", NO_PLACE)
     said = (Message("user", "Hi"), Message("user", "there"))
     assert turns_of(text.render(Conversation(said))) == [("user", "Hi"), ("user", "there")]
+
+
+@pytest.mark.parametrize("template", [NO_CALLS, NO_PLACE], ids=["told tools", "told nothing"])
+def test_a_family_is_told_from_the_special_tokens_of_a_model_too(
+    model_dir: Path, tmp_path: Path, template: str
+) -> None:
+    marks = ("<|tool_call_start|>", "<|tool_call_end|>")
+    text = text_with(model_dir, tmp_path / "model", template, marks)
+    assert text.family.name == "lfm2"
+    # Decoding shows them to the parser.
+    assert {text.decode([token]) for token in text.shown_ids} == set(marks)

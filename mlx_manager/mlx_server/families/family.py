@@ -1,12 +1,12 @@
 """What differs between model families, as data: how they think and how they call tools.
 
-A family is told from the chat template that a model brings, because that is what the model was trained with. Sources:
-the published templates of the models named.
+A family is told from the chat template that a model brings, because that is what the model was trained with, and where
+that says nothing of calls from the model's own tokens. Sources: the published templates of the models named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from mlx_manager.errors import ModelLoadFailed
@@ -60,11 +60,12 @@ class CallSyntax:
 class Family:
     """How a family of models writes what is not text.
 
-    `signs` stand in the templates of its models, all of them. `calls` are the marks that begin calls; `bare` are first
-    letters of an answer that may be a call without any mark. `silent` marks mean nothing by themselves. `form` is how
-    its calls are written out when they must be made or kept to a schema; None when no grammar says it, and then
-    `unsaid_form` is how they are written out. `ends` are marks that end an answer, whatever the model's settings say.
-    `in_messages`: answers are in Harmony's form.
+    `signs` stand in the templates of its models, all of them; `are_tokens` where they are special tokens that were made
+    for its calls. `calls` are the marks that begin calls; `bare` are first letters of an answer that may be a call
+    without any mark. `silent` marks mean nothing by themselves. `form` is how its calls are written out when they must
+    be made or kept to a schema; None when no grammar says it, and then `unsaid_form` is how they are written out.
+    `ends` are marks that end an answer, whatever the model's settings say. `in_messages`: answers are in Harmony's
+    form.
 
     The rest is about its templates: how long they want ids of calls to be, or that they want `call_ids_name_tools`;
     that they want `arguments_as_text`, and not an object; that they know `one_call_a_message`; and `instructions`,
@@ -74,6 +75,7 @@ class Family:
     name: str
     signs: tuple[str, ...] = ()
     calls: Mapping[str, CallSyntax] = field(default_factory=dict)
+    are_tokens: bool = False
     bare: Mapping[str, Grammar] = field(default_factory=dict)
     silent: tuple[str, ...] = ()
     form: CallForm | None = None
@@ -118,6 +120,7 @@ _DEEPSEEK = Family(
             named("<｜tool▁sep｜>", "<｜tool▁call▁end｜>"), "<｜tool▁call▁end｜>"
         )
     },
+    are_tokens=True,
     silent=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
     form=forms.DEEPSEEK,
     arguments_as_text=True,
@@ -127,7 +130,15 @@ _MISTRAL = Family(
     ("[TOOL_CALLS]",),
     {"[TOOL_CALLS]": CallSyntax(named("[ARGS]", None, skips="[CALL_ID]"))},
     form=forms.MISTRAL_ARRAY,
+    are_tokens=True,
     call_id_length=9,
+)
+_LFM2 = Family(
+    "lfm2",
+    ("<|tool_call_start|>",),
+    {"<|tool_call_start|>": CallSyntax(either("<|tool_call_end|>"), "<|tool_call_end|>")},
+    are_tokens=True,
+    form=forms.LFM2,
 )
 _BARE = {"{": either(None), "[": either(None)}
 _LLAMA_3 = Family(
@@ -157,6 +168,7 @@ FAMILIES = (
         "gemma4",
         ("<|tool_call>", "<tool_call|>"),
         {"<|tool_call>": CallSyntax(gemma_calls('<|"|>', "<tool_call|>"), "<tool_call|>")},
+        are_tokens=True,
         silent=('<|"|>',),
         form=forms.GEMMA_4,
         ends=("<|tool_response>",),
@@ -170,6 +182,7 @@ FAMILIES = (
                 gemma_calls("<escape>", "<end_function_call>"), "<end_function_call>"
             )
         },
+        are_tokens=True,
         silent=("<escape>",),
         form=forms.FUNCTION_GEMMA,
         ends=("<start_function_response>",),
@@ -182,11 +195,17 @@ FAMILIES = (
                 named("<|tool_call_argument_begin|>", "<|tool_call_end|>"), "<|tool_call_end|>"
             )
         },
+        are_tokens=True,
         silent=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
         form=forms.KIMI,
         call_ids_name_tools=True,
     ),
-    replace(_DEEPSEEK, signs=("<｜tool▁sep｜>", "```json"), form=forms.DEEPSEEK_FENCED),
+    replace(
+        _DEEPSEEK,
+        signs=("<｜tool▁sep｜>", "```json"),
+        are_tokens=False,
+        form=forms.DEEPSEEK_FENCED,
+    ),
     _DEEPSEEK,
     Family(
         "deepseek-v3.2",
@@ -196,6 +215,7 @@ FAMILIES = (
                 invocations(f"</{_DSML}function_calls>", _DSML), f"</{_DSML}function_calls>"
             )
         },
+        are_tokens=True,
         unsaid_form=forms.DEEPSEEK_INVOCATIONS,
     ),
     Family(
@@ -206,23 +226,21 @@ FAMILIES = (
                 invocations("</minimax:tool_call>"), "</minimax:tool_call>"
             )
         },
+        are_tokens=True,
         form=forms.MINIMAX,
     ),
     replace(_MISTRAL, signs=("[TOOL_CALLS]", "[ARGS]"), form=forms.MISTRAL),
     _MISTRAL,
-    Family(
-        "lfm2",
-        ("<|tool_call_start|>",),
-        {"<|tool_call_start|>": CallSyntax(either("<|tool_call_end|>"), "<|tool_call_end|>")},
-        form=forms.LFM2,
-    ),
+    _LFM2,
+    replace(_LFM2, signs=("<|tool_list_start|>",)),
     Family("qwen3-coder", ("<tool_call>", "<function="), _IN_TAGS, form=forms.QWEN_CODER),
-    Family("glm", ("<tool_call>", "<arg_key>"), _IN_TAGS, form=forms.GLM),
+    Family("glm", ("<tool_call>", "<arg_key>"), _IN_TAGS, are_tokens=True, form=forms.GLM),
     HERMES,
     Family(
         "granite",
         ("<|tool_call|>",),
         {"<|tool_call|>": CallSyntax(json_calls)},
+        are_tokens=True,
         form=forms.GRANITE,
     ),
     Family(
@@ -250,10 +268,10 @@ FAMILIES = (
 FAMILY_NAMES = tuple(dict.fromkeys(family.name for family in FAMILIES))
 
 
-def family_of(template: str, name: str | None = None) -> Family:
-    """Return the family that a chat template speaks for, Hermes's where a template has no calls of its own.
+def family_of(template: str, name: str | None = None, tokens: Collection[str] = ()) -> Family:
+    """Return the family that a chat template speaks for, else the one whose signs are among `tokens`, else Hermes's.
 
-    With `name` it is the one of that name, whatever the template says; of two sorts in it, the template's own. Raises
+    With `name` it is the one of that name, whatever they say; of two sorts in it, the one that they speak for. Raises
     ModelLoadFailed for a name that no family has.
     """
     if name is not None and name not in FAMILY_NAMES:
@@ -261,7 +279,31 @@ def family_of(template: str, name: str | None = None) -> Family:
             f"There is no family {name!r} of models. Set one of {', '.join(FAMILY_NAMES)}, or none."
         )
     some = [one for one in FAMILIES if name is None or one.name == name]
-    fallback = HERMES if name is None else some[-1]
-    found = next((one for one in some if all(sign in template for sign in one.signs)), fallback)
+    found = next((one for one in some if all(sign in template for sign in one.signs)), None)
+    if found is None and "tool_calls" not in template:
+        # One that writes calls, and none of the marks, says that they are what a vocabulary was taken over with.
+        found = next(
+            (one for one in some if one.are_tokens and set(one.signs) <= set(tokens)), None
+        )
+        if found is not None and name is None and "tools" not in template:
+            found = _or_hermes(found)
+    if found is None:
+        found = HERMES if name is None else some[-1]
     reasoning = next((pair for pair in REASONING_MARKS if pair[1] in template), None)
     return replace(found, reasoning=found.reasoning or reasoning)
+
+
+def _or_hermes(family: Family) -> Family:
+    """Return Hermes's family with the marks of another one, which are read, too.
+
+    Where a template has no place for tools nobody knows whether its model has learned marks that are among its tokens:
+    it is told of Hermes's, which it can write as plain text.
+    """
+    return replace(
+        HERMES,
+        name=family.name,
+        calls={**HERMES.calls, **family.calls},
+        silent=family.silent,
+        ends=family.ends,
+        reasoning=family.reasoning,
+    )

@@ -320,7 +320,8 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
     # What a tokenizer's file may ask for by itself, and what `encode` of transformers would have switched off.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    family = family_of(_template_of(tokenizer), family_name or files.settings.family)
+    tokens = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    family = family_of(_template_of(tokenizer), family_name or files.settings.family, tokens)
     return ModelText(
         model_id=files.id,
         tokenizer=tokenizer,
