@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mlx_manager.mlx_server.families import forms
 from mlx_manager.mlx_server.families.forms import CallForm
-from mlx_manager.mlx_server.generation.call_places import CallPlace
+from mlx_manager.mlx_server.generation.telling import CallPlace
 
 EACH = "{% for m in messages %}"
 END = "{% endfor %}"
@@ -84,14 +84,18 @@ GLM = (
     "{% else %}<|{{ m.role }}|>\n{{ m.content }}{% endif %}" + END
     + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )  # fmt: skip
-# Ids of other lengths are refused, and what is said beside calls is left out.
-CHECKED_ID = (
+# Ids of other lengths are refused, and so are two turns of one side with nothing but calls and results between them.
+# What is said beside calls is left out.
+CHECKED = (
+    "{% set n = namespace(turns=0) %}{% for m in messages %}{% if m.role != 'tool' and not m.tool_calls %}"
+    "{% if (m.role == 'user') != (n.turns % 2 == 0) %}{{ raise_exception('conversation roles must alternate') }}"
+    "{% endif %}{% set n.turns = n.turns + 1 %}{% endif %}{% endfor %}"
     "{% macro checked(id) %}{% if id is not string or id | length != 9 %}"
     "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}"
     "{% endif %}{{ id }}{% endmacro %}"
 )
 MISTRAL_ARRAY = (
-    CHECKED_ID + "{% if tools %}[AVAILABLE_TOOLS]" + TOOLS + "[/AVAILABLE_TOOLS]{% endif %}" + EACH
+    CHECKED + "{% if tools %}[AVAILABLE_TOOLS]" + TOOLS + "[/AVAILABLE_TOOLS]{% endif %}" + EACH
     + "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% elif m.tool_calls %}[TOOL_CALLS][" + CALLS
     + '{"name": "{{ c.function.name }}", "arguments": ' + ARGUMENTS
     + ', "id": "{{ checked(c.id) }}"}{{ ", " if not loop.last }}' + END + "]</s>"
@@ -100,7 +104,7 @@ MISTRAL_ARRAY = (
     "{% else %}{{ m.content }}</s>{% endif %}" + END
 )  # fmt: skip
 MISTRAL = (
-    CHECKED_ID + "{% if tools %}[AVAILABLE_TOOLS]" + TOOLS + "[/AVAILABLE_TOOLS]{% endif %}" + EACH
+    CHECKED + "{% if tools %}[AVAILABLE_TOOLS]" + TOOLS + "[/AVAILABLE_TOOLS]{% endif %}" + EACH
     + "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% elif m.role == 'tool' %}"
     "[TOOL_RESULTS]{{ checked(m.tool_call_id) }}[TOOL_CONTENT]{{ m.content }}[/TOOL_RESULTS]"
     "{% else %}{{ m.content }}{% for c in m.tool_calls or [] %}[TOOL_CALLS]{{ c.function.name }}"
@@ -264,7 +268,6 @@ CHAT_TEMPLATES = {
         LLAMA_3,
         place="one_a_message",
         takes_several=False,
-        keeps_text=False,
     ),
     "Llama 3.1": ChatTemplate(
         "llama3",
@@ -273,7 +276,6 @@ CHAT_TEMPLATES = {
         LLAMA_3_1,
         place="one_a_message",
         takes_several=False,
-        keeps_text=False,
     ),
     "Llama 4": ChatTemplate("llama4", forms.BARE, "<|eot|>", LLAMA_4),
     "Gemma 3": ChatTemplate("gemma3", forms.BARE, "<end_of_turn>", GEMMA_3, place="all_as_text"),

@@ -69,3 +69,4 @@ def test_calls_are_numbered_where_the_form_has_a_number() -> None:
     answer = written(told([("wait", {}), ("wait", {})]), kimi.written_form)
     assert "functions.wait:0<" in answer
     assert "functions.wait:1<" in answer
+    assert "functions.wait:7<" in written(told([("wait", {})]), kimi.written_form, earlier=7)

@@ -63,7 +63,7 @@ def test_the_family_is_told_from_the_template(text: ModelText, template: ChatTem
 def test_it_is_found_out_where_the_template_says_calls(
     text: ModelText, template: ChatTemplate
 ) -> None:
-    assert text.call_places[True] == template.place
+    assert text.tellings[True].place == template.place
 
 
 def test_an_earlier_call_is_shown_as_the_model_writes_it(

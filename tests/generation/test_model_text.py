@@ -248,7 +248,7 @@ CALLED = (
     Message("tool", "done", tool_call_id="c2"),
 )
 EACH = """{% for m in messages %}{{ m.role }} {{ m.content }} {{ m.thinking }} {{ m.tool_call_id }}
-{% for c in m.tool_calls %}{{ c.id }} {{ c.function.name }} {{ c.function.arguments }}
+{% for c in m.tool_calls %}{{ c.id }} {{ c.function.name }} {{ c.function.arguments | tojson }}
 {% endfor %}{% endfor %}"""
 
 
@@ -257,25 +257,21 @@ EACH = """{% for m in messages %}{{ m.role }} {{ m.content }} {{ m.thinking }} {
     [
         (
             "<tool_call>",
-            "assistant I look. Hm \nc1 look {'at': 'é'}\nc2 wait {}\ntool cats  c1\ntool done  c2",
-        ),
-        (
-            "<｜tool▁sep｜>",
             'assistant I look. Hm \nc1 look {"at": "é"}\nc2 wait {}\ntool cats  c1\ntool done  c2',
         ),
         (
             "<|tool_call_argument_begin|>",
-            "assistant I look. Hm \nfunctions.look:0 look {'at': 'é'}\nfunctions.wait:1 wait {}\n"
+            'assistant I look. Hm \nfunctions.look:0 look {"at": "é"}\nfunctions.wait:1 wait {}\n'
             "tool cats  functions.look:0\ntool done  functions.wait:1",
         ),
         # What was said and what was thought have no place in one message with a call.
         (
             "<|channel|><|call|>",
-            "assistant I look.  \nassistant  Hm \nc1 look {'at': 'é'}\ntool cats  c1\n"
+            'assistant I look.  \nassistant  Hm \nc1 look {"at": "é"}\ntool cats  c1\n'
             "assistant   \nc2 wait {}\ntool done  c2",
         ),
     ],
-    ids=["as they are", "as text", "with names as ids", "one by one"],
+    ids=["as they are", "with names as ids", "one by one"],
 )
 def test_earlier_calls_are_told_as_the_family_s_template_wants_them(
     model_dir: Path, tmp_path: Path, signs: str, shown: str

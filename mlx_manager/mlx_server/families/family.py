@@ -68,8 +68,8 @@ class Family:
     form.
 
     The rest is about its templates: how long they want ids of calls to be, or that they want `call_ids_name_tools`;
-    that they want `arguments_as_text`, and not an object; that they know `one_call_a_message`; and `instructions`,
-    which tell a model of tools whose template has no place for them, as `results` tell it of theirs.
+    that they know `one_call_a_message`; and `instructions`, which tell a model of tools whose template has no place for
+    them, as `results` tell it of theirs.
     """
 
     name: str
@@ -85,7 +85,6 @@ class Family:
     reasoning: tuple[str, str] | None = None
     call_id_length: int | None = None
     call_ids_name_tools: bool = False
-    arguments_as_text: bool = False
     one_call_a_message: bool = False
     instructions: str = IN_FORM
     results: str = IN_RESPONSE
@@ -123,7 +122,6 @@ _DEEPSEEK = Family(
     are_tokens=True,
     silent=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
     form=forms.DEEPSEEK,
-    arguments_as_text=True,
 )
 _MISTRAL = Family(
     "mistral",

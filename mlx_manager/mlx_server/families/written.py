@@ -16,14 +16,14 @@ BARE_NAME = re.compile(r"[^\s:,{}\[\]<\"']{1,256}")
 PYTHON_LITERALS = {None: "None", True: "True", False: "False"}
 
 
-def written(calls: Sequence[ToolCall], form: CallForm) -> str:
-    """Return the text of an answer that is these calls, one at least."""
+def written(calls: Sequence[ToolCall], form: CallForm, earlier: int = 0) -> str:
+    """Return the text of an answer that is these calls, one at least, behind `earlier` ones of the conversation."""
     form = _with_room_for(calls, form)
     # A form for one call only has a parser that reads several lines of it.
     between = "\n" if form.between is None else form.between + form.lead_again
     texts = [
         form.head_of(call.name, number) + _arguments(call.arguments, form) + form.tail
-        for number, call in enumerate(calls)
+        for number, call in enumerate(calls, start=earlier)
     ]
     return form.opening + between.join(texts) + form.last
 

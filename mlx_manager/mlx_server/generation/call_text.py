@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from mlx_manager.chat.request import Message
@@ -14,9 +14,12 @@ BLANK_LINE = "\n\n"
 NAMELESS = "a function"
 
 
-def with_calls_as_text(messages: Iterable[Message], family: Family) -> list[Message]:
-    """Return the same with calls in what the assistant said, as a model of `family` would have written them."""
-    return [_with_text(message, family) if message.tool_calls else message for message in messages]
+def with_calls_as_text(messages: Iterable[Message], family: Family) -> Iterator[Message]:
+    """Yield the same with calls in what the assistant said, as a model of `family` would have written them."""
+    earlier = 0
+    for message in messages:
+        yield _with_text(message, family, earlier) if message.tool_calls else message
+        earlier += len(message.tool_calls)
 
 
 def with_all_as_text(messages: Sequence[Message], family: Family) -> Sequence[Message]:
@@ -36,8 +39,8 @@ def with_all_as_text(messages: Sequence[Message], family: Family) -> Sequence[Me
     return told
 
 
-def _with_text(message: Message, family: Family) -> Message:
-    parts = [message.content, written(message.tool_calls, family.written_form)]
+def _with_text(message: Message, family: Family, earlier: int) -> Message:
+    parts = [message.content, written(message.tool_calls, family.written_form, earlier)]
     if family.bare:
         # Where calls have no mark only what an answer begins with is read as one.
         parts.reverse()

@@ -21,9 +21,9 @@ from mlx_manager.mlx_server.engine.messages import SamplingParameters
 from mlx_manager.mlx_server.engine.token_bytes import TokenBytes
 from mlx_manager.mlx_server.families import harmony
 from mlx_manager.mlx_server.families.family import Family, family_of
-from mlx_manager.mlx_server.generation.call_places import CallPlace, call_places
 from mlx_manager.mlx_server.generation.canonical import canonical
 from mlx_manager.mlx_server.generation.system_messages import SystemPlace, placed, system_place
+from mlx_manager.mlx_server.generation.telling import Telling, tellings
 from mlx_manager.mlx_server.generation.template_messages import (
     template_messages,
     with_instructions,
@@ -66,8 +66,8 @@ class Encoded:
 class ModelText:
     """What turns requests into token ids and back for one model, and what its config says of its weights.
 
-    Reading all this took `load_s`. The chat template reads `template_variables`, and says earlier calls in
-    `call_places`, the second of which is for requests with tools. With `is_canonical` conversations are put into their
+    Reading all this took `load_s`. The chat template reads `template_variables`, and is told of earlier calls
+    by one of `tellings`, the second in requests with tools. With `is_canonical` conversations are put into their
     lasting order first.
     """
 
@@ -84,7 +84,7 @@ class ModelText:
     load_s: float
     is_canonical: bool = False
     system_place: SystemPlace = "anywhere"
-    call_places: tuple[CallPlace, CallPlace] = ("own", "own")
+    tellings: tuple[Telling, Telling] = (Telling(), Telling())
     template_variables: frozenset[str] = frozenset()
 
     @property
@@ -165,8 +165,8 @@ class ModelText:
         return placed(turns, self.system_place) is not turns
 
     def _turns(self, conversation: Conversation) -> list[dict[str, Any]]:
-        place = self.call_places[bool(callable_tools(conversation))]
-        return template_messages(conversation.messages, self.family, place)
+        telling = self.tellings[bool(callable_tools(conversation))]
+        return template_messages(conversation.messages, self.family, telling)
 
     def sampling_parameters(self, asked: Sampling) -> SamplingParameters:
         """Return every choice made: what was asked for, else the model's own default, else the API's.
@@ -338,7 +338,7 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
         load_s=time.monotonic() - began_s,
         is_canonical=files.settings.canonical_prompts,
         system_place=_system_place(tokenizer),
-        call_places=_call_places(tokenizer, family),
+        tellings=_tellings(tokenizer, family),
         template_variables=template_variables(tokenizer.chat_template),
     )
 
@@ -349,11 +349,11 @@ def _system_place(tokenizer: Any) -> SystemPlace:
     return system_place(lambda turns: _applied(tokenizer, turns, None))
 
 
-def _call_places(tokenizer: Any, family: Family) -> tuple[CallPlace, CallPlace]:
+def _tellings(tokenizer: Any, family: Family) -> tuple[Telling, Telling]:
     if not tokenizer.chat_template:
-        return "own", "own"
-    return call_places(
-        lambda messages, place: template_messages(messages, family, place),
+        return Telling(), Telling()
+    return tellings(
+        lambda messages, telling: template_messages(messages, family, telling),
         lambda turns, tools: _applied(tokenizer, turns, tools),
         _template_of(tokenizer),
     )

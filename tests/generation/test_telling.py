@@ -9,8 +9,8 @@ import pytest
 from mlx_manager.chat.events import TextDelta, ToolCallDelta, ToolCallStarted
 from mlx_manager.chat.request import Conversation, Message, Tool, ToolCall
 from mlx_manager.mlx_server.families.messages import answer_parser
-from mlx_manager.mlx_server.generation.call_places import CallPlace
 from mlx_manager.mlx_server.generation.model_text import ModelText
+from mlx_manager.mlx_server.generation.telling import CallPlace
 from tests.generation.templates import text_with
 
 GENERATION = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -88,6 +88,26 @@ SIGNS = {
 }
 
 
+# Arguments put together with texts, as DeepSeek's V3 does, shown as they are, and made JSON of.
+TAKES_TEXT = OWN.replace(
+    "{{ c.function | tojson }}", "{{ c.function.name + ' ' + c.function.arguments }}"
+)
+SHOWS_THEM = TAKES_TEXT.replace("+ ' ' + c.function.arguments", "}} {{ c.function.arguments")
+TAKES_OBJECT = SHOWS_THEM.replace("c.function.arguments", "c.function.arguments | tojson")
+# As Llama's says nothing of what stands beside calls.
+NO_TEXT = OWN.replace("{{ m.content }}", "{{ m.content if not m.tool_calls }}")
+# As Mistral's wants user and assistant in turns, calls and results apart.
+OTHERS_IN_TURNS = (
+    "{% set n = namespace(turns=0) %}{% for m in messages %}{% if m.role != 'tool' and not m.tool_calls %}"
+    "{% if (m.role == 'user') != (n.turns % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}"
+    "{% set n.turns = n.turns + 1 %}{% endif %}{% endfor %}" + OWN
+)
+NEVER_EMPTY = OTHERS_IN_TURNS.replace(
+    "{% set n.turns",
+    "{% if not m.content %}{{ raise_exception('must have content') }}{% endif %}{% set n.turns",
+)
+
+
 def turns_of(rendered: str) -> list[tuple[str, str]]:
     """Roles and contents of what was rendered, without the turn that is to come."""
     parts = [one.partition("\n") for one in rendered.split("<|im_start|>")[1:-1]]
@@ -112,7 +132,8 @@ def test_it_is_found_out_where_a_template_says_calls(
     model_dir: Path, tmp_path: Path, name: str
 ) -> None:
     template, place = PLACES[name]
-    assert text_with(model_dir, tmp_path / "model", template).call_places == (place, place)
+    text = text_with(model_dir, tmp_path / "model", template)
+    assert [telling.place for telling in text.tellings] == [place, place]
 
 
 def test_it_is_found_out_for_requests_with_tools_and_without(
@@ -120,7 +141,7 @@ def test_it_is_found_out_for_requests_with_tools_and_without(
 ) -> None:
     template = "{% if tools %}" + OWN + "{% else %}" + NO_PLACE + "{% endif %}"
     text = text_with(model_dir, tmp_path / "model", template)
-    assert text.call_places == ("calls_as_text", "own")
+    assert [telling.place for telling in text.tellings] == ["calls_as_text", "own"]
     for tools in ((), (LOOK,)):
         rendered = text.render(Conversation(SAID, tools=tools))
         assert rendered.count("<tool_call>") == 3
@@ -136,7 +157,7 @@ def test_all_calls_and_results_reach_the_model_in_their_order(
     at = rendered.index("What is there?")
     one_by_one = ["cats", "three cats", "dogs", "no dogs"]
     all_at_once = ["cats", "dogs", "three cats", "no dogs"]
-    is_single = text.call_places[bool(tools)] == "one_a_message"
+    is_single = text.tellings[bool(tools)].place == "one_a_message"
     for said in (
         "I look.",
         *(one_by_one if is_single else all_at_once),
@@ -233,3 +254,54 @@ def test_a_family_is_told_from_the_special_tokens_of_a_model_too(
     assert text.family.name == "lfm2"
     # Decoding shows them to the parser.
     assert {text.decode([token]) for token in text.shown_ids} == set(marks)
+
+
+@pytest.mark.parametrize(
+    ("template", "is_text"),
+    [(TAKES_TEXT, True), (SHOWS_THEM, True), (TAKES_OBJECT, False)],
+    ids=["put together", "shown", "made JSON of"],
+)
+def test_arguments_are_json_whether_the_template_wants_an_object_or_a_text(
+    model_dir: Path, tmp_path: Path, template: str, is_text: bool
+) -> None:
+    text = text_with(model_dir, tmp_path / "model", template)
+    assert text.tellings[False].arguments_as_text is is_text
+    call = ToolCall("c1", "look", {"at": 'the "é"', "deep": [None]})
+    rendered = text.render(Conversation((SAID[1], Message("assistant", "", tool_calls=(call,)))))
+    assert r'<tool_call>look {"at": "the \"é\"", "deep": [null]}</tool_call>' in rendered
+
+
+def test_what_a_template_leaves_out_beside_calls_comes_before_them(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    text = text_with(model_dir, tmp_path / "model", NO_TEXT)
+    turns = turns_of(text.render(Conversation(SAID[1:5])))
+    assert [role for role, _ in turns] == ["user", "assistant", "assistant", "tool", "tool"]
+    assert turns[1] == ("assistant", "I look.")
+    assert turns[2][1].startswith("<tool_call>")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (OWN, [("tool", "no dogs"), ("user", "Quick!")]),
+        (OTHERS_IN_TURNS, [("tool", "no dogs"), ("assistant", ""), ("user", "Quick!")]),
+        (NEVER_EMPTY, [("tool", "no dogs\n\nQuick!")]),
+        (TURNS_ONLY, [("user", None)]),
+    ],
+    ids=["there", "behind an empty answer", "in the result", "in one turn"],
+)
+def test_what_a_user_says_right_behind_results_reaches_the_model(
+    model_dir: Path, tmp_path: Path, template: str, expected: list[tuple[str, str | None]]
+) -> None:
+    text = text_with(model_dir, tmp_path / "model", template)
+    called = Message("assistant", "", tool_calls=MADE)
+    for said in (
+        (SAID[1], called, *RESULTS, SAID[5]),
+        (SAID[1], called, *RESULTS, SAID[0], SAID[5]),
+    ):
+        turns = turns_of(text.render(Conversation(said)))
+        own = [turn for turn in turns if turn[0] != "system"][-len(expected) :]
+        assert [role for role, _ in own] == [role for role, _ in expected]
+        assert all(content in (None, own[at][1]) for at, (_, content) in enumerate(expected))
+        assert "Quick!" in own[-1][1]
