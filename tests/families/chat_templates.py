@@ -228,6 +228,21 @@ HARMONY = (
     "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}" + END
     + "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )  # fmt: skip
+# Marks are made by macros of a word each, and an answer is put into a response.
+KIMI_K3 = (
+    "{% macro open(tag, of='') %}{{ '<|open|>' + tag + of + '<|sep|>' }}{% endmacro %}"
+    "{% macro close(tag) %}{{ '<|close|>' + tag + '<|sep|>' }}{% endmacro %}"
+    "{% macro type(value) %}{{ 'string' if value is string else 'number' }}{% endmacro %}{% if tools %}"
+    "{{ open('message', ' role=\"system\"') }}" + TOOLS + "{{ close('message') }}<|end_of_msg|>{% endif %}"
+    + EACH + "{{ open('message', ' role=\"' + m.role + '\"') }}{% if m.role == 'assistant' %}"
+    "{% if thinking %}{{ open('think') }}{{ m.reasoning_content }}{{ close('think') }}{% endif %}"
+    "{{ open('response') }}{{ m.content }}{{ close('response') }}{% if m.tool_calls %}{{ open('tools') }}" + CALLS
+    + "{{ open('call', ' tool=\"' + c.function.name + '\" index=\"' + loop.index | string + '\"') }}" + PAIRS
+    + "{{ open('argument', ' key=\"' + key + '\" type=\"' + type(value) + '\"') }}{{ value }}{{ close('argument') }}"
+    + END + "{{ close('call') }}" + END + "{{ close('tools') }}{% endif %}{% else %}{{ m.content }}{% endif %}"
+    "{{ close('message') }}<|end_of_msg|>" + END + "{% if add_generation_prompt %}"
+    "{{ open('message', ' role=\"assistant\"') }}{{ open('think' if thinking else 'response') }}{% endif %}"
+)  # fmt: skip
 
 CHAT_TEMPLATES = {
     "Hermes": ChatTemplate("hermes", forms.HERMES, "<|im_end|>", HERMES),
@@ -238,6 +253,7 @@ CHAT_TEMPLATES = {
     ),
     "Mistral Small 3.2": ChatTemplate("mistral", forms.MISTRAL, "</s>", MISTRAL),
     "Kimi K2": ChatTemplate("kimi", forms.KIMI, "<|im_end|>", KIMI),
+    "Kimi K3": ChatTemplate("kimi-k3", forms.XTML, "<|end_of_msg|>", KIMI_K3),
     "DeepSeek V3": ChatTemplate(
         "deepseek", forms.DEEPSEEK_FENCED, "<｜end▁of▁sentence｜>", DEEPSEEK_FENCED
     ),

@@ -248,6 +248,32 @@ CALLED: list[tuple[str, str, list[Call]]] = [
         "<|channel|>analysis to=functions.wait code<|message|> {}<|call|>",
         [("wait", {})],
     ),
+    (
+        "kimi-k3",
+        '<|open|>tools<|sep|><|open|>call tool="weather" index="1"<|sep|>'
+        '<|open|>argument key="city" type="string"<|sep|>Bern<|close|>argument<|sep|>'
+        '<|open|>argument key="days" type="number"<|sep|>3<|close|>argument<|sep|><|close|>call<|sep|>'
+        '<|open|>call tool="wait" index="2"<|sep|><|close|>call<|sep|><|close|>tools<|sep|>',
+        [("weather", BERN), ("wait", {})],
+    ),
+    # All arguments as one object, no index, and a response before the calls that says nothing.
+    (
+        "kimi-k3",
+        '<|open|>tools<|sep|><|open|>call tool="weather"<|sep|><|open|>json type="object"<|sep|>'
+        '{"city": "Bern", "days": 3}<|close|>json<|sep|><|close|>call<|sep|><|close|>tools<|sep|>'
+        "<|close|>message<|sep|><|end_of_msg|>",
+        [("weather", BERN)],
+    ),
+    # Raw strings, line breaks and all; names in quotes that need them; what is no string is JSON.
+    (
+        "kimi-k3",
+        '<|open|>tools<|sep|>\n<|open|>call tool="weather" index="1"<|sep|>\n'
+        '<|open|>argument key="city" type="string"<|sep|>\n a < "b"\n<|close|>argument<|sep|>'
+        '<|open|>argument key="&quot;a&amp;b" type="string"<|sep|>3<|close|>argument<|sep|>'
+        '<|open|>argument key="tags" type="array"<|sep|>["<|close|>argument<|sep|>", {"x": null}]'
+        "<|close|>argument<|sep|><|close|>call<|sep|>\n<|close|>tools<|sep|>",
+        [("weather", {"city": '\n a < "b"\n', '"a&b': "3", "tags": ["<|close|>argument<|sep|>", {"x": None}]})],
+    ),
     # The shortest forms of GLM and MiniMax, and what the model wrote between quotes of its own.
     (
         "glm",
@@ -283,7 +309,7 @@ def test_text_before_a_call_is_text(name: str, answer: str, calls: list[Call]) -
 )
 def test_without_tools_and_thoughts_every_text_comes_through_as_it_is(one: Family) -> None:
     one = replace(one, reasoning=None)
-    marks = " ".join(sorted(one.marks))
+    marks = " ".join(sorted(one.marks - {*one.framing}))
     answer = f" {{a}} {marks} <thi {JSON_CALL}\n"
     for pieces in cuts(answer):
         assert read(pieces, one, ())[:3] == (answer, "", [])
@@ -299,6 +325,9 @@ NO_CALLS = [
     ("kimi", "<|tool_call_begin|>x<|tool_call_argument_begin|>3"),
     ("lfm2", "<|tool_call_start|>[weather(3)]<|tool_call_end|>"),
     ("lfm2", "<|tool_call_start|>[3]<|tool_call_end|>"),
+    ("kimi-k3", "<|open|>tools<|sep|>nothing<|close|>tools<|sep|>"),
+    ("kimi-k3", '<|open|>tools<|sep|><|open|>call tool="a b"<|sep|><|close|>call<|sep|>'),
+    ("kimi-k3", '<|open|>tools<|sep|><|open|>call index="1"<|sep|><|close|>call<|sep|>'),
     ("llama3", '{"name": "Bob", "parameters": {}}'),
     ("llama3", '{"weather": "fine"}'),
     ("llama3", "[1, 2, 3]"),
@@ -598,6 +627,23 @@ MALFORMED: list[tuple[str, str, str, list[Call], list[str]]] = [
         '<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city": Bern}<|tool_call_end|>!',
         "!",
         [("weather", '{"city": Bern}')],
+        ["tool_call_began", "tool_call_malformed"],
+    ),
+    (
+        "kimi-k3",
+        '<|open|>tools<|sep|><|open|>call tool="weather"<|sep|><|open|>json type="object"<|sep|>{"city": Bern}'
+        "<|close|>json<|sep|><|close|>call<|sep|><|close|>tools<|sep|>!",
+        "!",
+        [("weather", '{"city": Bern}<|close|>json<|sep|><|close|>call<|sep|>')],
+        ["tool_call_began", "tool_call_malformed"],
+    ),
+    # Arguments by name and as one object together.
+    (
+        "kimi-k3",
+        '<|open|>tools<|sep|><|open|>call tool="weather"<|sep|><|open|>argument key="city"<|sep|>Bern'
+        '<|close|>argument<|sep|><|open|>json type="object"<|sep|>{}<|close|>json<|sep|><|close|>tools<|sep|>!',
+        "!",
+        [("weather", '{"city": "Bern"<|open|>json type="object"<|sep|>{}<|close|>json<|sep|>')],
         ["tool_call_began", "tool_call_malformed"],
     ),
     (

@@ -17,6 +17,7 @@ from mlx_manager.mlx_server.generation.answer import AnswerReader
 from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
 from mlx_manager.mlx_server.generation.template_variables import template_variables
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
+from tests.families.chat_templates import KIMI_K3
 
 TURNS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] | trim }}<|im_end|>\n"
@@ -145,3 +146,27 @@ def test_json_in_the_middle_of_a_text_is_no_call(model_dir: Path, tmp_path: Path
 )  # fmt: skip
 def test_the_variables_that_a_template_reads(template: Any, expected: set[str]) -> None:
     assert template_variables(template) == expected
+
+
+K3_ASKED = (
+    '<|open|>message role="user"<|sep|>Hi<|close|>message<|sep|><|end_of_msg|>'
+    '<|open|>message role="assistant"<|sep|>'
+)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "expected"),
+    [
+        (begun("Well, ", thinking=False), "<|open|>response<|sep|>Well, "),
+        (
+            begun("Well, ", "Hm.", thinking=True),
+            "<|open|>think<|sep|>Hm.\n<|close|>think<|sep|><|open|>response<|sep|>Well, ",
+        ),
+    ],
+    ids=["without thoughts", "behind thoughts"],
+)
+def test_what_frames_an_answer_stands_before_its_beginning(
+    model_dir: Path, tmp_path: Path, conversation: Conversation, expected: str
+) -> None:
+    text = text_with(model_dir, tmp_path, KIMI_K3)
+    assert text.decode(text.encode(conversation).token_ids) == K3_ASKED + expected

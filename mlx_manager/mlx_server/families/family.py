@@ -14,7 +14,7 @@ from mlx_manager.mlx_server.families import forms, harmony
 from mlx_manager.mlx_server.families.forms import CallForm
 from mlx_manager.mlx_server.families.gemma_calls import gemma_calls
 from mlx_manager.mlx_server.families.json_calls import json_calls, named
-from mlx_manager.mlx_server.families.parameter_calls import invocations, tagged
+from mlx_manager.mlx_server.families.parameter_calls import invocations, tagged, xtml
 from mlx_manager.mlx_server.families.python_calls import either, fenced
 from mlx_manager.mlx_server.families.syntax import Grammar
 
@@ -62,10 +62,10 @@ class Family:
 
     `signs` stand in the templates of its models, all of them; `are_tokens` where they are special tokens that were made
     for its calls. `calls` are the marks that begin calls; `bare` are first letters of an answer that may be a call
-    without any mark. `silent` marks mean nothing by themselves. `form` is how its calls are written out when they must
-    be made or kept to a schema; None when no grammar says it, and then `unsaid_form` is how they are written out.
-    `ends` are marks that end an answer, whatever the model's settings say. `in_messages`: answers are in Harmony's
-    form.
+    without any mark. `silent` marks mean nothing by themselves where calls may be, those of `framing` nowhere. `form`
+    is how its calls are written out when they must be made or kept to a schema; None when no grammar says it, and then
+    `unsaid_form` is how they are written out. `ends` are marks that end an answer, whatever the model's settings say.
+    `in_messages`: answers are in Harmony's form. `behind_thoughts` stands between thoughts and what follows them.
 
     The rest is about its templates: how long they want ids of calls to be, or that they want `call_ids_name_tools`;
     that they know `one_call_a_message`; and `instructions`, which tell a model of tools whose template has no place for
@@ -78,11 +78,13 @@ class Family:
     are_tokens: bool = False
     bare: Mapping[str, Grammar] = field(default_factory=dict)
     silent: tuple[str, ...] = ()
+    framing: tuple[str, ...] = ()
     form: CallForm | None = None
     unsaid_form: CallForm | None = None
     ends: tuple[str, ...] = ()
     in_messages: bool = False
     reasoning: tuple[str, str] | None = None
+    behind_thoughts: str = "\n\n"
     call_id_length: int | None = None
     call_ids_name_tools: bool = False
     one_call_a_message: bool = False
@@ -104,7 +106,7 @@ class Family:
     @property
     def marks(self) -> frozenset[str]:
         """All marks, some of which are special tokens of the model."""
-        own = (*self.calls, *self.silent, *(self.reasoning or ()))
+        own = (*self.calls, *self.silent, *self.framing, *(self.reasoning or ()))
         ends = (syntax.end for syntax in self.calls.values() if syntax.end)
         return frozenset((*own, *ends))
 
@@ -197,6 +199,22 @@ FAMILIES = (
         silent=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
         form=forms.KIMI,
         call_ids_name_tools=True,
+    ),
+    Family(
+        "kimi-k3",
+        ("<|open|>", "<|close|>", "<|sep|>"),
+        {"<|open|>tools<|sep|>": CallSyntax(xtml, "<|close|>tools<|sep|>")},
+        are_tokens=True,
+        framing=(
+            "<|open|>response<|sep|>",
+            "<|close|>response<|sep|>",
+            "<|close|>message<|sep|>",
+            "<|end_of_msg|>",
+        ),
+        unsaid_form=forms.XTML,
+        ends=("<|end_of_msg|>",),
+        reasoning=("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+        behind_thoughts="<|open|>response<|sep|>",
     ),
     replace(
         _DEEPSEEK,
@@ -302,6 +320,8 @@ def _or_hermes(family: Family) -> Family:
         name=family.name,
         calls={**HERMES.calls, **family.calls},
         silent=family.silent,
+        framing=family.framing,
+        behind_thoughts=family.behind_thoughts,
         ends=family.ends,
         reasoning=family.reasoning,
     )

@@ -10,7 +10,8 @@ from typing import Literal
 class Parameters:
     """Arguments one by one, each between `open`, in which its name stands for `{key}`, and `close`.
 
-    A string stands there as it is, everything else as JSON; `{is_string}` in `open` says which (`true` or `false`).
+    A string stands there as it is, everything else as JSON; `{is_string}` in `open` says which (`true` or `false`), and
+    `{type}` the type of the value. `{escaped_key}` is the name without quotes and ampersands.
     """
 
     open: str
@@ -40,8 +41,9 @@ class CallForm:
 
     `begin` is the mark that no text begins with by chance, "" where calls have none; an answer begins its first call
     with `before` and `begin`. Then come, for each call, `lead`, `head` (in which `{name}` is the tool's name, `{json}`
-    the same as JSON and `{number}` the number of the call), its arguments and `tail`; `between` stands between two
-    calls, None where there is one only, and `last` behind the last.
+    the same as JSON, `{number}` the call's number in the conversation, from 0, and `{place}` that in the answer, from
+    1), its arguments and `tail`; `between` stands between two calls, None where there is one only, and `last` behind
+    the last.
     """
 
     begin: str
@@ -67,10 +69,11 @@ class CallForm:
         """What stands between `between` and the head of a call: a mark that begins each call begins all of it anew."""
         return self.lead if self.begin and self.begin in (self.between or "") else ""
 
-    def head_of(self, name: str, number: int = 0) -> str:
+    def head_of(self, name: str, number: int = 0, place: int = 1) -> str:
         """What a call of the tool named begins with, behind `lead`."""
         quoted = '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        filled = self.head.replace("{number}", str(number)).replace("{json}", quoted)
+        filled = self.head.replace("{number}", str(number)).replace("{place}", str(place))
+        filled = filled.replace("{json}", quoted)
         return filled.replace("{name}", name)
 
 
@@ -151,6 +154,17 @@ DEEPSEEK_INVOCATIONS = CallForm(
     lead="\n",
     between="",
     last="</｜DSML｜function_calls>",
+)
+# Nor this one, whose marks are several tokens and a word.
+XTML = CallForm(
+    "<|open|>tools<|sep|>",
+    '<|open|>call tool="{name}" index="{place}"<|sep|>',
+    Parameters(
+        '<|open|>argument key="{escaped_key}" type="{type}"<|sep|>', "<|close|>argument<|sep|>"
+    ),
+    "<|close|>call<|sep|>",
+    between="",
+    last="<|close|>tools<|sep|>",
 )
 # Nor this one, whose calls are messages.
 HARMONY = CallForm(

@@ -1,4 +1,4 @@
-"""Calls whose arguments stand one by one between marks (Qwen3-Coder, GLM, MiniMax, DeepSeek V3.2)."""
+"""Calls whose arguments stand one by one between marks (Qwen3-Coder, GLM, MiniMax, DeepSeek V3.2, Kimi K3)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading, Unreadable
 from mlx_manager.mlx_server.families.json_calls import closing, json_calls
-from mlx_manager.mlx_server.families.json_text import fitted
+from mlx_manager.mlx_server.families.json_text import Json, fitted
 from mlx_manager.mlx_server.families.syntax import CallWriter, Grammar, checked, dumped
 from mlx_manager.mlx_server.families.typed import STRING, member_schema, typed, types_of
 
@@ -21,7 +22,8 @@ ESCAPED = re.compile(r"\\.", re.DOTALL)
 class _Marks:
     """What calls and their parameters stand between, all of them between `begin` and `end`.
 
-    Behind `call` and `parameter` stand `attributes`, up to a `>`.
+    Behind `call` and `parameter` stand `attributes`, up to `head_end`. All arguments of a call may stand as one object
+    between `whole` and `whole_end`, where there are such. Line breaks around a string belong to it where it `is_raw`.
     """
 
     begin: str
@@ -31,6 +33,10 @@ class _Marks:
     parameter: str
     parameter_end: str
     attributes: Callable[[str], dict[str, str]]
+    head_end: str = ">"
+    whole: str | None = None
+    whole_end: str = ""
+    is_raw: bool = False
 
 
 def tagged(end: str) -> Grammar:
@@ -102,13 +108,20 @@ def invocations(end: str, prefix: str = "") -> Grammar:
         attributes=_attributes,
     )
 
-    def read(cursor: Cursor, writer: CallWriter) -> Reading[None]:
-        yield from cursor.space()
-        if not (yield from cursor.starts_with(marks.call)):
-            raise Unreadable("a call")
-        yield from _calls(cursor, writer, marks)
+    return partial(_block, marks=marks)
 
-    return read
+
+def xtml(cursor: Cursor, writer: CallWriter) -> Reading[None]:
+    """Read `call` elements with an `argument` for each argument or `json` for all (Kimi K3), and the end of `tools`."""
+    yield from _block(cursor, writer, _XTML)
+
+
+def _block(cursor: Cursor, writer: CallWriter, marks: _Marks) -> Reading[None]:
+    """Read calls that begin right here, up to the end of all of them."""
+    yield from cursor.space()
+    if not (yield from cursor.starts_with(marks.call)):
+        raise Unreadable("a call")
+    yield from _calls(cursor, writer, marks)
 
 
 def _calls(cursor: Cursor, writer: CallWriter, marks: _Marks) -> Reading[None]:
@@ -126,14 +139,19 @@ def _calls(cursor: Cursor, writer: CallWriter, marks: _Marks) -> Reading[None]:
 
 def _call(cursor: Cursor, writer: CallWriter, marks: _Marks) -> Reading[None]:
     """Read one call up to its end, which is left there."""
-    within = (marks.parameter, marks.call, marks.call_end, marks.begin, marks.end)
-    name = marks.attributes((yield from cursor.text_until(">")))["name"]
-    arguments = _Arguments(writer, checked(name))
-    while (yield from _next(cursor, writer, within)) == marks.parameter:
-        cursor.take(len(marks.parameter))
-        attributes = marks.attributes((yield from cursor.text_until(">")))
-        key, is_string = attributes["name"], attributes.get("string") == "true"
-        yield from arguments.read(cursor, key, marks.parameter_end, is_string=is_string)
+    own = (marks.parameter,) if marks.whole is None else (marks.parameter, marks.whole)
+    within = (*own, marks.call, marks.call_end, marks.begin, marks.end)
+    name = marks.attributes((yield from cursor.text_until(marks.head_end)))["name"]
+    arguments = _Arguments(writer, checked(name), is_raw=marks.is_raw)
+    while (mark := (yield from _next(cursor, writer, within))) is not None and mark in own:
+        cursor.take(len(mark))
+        head = yield from cursor.text_until(marks.head_end)
+        if mark == marks.parameter:
+            attributes = marks.attributes(head)
+            key, is_string = attributes["name"], attributes.get("string") == "true"
+            yield from arguments.read(cursor, key, marks.parameter_end, is_string=is_string)
+        else:
+            yield from arguments.read_whole(cursor, marks.whole_end)
     arguments.end()
 
 
@@ -158,19 +176,51 @@ def _attributes(text: str) -> dict[str, str]:
     return found
 
 
+def _xtml_attributes(text: str) -> dict[str, str]:
+    """Return what a head of XTML says. Raises Unreadable when anything else stands in it, or there is no name."""
+    found = {key: _unescaped(value) for key, value in ATTRIBUTE.findall(text)}
+    name = found.get("tool", found.get("key"))
+    if name is None or ATTRIBUTE.sub("", text).strip():
+        raise Unreadable("a name in quotes")
+    is_string = found.get("type", "string") == "string"
+    return {"name": name, "string": "true" if is_string else "false"}
+
+
+def _unescaped(value: str) -> str:
+    return value.replace("&quot;", '"').replace("&amp;", "&")
+
+
+_XTML = _Marks(
+    begin="<|open|>tools<|sep|>",
+    end="<|close|>tools<|sep|>",
+    call="<|open|>call ",
+    call_end="<|close|>call<|sep|>",
+    parameter="<|open|>argument ",
+    parameter_end="<|close|>argument<|sep|>",
+    attributes=_xtml_attributes,
+    head_end="<|sep|>",
+    whole="<|open|>json",
+    whole_end="<|close|>json<|sep|>",
+    is_raw=True,
+)
+
+
 class _Arguments:
     """Writes arguments that come as text, one by one, with the types that the tool's schema gives them."""
 
-    def __init__(self, writer: CallWriter, name: str) -> None:
+    def __init__(self, writer: CallWriter, name: str, *, is_raw: bool = False) -> None:
         self._writer = writer
         self._schema = writer.schema_of(name)
         self._count = 0
+        self._is_raw = is_raw
+        self._is_whole = False
         writer.start(name)
 
     def read(
         self, cursor: Cursor, key: str, close: str, *, is_string: bool = False
     ) -> Reading[None]:
         """Read a value up to `close`; a string is handed on as it comes."""
+        self._check_more()
         separator = ", " if self._count else "{"
         self._count += 1
         self._writer.arguments(f"{separator}{dumped(key)}: ")
@@ -185,24 +235,42 @@ class _Arguments:
             self._writer.repaired()
         self._writer.arguments(fitted(text, self._writer.repaired, schema, self._schema))
 
+    def read_whole(self, cursor: Cursor, close: str) -> Reading[None]:
+        """Read all arguments as one object of JSON up to `close`."""
+        if self._count:
+            raise Unreadable("another argument")
+        self._check_more()
+        yield from cursor.space()
+        if (yield from cursor.ahead(1)) != "{":
+            raise Unreadable("an object of arguments")
+        self._is_whole = True
+        reader = Json(cursor, self._writer.repaired, self._schema)
+        yield from reader.value(self._writer.arguments)
+        yield from closing(cursor, self._writer, close)
+
     def end(self) -> None:
         """All arguments were read."""
-        self._writer.arguments("}" if self._count else "{}")
+        if not self._is_whole:
+            self._writer.arguments("}" if self._count else "{}")
         self._writer.end()
 
+    def _check_more(self) -> None:
+        if self._is_whole:
+            raise Unreadable("the end of a call")
+
     def _string(self, cursor: Cursor, close: str) -> Reading[None]:
-        """Hand on a text between line breaks that belong to the form and not to the text."""
-        writer, held = self._writer, ""
+        """Hand on a text between line breaks that belong to the form and not to the text, unless that is raw."""
+        writer, held, space = self._writer, "", "" if self._is_raw else "\n"
 
         def take(piece: str) -> None:
             nonlocal held
             text = held + piece
             # The last line break may be the one before the end.
-            held = "\n" if text.endswith("\n") else ""
-            writer.arguments(json.dumps(text.removesuffix("\n"), ensure_ascii=False)[1:-1])
+            held = space if text.endswith(space) else ""
+            writer.arguments(json.dumps(text.removesuffix(space), ensure_ascii=False)[1:-1])
 
-        if (yield from cursor.starts_with("\n")):
-            cursor.take(1)
+        if (yield from cursor.starts_with(space)):
+            cursor.take(len(space))
         writer.arguments('"')
         if (yield from cursor.until((close,), take)) is None:
             raise Unreadable(close)

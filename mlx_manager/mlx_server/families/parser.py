@@ -92,7 +92,8 @@ class AnswerParser:
         yield from self._answer()
         if self.is_done:
             # What says nothing by itself is nothing left out.
-            while (yield from self._cursor.until(self._family.silent, self._leave_out)):
+            says_nothing = (*self._family.framing, *self._family.silent)
+            while (yield from self._cursor.until(says_nothing, self._leave_out)):
                 pass
             if self._left_out:
                 self._note("tool_call_left_out", self._left_out)
@@ -112,8 +113,9 @@ class AnswerParser:
                 yield from self._call(mark, self._family.calls[mark])
 
     def _marks(self) -> tuple[str, ...]:
-        reasoning = self._family.reasoning[:1] if self._family.reasoning else ()
-        return reasoning + ((*self._family.calls, *self._family.silent) if self._has_tools else ())
+        family = self._family
+        always = (*(family.reasoning or ())[:1], *family.framing)
+        return (*always, *family.calls, *family.silent) if self._has_tools else always
 
     def _reason(self) -> Reading[None]:
         """Read thoughts up to their end, without the white space around them."""

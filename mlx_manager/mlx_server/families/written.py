@@ -22,8 +22,8 @@ def written(calls: Sequence[ToolCall], form: CallForm, earlier: int = 0) -> str:
     # A form for one call only has a parser that reads several lines of it.
     between = "\n" if form.between is None else form.between + form.lead_again
     texts = [
-        form.head_of(call.name, number) + _arguments(call.arguments, form) + form.tail
-        for number, call in enumerate(calls, start=earlier)
+        form.head_of(call.name, earlier + at, at + 1) + _arguments(call.arguments, form) + form.tail
+        for at, call in enumerate(calls)
     ]
     return form.opening + between.join(texts) + form.last
 
@@ -49,8 +49,29 @@ def _arguments(arguments: Mapping[str, Any], form: CallForm) -> str:
 
 def _parameter(kind: Parameters, name: str, value: Any) -> str:
     is_string = isinstance(value, str)
-    opening = kind.open.replace("{is_string}", "true" if is_string else "false")
-    return f"{opening.replace('{key}', name)}{value if is_string else _json(value)}{kind.close}"
+    opening = (
+        kind.open.replace("{is_string}", "true" if is_string else "false")
+        .replace("{type}", _type(value))
+        .replace("{escaped_key}", name.replace("&", "&amp;").replace('"', "&quot;"))
+        .replace("{key}", name)
+    )
+    return f"{opening}{value if is_string else _json(value)}{kind.close}"
+
+
+def _type(value: Any) -> str:
+    """Return the JSON type of a value; that of all numbers is one."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case str():
+            return "string"
+        case Mapping():
+            return "object"
+        case list():
+            return "array"
+    return "number"
 
 
 def _python(value: Any) -> str:

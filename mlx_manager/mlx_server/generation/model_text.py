@@ -257,7 +257,8 @@ class ModelText:
 
     @property
     def _end_of_reasoning(self) -> str:
-        return f"{self.family.reasoning[1]}\n\n" if self.family.reasoning else ""
+        mark = self.family.reasoning[1] if self.family.reasoning else None
+        return "" if mark is None else f"{mark}{self.family.behind_thoughts}"
 
     def _template_knows(self, variable: str) -> bool:
         return variable in _template_of(self.tokenizer)
