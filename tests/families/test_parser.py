@@ -231,6 +231,13 @@ CALLED: list[tuple[str, str, list[Call]]] = [
         [("weather", BERN)],
     ),
     (
+        "deepseek-v3.2",
+        '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">'
+        'Bern</｜DSML｜parameter>\n<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+        [("weather", BERN)],
+    ),
+    (
         "gpt-oss",
         "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
         '{"city": "Bern", "days": 3}',

@@ -226,10 +226,12 @@ FAMILIES = (
     Family(
         "deepseek-v3.2",
         (_DSML,),
+        # V3.2's blocks of calls and V4's.
         {
-            f"<{_DSML}function_calls>": CallSyntax(
-                invocations(f"</{_DSML}function_calls>", _DSML), f"</{_DSML}function_calls>"
+            f"<{_DSML}{block}>": CallSyntax(
+                invocations(f"</{_DSML}{block}>", _DSML), f"</{_DSML}{block}>"
             )
+            for block in ("function_calls", "tool_calls")
         },
         are_tokens=True,
         unsaid_form=forms.DEEPSEEK_INVOCATIONS,
