@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from anthropic import Anthropic
+from openai import OpenAI
 
 from mlx_manager.chat.events import TextDelta, ToolCallDelta, ToolCallStarted
 from mlx_manager.chat.request import Conversation, Message, Tool, ToolCall
+from mlx_manager.mlx_server.app import create_app
 from mlx_manager.mlx_server.families.messages import answer_parser
 from mlx_manager.mlx_server.generation.model_text import ModelText
 from mlx_manager.mlx_server.generation.telling import CallPlace
 from tests.generation.templates import text_with
+from tests.support.running import RunningServer, running, settings_for
 
 GENERATION = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -305,3 +312,61 @@ def test_what_a_user_says_right_behind_results_reaches_the_model(
         assert [role for role, _ in own] == [role for role, _ in expected]
         assert all(content in (None, own[at][1]) for at, (_, content) in enumerate(expected))
         assert "Quick!" in own[-1][1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("telling")
+    for name, template in (("turns", TURNS_ONLY), ("others", OTHERS_IN_TURNS), ("lists", NO_CALLS)):
+        text_with(model_dir, folder / "models" / "test" / name, template)
+    with running(create_app(settings_for(folder, folder / "models"))) as server:
+        yield server
+
+
+def as_openai_says_it() -> dict[str, Any]:
+    function = {"name": "look", "parameters": LOOK.parameters}
+    calls = [
+        {
+            "id": one.id,
+            "type": "function",
+            "function": {"name": one.name, "arguments": json.dumps(one.arguments)},
+        }
+        for one in MADE
+    ]
+    messages = [
+        {"role": "user", "content": "What is there?"},
+        {"role": "assistant", "content": "I look.", "tool_calls": calls},
+        *({"role": "tool", "tool_call_id": one.id, "content": "cats"} for one in MADE),
+        {"role": "user", "content": "Quick!"},
+    ]
+    return {"messages": messages, "tools": [{"type": "function", "function": function}]}
+
+
+def as_anthropic_says_it() -> dict[str, Any]:
+    calls = [
+        {"type": "tool_use", "id": one.id, "name": one.name, "input": one.arguments} for one in MADE
+    ]
+    results = [{"type": "tool_result", "tool_use_id": one.id, "content": "cats"} for one in MADE]
+    messages = [
+        {"role": "user", "content": "What is there?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "I look."}, *calls]},
+        {"role": "user", "content": [*results, {"type": "text", "text": "Quick!"}]},
+    ]
+    return {
+        "messages": messages,
+        "tools": [{"name": "look", "input_schema": LOOK.parameters}],
+    }
+
+
+@pytest.mark.parametrize("model", ["test/turns", "test/others", "test/lists"])
+def test_both_clients_may_send_calls_and_results_back(server: RunningServer, model: str) -> None:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as openai:
+        asked = as_openai_says_it()
+        answer = openai.chat.completions.create(model=model, max_tokens=4, **asked)
+    assert answer.choices[0].finish_reason == "length"
+    with Anthropic(base_url=server.url, api_key="none", max_retries=0) as anthropic:
+        asked = as_anthropic_says_it()
+        message = anthropic.messages.create(model=model, max_tokens=4, **asked)
+    assert message.stop_reason == "max_tokens"
+    # It is the same prompt, whatever each of them calls its parts, and was read before.
+    assert message.usage.cache_read_input_tokens
