@@ -17,7 +17,7 @@ from tools.starter.tokenizer import train_tokenizer
 from tools.starter.train import Progress, train
 
 SEED = 20261123
-STEPS = 7_500
+STEPS = 12_500
 REFRESH_STEPS = 800
 REFRESH_RATE = 3e-4
 TOKENIZER_SAMPLES = 20_000
