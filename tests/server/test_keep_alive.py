@@ -17,7 +17,7 @@ from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from mlx_manager.mlx_server.app import create_app
-from tests.conftest import TINY
+from tests.conftest import ENDLESS_TOKENS, TINY
 from tests.support.running import RunningServer, eventually, running, settings_for
 
 EVERY_S = 0.2
@@ -67,7 +67,7 @@ async def anthropic(narrow: RunningServer) -> AsyncIterator[AsyncAnthropic]:
 @asynccontextmanager
 async def taken(narrow: RunningServer, http: httpx.AsyncClient) -> AsyncIterator[None]:
     """The only place is taken as long as this holds."""
-    body = {**BODIES["/v1/chat/completions"], "max_tokens": 3500, "ignore_eos": True}
+    body = {**BODIES["/v1/chat/completions"], "max_tokens": ENDLESS_TOKENS}
     async with http.stream("POST", "/v1/chat/completions", json=body) as response:
         arriving = response.aiter_lines()
         while not (await anext(arriving)).startswith("data: "):
@@ -161,7 +161,10 @@ async def test_an_error_that_comes_in_time_has_its_status(
 ) -> None:
     body = {**BODIES["/v1/chat/completions"], "model": "nobody/nothing"}
     assert (await http.post("/v1/chat/completions", json=body)).status_code == 404
-    long = {**BODIES["/v1/chat/completions"], "messages": [{**MESSAGES[0], "content": "a " * 9000}]}
+    short = {**BODIES["/v1/chat/completions"], "model": "test/short"}
+    # Once it is in memory nothing takes long any more.
+    assert (await http.post("/v1/chat/completions", json=short)).status_code == 200
+    long = {**short, "messages": [{**MESSAGES[0], "content": "a " * 100}]}
     response = await http.post("/v1/chat/completions", json=long)
     assert response.json()["error"]["code"] == "context_length_exceeded"
     assert response.status_code == 400
