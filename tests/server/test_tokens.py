@@ -30,6 +30,11 @@ TURNS: Any = [
 ]
 
 
+def allowed(*names: str, mode: str = "auto") -> dict[str, Any]:
+    some = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": some}}
+
+
 async def tokenized(http: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     response = await http.post("/v1/tokenize", json={"model": STARTER} | body)
     assert response.status_code == 200, response.text
@@ -63,6 +68,8 @@ async def test_a_text_has_the_tokens_that_a_completion_reads(
         {"tools": [WEATHER]},
         {"tools": [WEATHER], "tool_choice": "none"},
         {"tools": [WEATHER], "tool_choice": "required"},
+        {"tools": [WEATHER], "tool_choice": allowed("get_weather")},
+        {"tools": [WEATHER], "tool_choice": allowed("get_weather", mode="required")},
         {"reasoning_effort": "none"},
         {"chat_template_kwargs": {"enable_thinking": True}},
     ],
@@ -121,6 +128,8 @@ async def test_tokens_become_the_text_again_with_special_ones_or_without(
         ("tokenize", {"messages": TURNS, "add_generation_prompt": False}, "add_generation_prompt",
          "unsupported_parameter"),
         ("tokenize", {"prompt": "a", "nonsense": 1}, "nonsense", "unsupported_parameter"),
+        ("tokenize", {"messages": TURNS, "tools": [WEATHER], "tool_choice": allowed("get_time")},
+         "tool_choice", "invalid_request"),
         ("tokenize", {"prompt": "\ud800"}, None, "invalid_request"),
         ("tokenize", {"prompt": "a", "model": "no/such"}, "model", "model_not_found"),
         ("detokenize", {"tokens": [5, 10**6]}, "tokens", "invalid_request"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +17,7 @@ from mlx_manager.wire.openai.schema import (
     BegunFields,
     ChatCompletionBody,
     ChatMessage,
-    NamedToolChoice,
+    ChatToolChoice,
     TokenId,
     ToolDefinition,
     Verbosity,
@@ -42,7 +42,7 @@ class TokenizeBody(BegunFields, ThinkingFields):
     tools: Annotated[list[ToolDefinition], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = (
         Field(None, description="Tools for `messages`")
     )
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = Field(
+    tool_choice: ChatToolChoice | None = Field(
         None, description="For `messages`; `none` leaves the tools out"
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
