@@ -25,7 +25,7 @@ from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.wire.anthropic import parameters as anthropic
 from mlx_manager.wire.anthropic.schema import CountTokensBody, MessagesBody
 from mlx_manager.wire.openai.embeddings import EmbeddingsBody
-from mlx_manager.wire.openai.parameters import HARMLESS, MESSAGE_NEUTRAL_VALUES, NEUTRAL_VALUES
+from mlx_manager.wire.openai.parameters import HARMLESS, NEUTRAL_VALUES
 from mlx_manager.wire.openai.responses import parameters as responses
 from mlx_manager.wire.openai.responses.schema import ResponsesBody
 from mlx_manager.wire.openai.schema import ChatCompletionBody, CompletionBody
@@ -111,11 +111,6 @@ def neutral_table(values: Mapping[str, tuple[Any, ...]]) -> str:
     return table(("Parameter", "Accepted values"), rows)
 
 
-def _openai_neutral() -> dict[str, tuple[Any, ...]]:
-    fields = sorted(MESSAGE_NEUTRAL_VALUES.items())
-    return dict(sorted(NEUTRAL_VALUES.items())) | {f"messages[].{name}": v for name, v in fields}
-
-
 def _json(value: object) -> str:
     return json.dumps(value)
 
@@ -131,7 +126,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "api.md tokenize": lambda: described_table(TokenizeBody),
     "api.md detokenize": lambda: described_table(DetokenizeBody),
     "api.md accepted": lambda: accepted_table(HARMLESS),
-    "api.md neutral": lambda: neutral_table(_openai_neutral()),
+    "api.md neutral": lambda: neutral_table(dict(sorted(NEUTRAL_VALUES.items()))),
     "api.md responses-honoured": lambda: honoured_table(responses=ResponsesBody),
     "api.md responses-accepted": lambda: accepted_table(responses.HARMLESS),
     "api.md responses-neutral": lambda: neutral_table(

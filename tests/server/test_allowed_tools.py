@@ -94,7 +94,7 @@ async def test_it_goes_together_with_strict_tools_and_a_format(openai: AsyncOpen
         (only("get_wether"), "'get_wether', which is not one of 'tools'"),
         (only(), "at least 1 item"),
         (only("get_time", mode="none"), "Input should be 'auto' or 'required'"),
-        ({"type": "custom", "custom": {"name": "get_time"}}, "Input should be 'function'"),
+        ({"type": "custom", "custom": {"name": "get_time"}}, "of a 'type', 'function' or"),
         ("all", "Input should be 'none', 'auto' or 'required'"),
     ],
 )

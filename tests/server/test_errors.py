@@ -146,6 +146,63 @@ def accesses(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.name == "mlx_manager.access"]
 
 
+LOOK = {"type": "function", "function": {"name": "look"}}
+FOO_CALL = {"id": "c", "function": {"name": "look", "arguments": "{}", "foo": 1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi", "foo": 1}]}]},
+            "messages[0].content[0].foo",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [FOO_CALL]}]},
+            "messages[0].tool_calls[0].function.foo",
+        ),
+        ({"tools": [LOOK | {"foo": 1}]}, "tools[0].foo"),
+        ({"tools": [LOOK], "tool_choice": LOOK | {"foo": 1}}, "tool_choice.foo"),
+        (
+            {
+                "tools": [LOOK],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [LOOK | {"fooBar": 1}]},
+                },
+            },
+            "tool_choice.allowed_tools.tools[0].fooBar",
+        ),
+        ({"tool_choice": {"type": "wish"}}, "tool_choice"),
+        ({"response_format": {"type": "text", "foo": 1}}, "response_format.foo"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "foo": 1}}},
+            "response_format.json_schema.foo",
+        ),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
+    ],
+)
+async def test_a_field_that_nobody_knows_is_refused_by_its_path(
+    http: httpx.AsyncClient, changes: dict[str, Any], param: str
+) -> None:
+    response = await http.post("/v1/chat/completions", json={**MESSAGE, **changes})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert param in error["message"]
+
+
+async def test_a_name_that_is_no_unicode_is_refused_wherever_it_stands(
+    http: httpx.AsyncClient,
+) -> None:
+    part = {"type": "text", "text": "Hi", "\ud800": 1}
+    body = json.dumps({**MESSAGE, "messages": [{"role": "user", "content": [part]}]})
+    headers = {"Content-Type": "application/json"}
+    response = await http.post("/v1/chat/completions", content=body, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_request"
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [({"messages": [1] * 1_000_000}, "messages[0]"), ({"model": "a?" * 20_000}, "model")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from mlx_manager.chat.events import (
 from mlx_manager.chat.request import ChatRequest, Conversation, Message, Origin, ToolCall
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
 from mlx_manager.wire.openai.errors import error_body, error_type
-from mlx_manager.wire.openai.parameters import NEUTRAL_VALUES
+from mlx_manager.wire.openai.parameters import HARMLESS, NEUTRAL_VALUES
 from mlx_manager.wire.openai.requests import chat_request
 from mlx_manager.wire.openai.schema import ChatCompletionBody
 from mlx_manager.wire.openai.streams import to_chunks, to_response
@@ -95,19 +96,111 @@ def test_tool_arguments_that_are_no_object_are_refused(arguments: str) -> None:
         request_for({"role": "assistant", "tool_calls": [call]})
 
 
+def placed(path: str, **fields: Any) -> tuple[dict[str, Any], ...]:
+    """Messages that have more fields at a path of the tables: in a message, a part of one, a call or its function."""
+    part, call = {"type": "text", "text": "Hi"}, CALL
+    said: dict[str, Any] = {"role": "assistant"}
+    match path:
+        case "messages[].":
+            said |= fields
+        case "messages[].content[].":
+            part = part | fields
+        case "messages[].tool_calls[].":
+            call = CALL | fields
+        case "messages[].tool_calls[].function.":
+            call = CALL | {"function": {**CALL["function"], **fields}}  # type: ignore[dict-item]
+    asked = {"role": "user", "content": [{"type": "text", "text": "Look"}]}
+    return asked, {"content": [part], "tool_calls": [call]} | said
+
+
+def with_field(name: str, value: Any) -> ChatRequest:
+    """A request with a field of the tables."""
+    path, _, field = name.rpartition(".")
+    # Calls stand in the way of a field that says that there are none.
+    if field == "tool_calls":
+        return request_for({"role": "assistant", "content": "Hi", field: value})
+    fields = {field: value} if not path else {}
+    return request_for(*placed(f"{path}.", **{field: value}), **fields)
+
+
+def without(name: str) -> ChatRequest:
+    """The same without the field."""
+    if name.endswith(".tool_calls"):
+        return request_for({"role": "assistant", "content": "Hi"})
+    return request_for(*placed(""))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [(name, value) for name, values in NEUTRAL_VALUES.items() for value in (None, *values)],
 )
 def test_a_value_that_means_not_used_changes_nothing(name: str, value: Any) -> None:
-    assert request_for(**{name: value}) == request_for()
+    assert with_field(name, value) == without(name)
 
 
-@pytest.mark.parametrize("name", NEUTRAL_VALUES)
+@pytest.mark.parametrize("name", sorted(set(NEUTRAL_VALUES) - {"messages[].tool_calls"}))
 def test_any_other_value_of_it_is_refused_by_name(name: str) -> None:
     with pytest.raises(UnsupportedParameter) as refusal:
-        request_for(**{name: "something else"})
-    assert refusal.value.param == name
+        with_field(name, "something else")
+    assert refusal.value.param == name.replace("messages[]", "messages[1]")
+
+
+@pytest.mark.parametrize("name", sorted(HARMLESS))
+def test_what_can_not_change_an_answer_is_accepted_whatever_it_says(name: str) -> None:
+    assert with_field(name, {"any": ["thing"]}) == without(name)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "messages[].",
+        "messages[].content[].",
+        "messages[].tool_calls[].",
+        "messages[].tool_calls[].function.",
+    ],
+)
+def test_a_field_that_nobody_knows_is_refused_by_its_path(path: str) -> None:
+    with pytest.raises(UnsupportedParameter) as refusal:
+        with_field(f"{path}foo", 1)
+    place = path.replace("messages[]", "messages[1]").replace("[].", "[0].")
+    assert refusal.value.param == f"{place}foo"
+    assert refusal.value.message == f"Unknown parameter '{place}foo'. Leave it out."
+
+
+def test_what_clients_keep_beside_an_assistant_s_message_comes_back_with_it() -> None:
+    function = CALL["function"] | {"parsed_arguments": {"at": 3}}  # type: ignore[operator]
+    kept = {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "parsed": None,
+        "tool_calls": [CALL | {"index": 0, "function": function}],
+        "reasoning": "Let me look.",
+        "reasoning_content": "Let me look.",
+        "reasoning_details": [{"type": "reasoning.text", "text": "Let me look.", "index": 0}],
+    }
+    called = Message("assistant", "", tool_calls=(ToolCall("c1", "look", {"at": 3}),))
+    assert messages_of(request_for(kept)) == (replace(called, reasoning="Let me look."),)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        {"reasoning_details": [{"type": "reasoning.text", "text": "Let me "},
+                               {"type": "reasoning.encrypted", "data": "c2VjcmV0"},
+                               {"type": "reasoning.summary", "summary": "look."}]},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "Let me look.", "signature": "x"},
+                             {"type": "redacted_thinking", "data": "c2VjcmV0"}]},
+    ],
+)  # fmt: skip
+def test_thoughts_in_pieces_are_read_where_they_stand_nowhere_else(pieces: dict[str, Any]) -> None:
+    said = {"role": "assistant", "content": "A cat.", **pieces}
+    assert messages_of(request_for(said))[0].reasoning == "Let me look."
+    assert messages_of(request_for(said | {"reasoning": "Hm."}))[0].reasoning == "Hm."
 
 
 def test_true_is_not_taken_for_one() -> None:

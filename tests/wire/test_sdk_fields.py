@@ -39,13 +39,24 @@ from anthropic.types.system_message_param import SystemMessageParam
 from anthropic.types.user_message_param import UserMessageParam
 from openai.types import EmbeddingCreateParams, completion_create_params
 from openai.types.chat import (
+    ChatCompletionAllowedToolChoiceParam,
+    ChatCompletionAllowedToolsParam,
     ChatCompletionAssistantMessageParam,
+    ChatCompletionContentPartTextParam,
     ChatCompletionDeveloperMessageParam,
     ChatCompletionFunctionToolParam,
+    ChatCompletionMessageFunctionToolCallParam,
+    ChatCompletionNamedToolChoiceParam,
     ChatCompletionStreamOptionsParam,
     ChatCompletionSystemMessageParam,
     ChatCompletionToolMessageParam,
     ChatCompletionUserMessageParam,
+)
+from openai.types.chat import (
+    chat_completion_message_function_tool_call_param as chat_call_param,
+)
+from openai.types.chat import (
+    chat_completion_named_tool_choice_param as chat_choice_param,
 )
 from openai.types.chat import (
     completion_create_params as chat_create_params,
@@ -61,7 +72,14 @@ from openai.types.responses.input_item_list_params import InputItemListParams
 from openai.types.responses.response_function_tool_call_param import ResponseFunctionToolCallParam
 from openai.types.responses.response_input_item_param import FunctionCallOutput
 from openai.types.responses.response_reasoning_item_param import ResponseReasoningItemParam
-from openai.types.shared_params import FunctionDefinition, Reasoning
+from openai.types.shared_params import (
+    FunctionDefinition,
+    Reasoning,
+    ResponseFormatJSONObject,
+    ResponseFormatJSONSchema,
+    ResponseFormatText,
+    response_format_json_schema,
+)
 from pydantic import BaseModel, ValidationError
 
 from mlx_manager.chat.request import Origin
@@ -225,6 +243,17 @@ def assistant(given: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [*HI, {"role": "assistant", "content": [given]}, *HI]}
 
 
+def called(**fields: Any) -> dict[str, Any]:
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}} | fields
+    return {"messages": [*HI, {"role": "assistant", "tool_calls": [call]}]}
+
+
+def chosen(choice: dict[str, Any]) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": choice}
+
+
+LOOK: Any = {"type": "function", "function": {"name": "look"}}
+SOME: Any = {"mode": "auto", "tools": [LOOK]}
 USE: Any = {"type": "tool_use", "id": "t", "name": "look", "input": {}}
 RESULT: Any = {"type": "tool_result", "tool_use_id": "t"}
 CALL: Any = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
@@ -240,6 +269,96 @@ PARTS: list[tuple[str, Ask, set[str], Callable[[str], dict[str, Any]]]] = [
             ChatCompletionUserMessageParam,
         ),
         lambda name: message(**{name: STRANGE}),
+    ),
+    (
+        "text parts of a chat",
+        ask_chat,
+        fields_of(ChatCompletionContentPartTextParam),
+        lambda name: block(**{name: STRANGE}),
+    ),
+    (
+        "tool calls of a chat",
+        ask_chat,
+        fields_of(ChatCompletionMessageFunctionToolCallParam),
+        lambda name: called(**{name: STRANGE}),
+    ),
+    (
+        "functions that were called in a chat",
+        ask_chat,
+        fields_of(chat_call_param.Function),
+        lambda name: called(function={"name": "look", "arguments": "{}", name: STRANGE}),
+    ),
+    (
+        "tool_choice of a chat",
+        ask_chat,
+        fields_of(ChatCompletionNamedToolChoiceParam),
+        lambda name: chosen(LOOK | {name: STRANGE}),
+    ),
+    (
+        "function of a chat's tool_choice",
+        ask_chat,
+        fields_of(chat_choice_param.Function),
+        lambda name: chosen(LOOK | {"function": {"name": "look", name: STRANGE}}),
+    ),
+    (
+        "tool_choice of a chat that allows some",
+        ask_chat,
+        fields_of(ChatCompletionAllowedToolChoiceParam),
+        lambda name: chosen({"type": "allowed_tools", "allowed_tools": SOME, name: STRANGE}),
+    ),
+    (
+        "what a chat's tool_choice allows",
+        ask_chat,
+        fields_of(ChatCompletionAllowedToolsParam),
+        lambda name: chosen({"type": "allowed_tools", "allowed_tools": SOME | {name: STRANGE}}),
+    ),
+    (
+        "a tool that a chat's tool_choice allows",
+        ask_chat,
+        fields_of(ChatCompletionFunctionToolParam),
+        lambda name: chosen(
+            {"type": "allowed_tools", "allowed_tools": SOME | {"tools": [LOOK | {name: STRANGE}]}}
+        ),
+    ),
+    (
+        "its function",
+        ask_chat,
+        fields_of(FunctionDefinition),
+        lambda name: chosen(
+            {
+                "type": "allowed_tools",
+                "allowed_tools": SOME
+                | {"tools": [LOOK | {"function": {"name": "look", name: STRANGE}}]},
+            }
+        ),
+    ),
+    (
+        "response_format text",
+        ask_chat,
+        fields_of(ResponseFormatText),
+        lambda name: {"response_format": {"type": "text", name: STRANGE}},
+    ),
+    (
+        "response_format json_object",
+        ask_chat,
+        fields_of(ResponseFormatJSONObject),
+        lambda name: {"response_format": {"type": "json_object", name: STRANGE}},
+    ),
+    (
+        "response_format json_schema",
+        ask_chat,
+        fields_of(ResponseFormatJSONSchema),
+        lambda name: {
+            "response_format": {"type": "json_schema", "json_schema": {"name": "n"}, name: STRANGE}
+        },
+    ),
+    (
+        "schema of a response_format",
+        ask_chat,
+        fields_of(response_format_json_schema.JSONSchema),
+        lambda name: {
+            "response_format": {"type": "json_schema", "json_schema": {"name": "n", name: STRANGE}}
+        },
     ),
     (
         "stream options of a chat",
@@ -354,6 +473,15 @@ def test_no_field_of_what_is_in_a_body_is_unknown(
     ask: Ask, names: set[str], wrap: Callable[[str], dict[str, Any]]
 ) -> None:
     assert unknown(ask, names, wrap) == []
+
+
+@pytest.mark.parametrize(
+    ("ask", "wrap"), [(one[1], one[3]) for one in PARTS], ids=[one[0] for one in PARTS]
+)
+def test_a_field_that_nobody_has_heard_of_is_refused_wherever_it_stands(
+    ask: Ask, wrap: Callable[[str], dict[str, Any]]
+) -> None:
+    assert not is_known(ask, wrap("unheard_of"))
 
 
 def test_how_a_stored_response_is_asked_for_is_all_read() -> None:

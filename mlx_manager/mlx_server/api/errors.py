@@ -24,8 +24,9 @@ from mlx_manager.wire.dialects import Dialect, dialect_of
 from mlx_manager.wire.openai.errors import error_body
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
-FIELD = re.compile(r"[a-z0-9_]+")
-TYPE_NAMES = ("str", "int", "float", "bool")
+FIELD = re.compile(r"[A-Za-z0-9_]+")
+# What pydantic calls the types that it tried, where that says nothing of a place: of forms told apart by a tag, too.
+TYPE_NAMES = re.compile(r"str|int|float|bool|[A-Z][A-Za-z]*")
 # These names are part of our answers, and Python's own change between its versions.
 TITLES = {
     400: "Invalid request",
@@ -93,7 +94,7 @@ def _field(location: tuple[int | str, ...]) -> str | None:
     named = (
         f"[{part}]" if isinstance(part, int) else f".{part}"
         for part in parts
-        if part not in TYPE_NAMES
+        if not TYPE_NAMES.fullmatch(str(part))
     )
     return "".join(named).removeprefix(".") or None
 

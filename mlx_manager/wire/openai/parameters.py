@@ -1,6 +1,7 @@
 """Which parameters of OpenAI's API are honoured, which can't change a local answer, and which are refused.
 
-`docs/api.md` shows these tables; a test compares.
+`docs/api.md` shows these tables; a test compares. A field inside of something is written as its path:
+`messages[].content[].index`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
 
-# Accepted whatever they say: they label, route, bill or cache a request, and no local answer depends on them.
+# Accepted whatever they say: they label, route, bill or cache a request, and no local answer depends on them. Those of
+# messages say where a prompt may be cached, repeat what stands beside them, or are a server's own and come back to it.
 HARMLESS = frozenset(
     {
         "user",
@@ -23,10 +25,27 @@ HARMLESS = frozenset(
         "prompt_cache_retention",
         "prompt_cache_options",
         "moderation",
+        "messages[].annotations",
+        "messages[].cache_control",
+        "messages[].extra_content",
+        "messages[].parsed",
+        "messages[].provider_specific_fields",
+        "messages[].content[].annotations",
+        "messages[].content[].cache_control",
+        "messages[].content[].index",
+        "messages[].content[].prompt_cache_breakpoint",
+        "messages[].tool_calls[].cache_control",
+        "messages[].tool_calls[].extra_content",
+        "messages[].tool_calls[].index",
+        "messages[].tool_calls[].provider_specific_fields",
+        "messages[].tool_calls[].thought_signature",
+        "messages[].tool_calls[].function.parsed_arguments",
+        "messages[].tool_calls[].function.provider_specific_fields",
     }
 )
 
-# Accepted only with the value that means "not used": real clients send them so.
+# Accepted only with the value that means "not used": real clients send them so, and send back the assistant messages
+# that they were given.
 NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "functions": ([],),
@@ -35,15 +54,10 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "prediction": (),
     "web_search_options": (),
-}
-
-# The same for the fields of a message; clients send back the assistant messages that they were given.
-MESSAGE_NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
-    "refusal": (),
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "tool_calls": ([],),
+    "messages[].audio": (),
+    "messages[].function_call": (),
+    "messages[].refusal": (),
+    "messages[].tool_calls": ([],),
 }
 
 # The names that a variable of a chat template can have, and how many a request may set.
@@ -75,27 +89,28 @@ def check_unsupported(
     extra: Mapping[str, Any],
     harmless: frozenset[str] = HARMLESS,
     neutral: Mapping[str, tuple[Any, ...]] = NEUTRAL_VALUES,
+    *,
+    kind: str = "",
+    place: str = "",
 ) -> None:
-    """Raise UnsupportedParameter for the first field that would change the answer and isn't honoured."""
+    """Raise UnsupportedParameter for the first field that would change the answer and isn't honoured.
+
+    `extra` are the fields of one object that its schema doesn't name: of the body, or of what the tables call `kind`
+    (`messages[].`) and the error `place` (`messages[3].`).
+    """
     for name, value in extra.items():
-        if name not in harmless:
-            _check_neutral(name, value, neutral.get(name), name)
+        if f"{kind}{name}" not in harmless:
+            _check_neutral(value, neutral.get(f"{kind}{name}"), f"{place}{name}")
 
 
-def check_unsupported_in_message(extra: Mapping[str, Any], index: int) -> None:
-    """Do the same for the fields of `messages[index]`."""
-    for name, value in extra.items():
-        _check_neutral(name, value, MESSAGE_NEUTRAL_VALUES.get(name), f"messages[{index}].{name}")
-
-
-def _check_neutral(name: str, value: Any, neutral: tuple[Any, ...] | None, param: str) -> None:
+def _check_neutral(value: Any, neutral: tuple[Any, ...] | None, param: str) -> None:
     if value is None or any(_is_same(value, allowed) for allowed in neutral or ()):
         return
     if neutral is None:
         raise UnsupportedParameter(f"Unknown parameter {param!r}. Leave it out.", param=param)
     hint = f" or send {' or '.join(map(repr, neutral))}" if neutral else ""
     raise UnsupportedParameter(
-        f"This version does not support {name!r}. Leave it out{hint}.", param=param
+        f"This version does not support {param!r}. Leave it out{hint}.", param=param
     )
 
 

@@ -29,7 +29,6 @@ from mlx_manager.wire.openai.formats import answer_format
 from mlx_manager.wire.openai.parameters import (
     check_template_arguments,
     check_unsupported,
-    check_unsupported_in_message,
 )
 from mlx_manager.wire.openai.schema import (
     MAX_CHOICES,
@@ -285,56 +284,72 @@ def stop_strings(body: GenerationBody) -> tuple[str, ...]:
 
 
 def _message(message: ChatMessage, index: int) -> Message:
-    check_unsupported_in_message(message.model_extra or {}, index)
+    place = f"messages[{index}]"
+    check_unsupported(message.model_extra or {}, kind="messages[].", place=f"{place}.")
     # Templates know `system`; `developer` is OpenAI's newer word for the same thing.
     role: Role = "system" if message.role == "developer" else message.role
     if message.content is None and not message.tool_calls:
         raise InvalidRequest(
-            f"messages[{index}] has no content. Only an assistant message with tool calls may leave it out.",
-            param=f"messages[{index}].content",
+            f"{place} has no content. Only an assistant message with tool calls may leave it out.",
+            param=f"{place}.content",
         )
-    content, left_out = _text(message.content, index, is_result=message.role == "tool")
+    content, left_out = _text(message.content, place, is_result=message.role == "tool")
     return Message(
         role=role,
         content=content,
         name=message.name,
-        tool_calls=tuple(_tool_call(call, index) for call in message.tool_calls or ()),
+        tool_calls=tuple(
+            _tool_call(call, place, at) for at, call in enumerate(message.tool_calls or ())
+        ),
         tool_call_id=message.tool_call_id,
-        reasoning=message.reasoning_content or message.reasoning,
+        reasoning=message.reasoning_content or message.reasoning or _thoughts(message),
         left_out=left_out,
     )
 
 
+def _thoughts(message: ChatMessage) -> str | None:
+    """Return what an assistant thought, from the pieces that some servers give it in; None when nothing can be read."""
+    pieces = message.reasoning_details or message.thinking_blocks or []
+    said = (piece.get(name) for piece in pieces for name in ("text", "thinking", "summary"))
+    return "".join(text for text in said if isinstance(text, str)) or None
+
+
 def _text(
-    content: str | list[ContentPart] | None, index: int, *, is_result: bool
+    content: str | list[ContentPart] | None, place: str, *, is_result: bool
 ) -> tuple[str, int]:
     """The text of a content, and how many parts of a tool's result have only a remark in it."""
     if not isinstance(content, list):
         return content or "", 0
     pieces, left_out = list[str](), 0
     for position, part in enumerate(content):
+        at = f"{place}.content[{position}]"
         if part.type == "text" and part.text is not None:
+            check_unsupported(part.model_extra or {}, kind="messages[].content[].", place=f"{at}.")
             pieces.append(part.text)
         elif is_result and part.type in NAMES:
+            # Nothing of it is read.
             pieces.append(remark(part.type))
             left_out += 1
         else:
             raise UnsupportedParameter(
-                f"messages[{index}].content[{position}] is of type {part.type!r}. This version understands "
-                "text only.",
-                param=f"messages[{index}].content[{position}]",
+                f"{at} is of type {part.type!r}. This version understands text only.", param=at
             )
     return "".join(pieces), left_out
 
 
-def _tool_call(call: ToolCallMessage, index: int) -> ToolCall:
+def _tool_call(call: ToolCallMessage, place: str, index: int) -> ToolCall:
+    kind, at = "messages[].tool_calls[].", f"{place}.tool_calls[{index}]."
+    check_unsupported(call.model_extra or {}, kind=kind, place=at)
+    check_unsupported(
+        call.function.model_extra or {}, kind=f"{kind}function.", place=f"{at}function."
+    )
     try:
         arguments = json.loads(call.function.arguments or "{}")
     except ValueError:
         arguments = None
     if not isinstance(arguments, dict):
         raise InvalidRequest(
-            f"messages[{index}] has a tool call whose arguments are not a JSON object.",
-            param=f"messages[{index}].tool_calls",
+            f"{place} has a tool call whose arguments are not a JSON object.",
+            param=f"{place}.tool_calls",
         )
     return ToolCall(call.id, call.function.name, arguments)

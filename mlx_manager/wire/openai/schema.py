@@ -1,7 +1,7 @@
 """The bodies of OpenAI's API that this version takes and gives, as the `openai` SDK 3.54 sends and reads them.
 
-A body and its messages keep every field that was sent. Which of those that change an answer are honoured is decided in
-`parameters`.
+A body, its messages, their parts and calls keep every field that was sent. Which of those that change an answer are
+honoured is decided in `parameters`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ Priority = Literal["high", "normal", "low"] | Annotated[int, Field(strict=True)]
 class ContentPart(BaseModel):
     """A piece of a message's content. This version understands those of type `text`."""
 
+    model_config = ConfigDict(extra="allow")
+
     type: str
     text: str | None = None
 
@@ -42,12 +44,16 @@ class ContentPart(BaseModel):
 class FunctionCall(BaseModel):
     """A function that the assistant called in an earlier turn; `arguments` is JSON as a string."""
 
+    model_config = ConfigDict(extra="allow")
+
     name: str
     arguments: str
 
 
 class ToolCallMessage(BaseModel):
     """A tool call that the assistant made in an earlier turn."""
+
+    model_config = ConfigDict(extra="allow")
 
     id: str
     type: Literal["function"] = "function"
@@ -92,13 +98,20 @@ class NamedToolChoice(BaseModel):
 
 
 class AllowedFunction(BaseModel):
-    """The name of a function; clients may describe it once more."""
+    """The name of a function; clients may describe it once more, which says nothing new."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class AllowedTool(BaseModel):
     """A tool that may be called."""
+
+    model_config = ConfigDict(extra="forbid")
 
     type: Literal["function"]
     function: AllowedFunction
@@ -122,11 +135,15 @@ class AllowedToolChoice(BaseModel):
     allowed_tools: AllowedTools
 
 
-def _form_of_choice(value: object) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+def _kind_of(value: object) -> object:
+    return value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+def _form_of_choice(value: object) -> str | None:
+    kind = _kind_of(value)
     if kind is None and not isinstance(value, dict):
         return "Word"
-    return "Allowed" if kind == "allowed_tools" else "Named"
+    return "Named" if kind == "function" else "Allowed" if kind == "allowed_tools" else None
 
 
 # By its form, so that a refusal is about that form alone.
@@ -134,15 +151,20 @@ ChatToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("Word")]
     | Annotated[NamedToolChoice, Tag("Named")]
     | Annotated[AllowedToolChoice, Tag("Allowed")],
-    Discriminator(_form_of_choice),
+    Discriminator(
+        _form_of_choice,
+        custom_error_type="tool_choice",
+        custom_error_message="Input should be of a 'type', 'function' or 'allowed_tools'",
+    ),
 ]
 
 
 class ChatMessage(BaseModel):
     """One message; `content` may be null only beside tool calls.
 
-    `reasoning_content` is what an assistant's message had as such; `reasoning` is another name for it. With `prefix`
-    the last message begins the answer.
+    `reasoning_content` is what an assistant's message had as such; `reasoning` is another name for it, and
+    `reasoning_details` and `thinking_blocks` are OpenRouter's and LiteLLM's, for lists of pieces. With `prefix` the
+    last message begins the answer.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -154,6 +176,8 @@ class ChatMessage(BaseModel):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    reasoning_details: list[dict[str, Any]] | None = None
+    thinking_blocks: list[dict[str, Any]] | None = None
     prefix: bool | None = None
 
 
@@ -214,8 +238,22 @@ class JsonSchemaFormat(BaseModel):
     json_schema: JsonSchemaDefinition
 
 
+def _form_of_format(value: object) -> str | None:
+    kind = _kind_of(value)
+    known = (("text", "Text"), ("json_object", "JsonObject"), ("json_schema", "JsonSchema"))
+    return next((form for name, form in known if kind == name), None)
+
+
+# Told apart by hand: the names of the forms are no part of a field's path, and those of types would look like it.
 ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+    Annotated[TextFormat, Tag("Text")]
+    | Annotated[JsonObjectFormat, Tag("JsonObject")]
+    | Annotated[JsonSchemaFormat, Tag("JsonSchema")],
+    Discriminator(
+        _form_of_format,
+        custom_error_type="response_format",
+        custom_error_message="Input should be of a 'type', 'text', 'json_object' or 'json_schema'",
+    ),
 ]
 
 
