@@ -11,6 +11,8 @@ from mlx_manager.chat.events import Timeline, TraceContext
 Role = Literal["system", "user", "assistant", "tool"]
 Operation = Literal["chat", "text_completion", "embeddings"]
 Priority = Literal["high", "normal", "low"]
+# What the assistant said while it worked, and what it said in the end.
+Phase = Literal["commentary", "final_answer"]
 
 # What ids of answers begin with, in the API of an endpoint; elsewhere they are OpenAI's.
 ID_PREFIXES: Mapping[str, str] = {"/v1/messages": "msg_", "/v1/responses": "resp_"}
@@ -29,6 +31,8 @@ class ToolCall:
 class Message:
     """One turn of a conversation; `reasoning` is what the assistant thought before it said `content`.
 
+    `phase` says what that was, where the client knows it: gpt-oss has different channels for the two.
+
     Of a tool's result `left_out` images and files are not in `content` but for a remark, since no model here reads any.
     """
 
@@ -39,6 +43,7 @@ class Message:
     tool_call_id: str | None = None
     reasoning: str | None = None
     left_out: int = 0
+    phase: Phase | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ async def test_a_choice_that_can_not_be_is_refused(
     ("choice", "says"),
     [
         (only_flat("get_wether"), "'get_wether', which is not one of 'tools'"),
-        (only_flat(), "needs a 'mode'"),
+        (only_flat(), "at least 1 item"),
         ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}, "type 'mcp'"),
         ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]}, "left out"),
     ],

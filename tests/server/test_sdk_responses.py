@@ -209,6 +209,39 @@ async def test_turns_of_every_kind_are_read_and_kept(openai: AsyncOpenAI) -> Non
     assert kept.data[1].to_dict()["content"][0]["text"] == first.output_text  # type: ignore[index]
 
 
+async def test_what_an_assistant_s_message_was_is_stored_and_listed(openai: AsyncOpenAI) -> None:
+    said: Any = {"type": "message", "role": "assistant", "content": "I look it up."}
+    asked = await openai.responses.create(
+        model=MODEL,
+        input=[
+            {"role": "user", "content": "What is the weather in Bern?"},
+            said | {"phase": "commentary"},
+            said | {"phase": "final_answer"},
+            {"role": "user", "content": "And tomorrow?"},
+        ],
+        max_output_tokens=4,
+        temperature=0,
+    )
+    kept = (await openai.responses.input_items.list(asked.id, order="asc")).data
+    assert [getattr(item, "phase", None) for item in kept] == [
+        None,
+        "commentary",
+        "final_answer",
+        None,
+    ]
+    again = await openai.responses.create(
+        model=MODEL,
+        input=[
+            {"type": "item_reference", "id": str(kept[1].id)},
+            {"role": "user", "content": "Well?"},
+        ],
+        max_output_tokens=4,
+        temperature=0,
+    )
+    [first, _] = (await openai.responses.input_items.list(again.id, order="asc")).data
+    assert first.to_dict() == kept[1].to_dict()
+
+
 async def test_a_stream_goes_on_from_a_stored_response(openai: AsyncOpenAI) -> None:
     first = await answer(openai, recorded("responses-plain"))
     events = await events_of(openai, recorded("responses-streamed", **{STORED_RESPONSE: first.id}))

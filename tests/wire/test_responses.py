@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mlx_manager.chat.events import (
     ChatEvent,
@@ -295,15 +295,144 @@ def test_a_summary_of_thoughts_is_asked_for_and_never_written(
     assert conversation.unheld == ((f"reasoning.{name}",) if is_unheld else ())
 
 
-def test_what_real_clients_send_to_say_not_used_is_accepted() -> None:
-    for name, values in NEUTRAL_VALUES.items():
-        for value in (None, *values):
-            outer, _, inner = name.partition(".")
-            if outer == "tools[]":
-                request_for(tools=[LOOK | {inner: value}])
-            else:
-                request_for(**({outer: {inner: value}} if inner else {outer: value}))
-    request_for(**dict.fromkeys(HARMLESS, "anything"))
+SAID = {"type": "message", "role": "assistant", "content": "I look."}
+TEXT_PART = {"type": "output_text", "text": "I look."}
+
+
+def placed(path: str, value: Any) -> dict[str, Any]:
+    """The fields of a body with `value` at a path of the tables."""
+    kind, _, name = path.rpartition(".")
+    some = {"type": "allowed_tools", "mode": "auto"}
+    match kind:
+        case "":
+            return {name: value}
+        case "tools[]":
+            return {"tools": [LOOK | {name: value}]}
+        case "tool_choice.tools[]":
+            named = {"type": "function", "name": "look", name: value}
+            return {"tools": [LOOK], "tool_choice": some | {"tools": [named]}}
+        case "input[]":
+            return {"input": [CALL | {name: value}]}
+        case "input[].content[]":
+            return {"input": [SAID | {"content": [TEXT_PART | {name: value}]}]}
+        case _:
+            return {kind: {name: value}}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [(path, value) for path, values in NEUTRAL_VALUES.items() for value in (None, *values)],
+)
+def test_what_real_clients_send_to_say_not_used_is_accepted(path: str, value: Any) -> None:
+    request_for(**placed(path, value))
+
+
+@pytest.mark.parametrize("path", sorted(NEUTRAL_VALUES))
+def test_any_other_value_is_refused_by_its_path(path: str) -> None:
+    with pytest.raises(UnsupportedParameter) as refused:
+        request_for(**placed(path, "something else"))
+    assert refused.value.param == path.replace("[]", "[0]")
+
+
+@pytest.mark.parametrize("path", sorted(HARMLESS))
+def test_what_can_not_change_an_answer_is_accepted_whatever_it_says(path: str) -> None:
+    anything = request_for(**placed(path, {"any": ["thing"]}))
+    assert anything.input == request_for(**placed(path, None)).input
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        (CALL | {"foo": 1}, "input[1].foo"),
+        (SAID | {"foo": 1}, "input[1].foo"),
+        (SAID | {"content": [TEXT_PART, TEXT_PART | {"foo": 1}]}, "input[1].content[1].foo"),
+        ({"type": "reasoning", "summary": [{"type": "summary_text", "text": "a", "foo": 1}]},
+         "input[1].summary[0].foo"),
+        ({"type": "function_call_output", "call_id": "c1",
+          "output": [{"type": "input_image", "foo": 1}, {"type": "input_text", "text": "a", "foo": 1}]},
+         "input[1].output[1].foo"),
+        ({"type": "item_reference", "id": "msg_1", "foo": 1}, "input[1].foo"),
+        # What is a field of other items would be lost just so.
+        (SAID | {"arguments": "{}"}, "input[1].arguments"),
+        (CALL | {"phase": "commentary"}, "input[1].phase"),
+        (CALL | {"caller": {"type": "program", "caller_id": "p"}}, "input[1].caller"),
+        (CALL | {"async": True}, "input[1].async"),
+    ],
+)  # fmt: skip
+def test_a_field_of_an_item_that_nobody_knows_is_refused_by_its_path(
+    given: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(UnsupportedParameter) as refused:
+        request_for(input=[{"role": "user", "content": "Hi"}, given])
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        ({"type": "function", "name": "look", "foo": 1}, "tool_choice.foo"),
+        (
+            {"type": "allowed_tools", "mode": "auto",
+             "tools": [{"type": "function", "name": "look", "foo": 1}]},
+            "tool_choice.tools[0].foo",
+        ),
+    ],
+)  # fmt: skip
+def test_a_field_of_a_choice_that_nobody_knows_is_refused_by_its_path(
+    choice: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(UnsupportedParameter) as refused:
+        request_for(tools=[LOOK], tool_choice=choice)
+    assert refused.value.param == param
+
+
+def test_what_an_assistant_s_message_was_is_kept_and_handed_on() -> None:
+    items = [
+        {"role": "user", "content": "Look"},
+        SAID | {"phase": "commentary"},
+        CALL,
+        {"type": "function_call_output", "call_id": "c1", "output": "a cat"},
+        SAID | {"content": [TEXT_PART], "phase": "final_answer"},
+        SAID | {"phase": None},
+    ]
+    kept = input_items(body_for(input=items).input, "request-1", SIGNER)
+    assert [item.get("phase") for item in kept if item["type"] == "message"] == [
+        None,
+        "commentary",
+        "final_answer",
+        None,
+    ]
+    assert "phase" not in kept[-1]
+    said = [one for one in messages_of(kept) if one.role == "assistant"]
+    assert [one.phase for one in said] == ["commentary", "final_answer", None]
+    assert said[0].tool_calls
+    with pytest.raises(ValidationError):
+        body_for(input=[SAID | {"phase": "prologue"}])
+
+
+def test_what_stands_beside_an_assistant_s_text_is_kept() -> None:
+    cited = {
+        "type": "url_citation",
+        "url": "https://a",
+        "title": "A",
+        "start_index": 0,
+        "end_index": 1,
+    }
+    token = {"token": "I", "logprob": -0.5, "bytes": [73], "top_logprobs": []}
+    part = TEXT_PART | {"annotations": [cited], "logprobs": [token]}
+    [kept] = input_items(body_for(input=[SAID | {"content": [part]}]).input, "r", SIGNER)
+    assert kept["content"] == [part]
+    [plain] = input_items(body_for(input=[SAID]).input, "r", SIGNER)
+    assert plain["content"] == [TEXT_PART | {"annotations": []}]
+
+
+def test_the_group_of_a_tool_s_result_is_kept_and_the_model_knows_the_tool_by_it() -> None:
+    output = {"type": "function_call_output", "call_id": "c1", "output": "a cat", "name": "look"}
+    items = [CALL | {"namespace": "eyes"}, output | {"namespace": "eyes"}]
+    kept = input_items(body_for(input=items).input, "r", SIGNER)
+    assert [item["namespace"] for item in kept] == ["eyes", "eyes"]
+    call, result = messages_of(kept)
+    assert (call.tool_calls[0].name, result.name) == ("eyes__look", "eyes__look")
 
 
 def test_a_refusal_names_what_would_be_accepted() -> None:

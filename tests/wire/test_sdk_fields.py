@@ -62,16 +62,27 @@ from openai.types.chat import (
     completion_create_params as chat_create_params,
 )
 from openai.types.responses import (
+    EasyInputMessageParam,
     FunctionToolParam,
     InputTokenCountParams,
+    NamespaceToolParam,
+    ResponseFormatTextJSONSchemaConfigParam,
+    ResponseFunctionToolCallParam,
+    ResponseInputTextContentParam,
+    ResponseInputTextParam,
+    ResponseOutputMessageParam,
+    ResponseOutputTextParam,
+    ResponseReasoningItemParam,
     ResponseTextConfigParam,
+    ToolChoiceAllowedParam,
+    ToolChoiceFunctionParam,
+    namespace_tool_param,
     response_create_params,
+    response_input_item_param,
+    response_reasoning_item_param,
     response_retrieve_params,
 )
 from openai.types.responses.input_item_list_params import InputItemListParams
-from openai.types.responses.response_function_tool_call_param import ResponseFunctionToolCallParam
-from openai.types.responses.response_input_item_param import FunctionCallOutput
-from openai.types.responses.response_reasoning_item_param import ResponseReasoningItemParam
 from openai.types.shared_params import (
     FunctionDefinition,
     Reasoning,
@@ -96,7 +107,6 @@ from mlx_manager.wire.openai.requests import chat_request, completion_request
 from mlx_manager.wire.openai.responses.items import input_items
 from mlx_manager.wire.openai.responses.requests import check_body, response_request
 from mlx_manager.wire.openai.responses.schema import (
-    Item,
     ItemsQuery,
     ResponsesBody,
     RetrieveQuery,
@@ -257,6 +267,20 @@ SOME: Any = {"mode": "auto", "tools": [LOOK]}
 USE: Any = {"type": "tool_use", "id": "t", "name": "look", "input": {}}
 RESULT: Any = {"type": "tool_result", "tool_use_id": "t"}
 CALL: Any = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+OUTPUT: Any = {"type": "function_call_output", "call_id": "c", "output": "a cat"}
+SAID: Any = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed"}
+THOUGHT: Any = {"type": "reasoning", "id": "rs_1", "summary": []}
+FLAT: Any = {"type": "function", **FUNCTION}
+
+
+def item(given: dict[str, Any]) -> dict[str, Any]:
+    return {"input": [{"role": "user", "content": "Hi"}, given]}
+
+
+def part(kind: str, **fields: Any) -> list[dict[str, Any]]:
+    return [{"type": kind, "text": "Hi", **fields}]
+
+
 PARTS: list[tuple[str, Ask, set[str], Callable[[str], dict[str, Any]]]] = [
     (
         "messages of a chat",
@@ -382,7 +406,133 @@ PARTS: list[tuple[str, Ask, set[str], Callable[[str], dict[str, Any]]]] = [
         "tools of a response",
         ask_response,
         fields_of(FunctionToolParam),
-        lambda name: {"tools": [{"type": "function", **FUNCTION, name: STRANGE}]},
+        lambda name: {"tools": [FLAT | {name: STRANGE}]},
+    ),
+    (
+        "tools of a response that are groups",
+        ask_response,
+        fields_of(NamespaceToolParam),
+        lambda name: {
+            "tools": [{"type": "namespace", "name": "n", "tools": [FLAT], name: STRANGE}]
+        },
+    ),
+    (
+        "tools in such a group",
+        ask_response,
+        fields_of(namespace_tool_param.ToolFunction),
+        lambda name: {
+            "tools": [{"type": "namespace", "name": "n", "tools": [FLAT | {name: STRANGE}]}]
+        },
+    ),
+    (
+        "tool_choice of a response",
+        ask_response,
+        fields_of(ToolChoiceFunctionParam),
+        lambda name: {
+            "tools": [FLAT],
+            "tool_choice": {"type": "function", "name": "look", name: STRANGE},
+        },
+    ),
+    (
+        "tool_choice of a response that allows some",
+        ask_response,
+        fields_of(ToolChoiceAllowedParam),
+        lambda name: {
+            "tools": [FLAT],
+            "tool_choice": {
+                "type": "allowed_tools",
+                "mode": "auto",
+                "tools": [{"type": "function", "name": "look"}],
+                name: STRANGE,
+            },
+        },
+    ),
+    (
+        "a tool that a response's tool_choice allows",
+        ask_response,
+        fields_of(FunctionToolParam),
+        lambda name: {
+            "tools": [FLAT],
+            "tool_choice": {
+                "type": "allowed_tools",
+                "mode": "auto",
+                "tools": [{"type": "function", "name": "look", name: STRANGE}],
+            },
+        },
+    ),
+    (
+        "messages of a response",
+        ask_response,
+        fields_of(EasyInputMessageParam, response_input_item_param.Message),
+        lambda name: item({"role": "user", "content": "Hi", name: STRANGE}),
+    ),
+    (
+        "messages of a response's output",
+        ask_response,
+        fields_of(ResponseOutputMessageParam),
+        lambda name: item(SAID | {"content": part("output_text"), name: STRANGE}),
+    ),
+    (
+        "calls of a response",
+        ask_response,
+        fields_of(ResponseFunctionToolCallParam),
+        lambda name: item(CALL | {name: STRANGE}),
+    ),
+    (
+        "their results",
+        ask_response,
+        fields_of(response_input_item_param.FunctionCallOutput),
+        lambda name: item(OUTPUT | {name: STRANGE}),
+    ),
+    (
+        "reasoning that a response goes on from",
+        ask_response,
+        fields_of(ResponseReasoningItemParam),
+        lambda name: item(THOUGHT | {name: STRANGE}),
+    ),
+    (
+        "references of a response",
+        ask_response,
+        fields_of(response_input_item_param.ItemReference),
+        lambda name: item({"type": "item_reference", "id": "msg_1", name: STRANGE}),
+    ),
+    (
+        "text of a response's input",
+        ask_response,
+        fields_of(ResponseInputTextParam),
+        lambda name: item({"role": "user", "content": part("input_text", **{name: STRANGE})}),
+    ),
+    (
+        "text of a response's output",
+        ask_response,
+        fields_of(ResponseOutputTextParam),
+        lambda name: item(SAID | {"content": part("output_text", **{name: STRANGE})}),
+    ),
+    (
+        "text of results",
+        ask_response,
+        fields_of(ResponseInputTextContentParam),
+        lambda name: item(OUTPUT | {"output": part("input_text", **{name: STRANGE})}),
+    ),
+    (
+        "summaries of reasoning",
+        ask_response,
+        fields_of(response_reasoning_item_param.Summary),
+        lambda name: item(THOUGHT | {"summary": part("summary_text", **{name: STRANGE})}),
+    ),
+    (
+        "text of reasoning",
+        ask_response,
+        fields_of(response_reasoning_item_param.Content),
+        lambda name: item(THOUGHT | {"content": part("reasoning_text", **{name: STRANGE})}),
+    ),
+    (
+        "format of a response",
+        ask_response,
+        fields_of(ResponseFormatTextJSONSchemaConfigParam),
+        lambda name: {
+            "text": {"format": {"type": "json_schema", "name": "n", "schema": {}, name: STRANGE}}
+        },
     ),
     (
         "reasoning of a response",
@@ -521,13 +671,6 @@ def test_every_mode_of_thinking_and_every_choice_of_tools_is_known() -> None:
             f'"{value}"' in mode or f"'{value}'" in mode
             for value in values_of(ToolChoiceBody, "type")
         ), mode
-
-
-def test_items_of_a_response_that_are_read_have_the_fields_that_matter() -> None:
-    """Of items only these fields say anything to a model; the others are of the SDK's own book-keeping."""
-    silent = {"caller", "namespace", "async"}
-    sent = fields_of(ResponseFunctionToolCallParam, FunctionCallOutput, ResponseReasoningItemParam)
-    assert sent - silent <= set(Item.model_fields)
 
 
 def test_bodies_of_the_generation_before_are_understood() -> None:

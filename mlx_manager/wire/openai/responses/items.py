@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from mlx_manager.chat.request import Message, Role, ToolCall
+from mlx_manager.chat.request import Message, Phase, Role, ToolCall
 from mlx_manager.errors import InvalidRequest, ItemNotFound, UnsupportedParameter
 from mlx_manager.wire.left_out import NAMES, remark
 from mlx_manager.wire.openai.responses.namespaces import joined
-from mlx_manager.wire.openai.responses.schema import Item, Part
+from mlx_manager.wire.openai.responses.parameters import check_inside
+from mlx_manager.wire.openai.responses.schema import FIELDS_OF, REFERENCE, Item, Part
 from mlx_manager.wire.signature import Signer
 
 # An item as JSON has it: what a client sends and is sent, and what is stored.
@@ -22,8 +23,9 @@ ItemObject = dict[str, Any]
 TEXT_PARTS = ("input_text", "output_text", "text")
 # The key of arguments that a model wrote as no JSON, when an earlier answer is gone on from.
 INVALID = "INVALID_JSON"
-REFERENCE = "item_reference"
-KNOWN = ("message", "function_call", "function_call_output", "reasoning", REFERENCE)
+# What the tables of parameters call an item, and a part of one.
+ITEMS, PARTS = "input[]", "input[].content[]"
+OF_ALL_ITEMS = frozenset({"type", "id", "status"})
 # An id that was made here, for an item of input or of output, has that of its request in it.
 MADE_ID = re.compile(r"(?:msg|rs|fc|fco)_(.+)_(?:in)?[0-9]+")
 
@@ -40,13 +42,15 @@ def input_items(
     What is referred to is taken from `stored`, by its id. Raises InvalidRequest, ItemNotFound and UnsupportedParameter,
     with the place of what is wrong.
     """
-    known = stored or {}
-    return [
-        _referred(item, index, known)
-        if _kind(item) == REFERENCE
-        else _object(item, index, request_id, signer)
-        for index, item in enumerate(items)
-    ]
+    known, objects = stored or {}, list[ItemObject]()
+    for index, item in enumerate(items):
+        kind = _checked_kind(item, f"input[{index}]")
+        objects.append(
+            _referred(item, index, known)
+            if kind == REFERENCE
+            else _object(item, kind, index, request_id, signer)
+        )
+    return objects
 
 
 def referred_ids(items: Sequence[Item]) -> set[str]:
@@ -94,6 +98,7 @@ class _Turn:
     def __init__(self) -> None:
         self._reasoning: str | None = None
         self._content: str | None = None
+        self._phase: Phase | None = None
         self._calls: list[ToolCall] = []
 
     def takes(self, item: ItemObject) -> bool:
@@ -115,24 +120,25 @@ class _Turn:
                 self._reasoning = _joined(item.get("content") or item["summary"])
             case _:
                 self._content = _joined(item["content"])
+                self._phase = item.get("phase")
 
     def message(self) -> Iterable[Message]:
         """The turn as a message; none when nothing was said."""
         if self._reasoning is None and self._content is None and not self._calls:
             return
         said = Message("assistant", self._content or "", tool_calls=tuple(self._calls))
-        yield replace(said, reasoning=self._reasoning or None)
+        yield replace(said, reasoning=self._reasoning or None, phase=self._phase)
 
 
 def _other(item: ItemObject) -> Message:
     if item["type"] == "function_call_output":
-        name, call_id, output = item.get("name"), item["call_id"], item["output"]
+        name, output = item.get("name"), item["output"]
         parts = [] if isinstance(output, str) else output
         return Message(
             "tool",
             output if isinstance(output, str) else "".join(map(_said, parts)),
-            name=name,
-            tool_call_id=call_id,
+            name=None if name is None else joined(item.get("namespace"), name),
+            tool_call_id=item["call_id"],
             left_out=sum(part["type"] in NAMES for part in parts),
         )
     # Templates know `system`; `developer` is OpenAI's newer word for the same thing.
@@ -181,14 +187,22 @@ def _referred(item: Item, index: int, stored: Mapping[str, ItemObject]) -> ItemO
     return found
 
 
-def _object(item: Item, index: int, request_id: str, signer: Signer) -> ItemObject:
-    kind, place = _kind(item), f"input[{index}]"
-    if kind not in KNOWN:
+def _checked_kind(item: Item, place: str) -> str:
+    """Return the type of an item. Raises UnsupportedParameter for one that isn't known, or for fields of others."""
+    kind = _kind(item)
+    if kind not in FIELDS_OF:
         raise UnsupportedParameter(
-            f"{place} is of type {kind!r}. This version understands {', '.join(KNOWN)}.",
+            f"{place} is of type {kind!r}. This version understands {', '.join(FIELDS_OF)}.",
             param=f"{place}.type",
         )
-    status = item.status or "completed"
+    others = Item.model_fields.keys() - FIELDS_OF[kind] - OF_ALL_ITEMS
+    foreign = {name: getattr(item, name) for name in sorted(item.model_fields_set & others)}
+    check_inside({**foreign, **(item.model_extra or {})}, ITEMS, place)
+    return kind
+
+
+def _object(item: Item, kind: str, index: int, request_id: str, signer: Signer) -> ItemObject:
+    place, status = f"input[{index}]", item.status or "completed"
     match kind:
         case "message":
             return _message(item, place, item.id or f"msg_{request_id}_in{index}", status)
@@ -206,11 +220,23 @@ def _message(item: Item, place: str, item_id: str, status: str) -> ItemObject:
     content = item.content
     if content is None:
         raise InvalidRequest(f"{place} has no content.", param=f"{place}.content")
-    kind = "output_text" if role == "assistant" else "input_text"
-    texts = _texts(content, f"{place}.content", TEXT_PARTS)
-    beside: dict[str, Any] = {"annotations": []} if role == "assistant" else {}
-    parts = [{"type": kind, "text": text, **beside} for text in texts]
-    return {"id": item_id, "type": "message", "status": status, "role": role, "content": parts}
+    if isinstance(content, str):
+        content = [Part(type="text", text=content)]
+    _texts(content, f"{place}.content", TEXT_PARTS)
+    message = {"id": item_id, "type": "message", "status": status, "role": role}
+    parts = [_output_text(part) if role == "assistant" else _input_text(part) for part in content]
+    labelled = {} if item.phase is None else {"phase": item.phase}
+    return {**message, "content": parts, **labelled}
+
+
+def _input_text(part: Part) -> dict[str, Any]:
+    return {"type": "input_text", "text": part.text}
+
+
+def _output_text(part: Part) -> dict[str, Any]:
+    likely = {} if part.logprobs is None else {"logprobs": part.logprobs}
+    said = {"type": "output_text", "text": part.text}
+    return {**said, "annotations": part.annotations or [], **likely}
 
 
 def _reasoning(item: Item, place: str, item_id: str, status: str, signer: Signer) -> ItemObject:
@@ -250,14 +276,14 @@ def _output(item: Item, place: str, item_id: str, status: str) -> ItemObject:
     if output is None:
         raise InvalidRequest(f"{place} has no output.", param=f"{place}.output")
     parts = [] if isinstance(output, str) else _result_parts(output, f"{place}.output")
-    named = {} if item.name is None else {"name": item.name}
+    named = {"name": item.name, "namespace": item.namespace}
     return {
         "id": item_id,
         "type": "function_call_output",
         "status": status,
         "call_id": _needed(item.call_id, f"{place}.call_id"),
         "output": output if isinstance(output, str) else parts,
-        **named,
+        **{name: value for name, value in named.items() if value is not None},
     }
 
 
@@ -266,6 +292,7 @@ def _result_parts(output: list[Part], place: str) -> list[dict[str, Any]]:
     parts = list[dict[str, Any]]()
     for position, part in enumerate(output):
         if part.type in NAMES:
+            # Nothing more of it is read.
             parts.append({"type": part.type})
         else:
             [text] = _texts([part], place, TEXT_PARTS, position)
@@ -291,6 +318,7 @@ def _texts(
                 f"{' or '.join(map(repr, kinds))}.",
                 param=f"{place}[{position}]",
             )
+        check_inside(part.model_extra or {}, PARTS, f"{place}[{position}]")
     return [part.text or "" for part in content]
 
 

@@ -1,6 +1,7 @@
 """Which parameters of the Responses API can't change a local answer, and which are refused.
 
-`docs/api.md` shows these tables; a test compares.
+`docs/api.md` shows these tables; a test compares. A field inside of something is written as its path:
+`tools[].async`, `input[].content[].index` (of a part of an item, wherever it stands there).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from mlx_manager.wire.openai.parameters import check_unsupported
 from mlx_manager.wire.openai.responses.schema import ResponsesBody
 
 # Accepted whatever they say: they label, route, bill or cache a request, or are about tools that run at OpenAI.
-# `client_metadata` is Codex's.
+# `client_metadata` is Codex's. Those of items and parts say where a prompt may be cached, repeat what stands beside, or
+# are a client's or a server's own notes; what a tool is that `tool_choice` allows, `tools` says.
 HARMLESS = frozenset(
     {
         "user",
@@ -26,6 +28,21 @@ HARMLESS = frozenset(
         "max_tool_calls",
         "background_options",
         "client_metadata",
+        "input[].created_by",
+        "input[].end_turn",
+        "input[].internal_chat_message_metadata_passthrough",
+        "input[].parsed_arguments",
+        "input[].content[].cache_control",
+        "input[].content[].index",
+        "input[].content[].parsed",
+        "input[].content[].prompt_cache_breakpoint",
+        "tool_choice.tools[].allowed_callers",
+        "tool_choice.tools[].async",
+        "tool_choice.tools[].defer_loading",
+        "tool_choice.tools[].description",
+        "tool_choice.tools[].output_schema",
+        "tool_choice.tools[].parameters",
+        "tool_choice.tools[].strict",
     }
 )
 
@@ -39,6 +56,8 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "access_programs": (),
     "prompt_cache_options.prewarm": (False,),
     "image": (),
+    "input[].async": (False,),
+    "input[].caller": ({"type": "direct"},),
     "reasoning.context": ("auto",),
     "reasoning.mode": ("standard",),
     "tools[].async": (False,),
@@ -65,23 +84,17 @@ def check_included(names: Iterable[str]) -> None:
 
 def check_supported(body: ResponsesBody) -> None:
     """Raise UnsupportedParameter for the first field that would change the answer and isn't honoured."""
-    check_unsupported(body.model_extra or {}, HARMLESS, NEUTRAL_VALUES)
-    options = (body.model_extra or {}).get("prompt_cache_options")
+    extra = body.model_extra or {}
+    check_unsupported(extra, HARMLESS, NEUTRAL_VALUES)
+    options = extra.get("prompt_cache_options")
     # Of these only one asks for something else than an answer.
     prewarm = {"prewarm": options.get("prewarm")} if isinstance(options, dict) else {}
-    extras = {
-        "prompt_cache_options": prewarm,
-        "text": body.text.model_extra if body.text else None,
-        "reasoning": body.reasoning.model_extra if body.reasoning else None,
-    }
-    for name, extra in extras.items():
-        named = {f"{name}.{field}": value for field, value in (extra or {}).items()}
-        check_unsupported(named, HARMLESS, NEUTRAL_VALUES)
+    check_inside(prewarm, "prompt_cache_options")
+    for name, part in (("text", body.text), ("reasoning", body.reasoning)):
+        check_inside((part.model_extra if part else None) or {}, name)
     check_included(body.include or ())
 
 
-def check_tool(extra: Mapping[str, Any], place: str) -> None:
-    """Do the same for the fields of a tool at `place`: `tools[2]`, or `tools[2].tools[0]`."""
-    neutral = {name.replace("tools[]", place): values for name, values in NEUTRAL_VALUES.items()}
-    named = {f"{place}.{name}": value for name, value in extra.items()}
-    check_unsupported(named, frozenset(), neutral)
+def check_inside(extra: Mapping[str, Any], kind: str, place: str | None = None) -> None:
+    """Do the same for the fields of something inside, which the tables call `kind`; it is at `place` in the body."""
+    check_unsupported(extra, HARMLESS, NEUTRAL_VALUES, kind=f"{kind}.", place=f"{place or kind}.")

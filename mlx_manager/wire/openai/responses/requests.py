@@ -32,8 +32,8 @@ from mlx_manager.wire.openai.responses.namespaces import NAMESPACE, joined
 from mlx_manager.wire.openai.responses.parameters import (
     LOGPROBS,
     check_included,
+    check_inside,
     check_supported,
-    check_tool,
 )
 from mlx_manager.wire.openai.responses.schema import (
     AllowedToolsChoice,
@@ -45,6 +45,8 @@ from mlx_manager.wire.openai.responses.schema import (
 )
 
 FORMAT = "text.format"
+# What the tables of parameters call a tool, and one that `tool_choice` allows.
+TOOLS, ALLOWED = "tools[]", "tool_choice.tools[]"
 
 
 def check_body(body: ResponsesBody) -> None:
@@ -158,7 +160,7 @@ def _grouped(tool: FunctionTool, place: str) -> Iterator[tuple[str, Tool]]:
     if tool.type != NAMESPACE:
         yield place, _tool(tool, place)
         return
-    check_tool(tool.model_extra or {}, place)
+    check_inside(tool.model_extra or {}, TOOLS, place)
     if tool.name is None:
         raise InvalidRequest(f"{place}.name is missing.", param=f"{place}.name")
     about = tool.description
@@ -186,7 +188,7 @@ def _tool(tool: FunctionTool, place: str) -> Tool:
             param=f"{place}.type",
         )
     extra = {"tools": tool.tools} if tool.tools is not None else {}
-    check_tool({**extra, **(tool.model_extra or {})}, place)
+    check_inside({**extra, **(tool.model_extra or {})}, TOOLS, place)
     if tool.name is None:
         raise InvalidRequest(f"{place}.name is missing.", param=f"{place}.name")
     return Tool(tool.name, tool.description, tool.parameters or {}, bool(tool.strict))
@@ -211,17 +213,12 @@ def _named(choice: ToolChoiceObject, body: ResponsesBody) -> str | None:
         raise UnsupportedParameter(
             not_to_be_chosen(choice.type, '"auto"'), param="tool_choice.type"
         )
-    if choice.type == "allowed_tools":
-        raise InvalidRequest(
-            "'tool_choice' of type 'allowed_tools' needs a 'mode', \"auto\" or \"required\", and 'tools', some of "
-            "those of the request by type and name, and nothing else.",
-            param="tool_choice",
-        )
     if choice.type != "function":
         raise UnsupportedParameter(
             f"'tool_choice' is of type {choice.type!r}. This version knows 'function'.",
             param="tool_choice.type",
         )
+    check_inside(choice.model_extra or {}, "tool_choice")
     named = [tool for tool in body.tools or () if tool.name == choice.name]
     if named and all(is_hosted(tool.type) for tool in named):
         raise InvalidRequest(not_to_be_chosen(named[0].type, '"auto"'), param="tool_choice")
@@ -235,17 +232,18 @@ def _named(choice: ToolChoiceObject, body: ResponsesBody) -> str | None:
 
 def _allowed(choice: AllowedToolsChoice, body: ResponsesBody) -> tuple[str, ...]:
     """Return the names of the tools that may be called: those that run at OpenAI are left out here as everywhere."""
-    some = [tool for tool in choice.tools if not is_hosted(tool.type)]
+    some = {at: tool for at, tool in enumerate(choice.tools) if not is_hosted(tool.type)}
     if not some:
         raise InvalidRequest(not_to_be_chosen(choice.tools[0].type, '"auto"'), param="tool_choice")
-    for tool in some:
+    for at, tool in some.items():
         if tool.type != "function":
             raise UnsupportedParameter(
                 f"'tool_choice' allows a tool of type {tool.type!r}. This version knows 'function'.",
                 param="tool_choice.tools",
             )
+        check_inside(tool.model_extra or {}, ALLOWED, f"tool_choice.tools[{at}]")
     known = {tool.name or "" for tool in body.tools or () if tool.type == "function"}
-    return allowed_names((tool.name or "" for tool in some), known)
+    return allowed_names((tool.name or "" for tool in some.values()), known)
 
 
 def _top_logprobs(body: ResponsesBody) -> int | None:

@@ -1,15 +1,17 @@
 """The body of OpenAI's Responses API, as the `openai` SDK 3.54 sends it.
 
-A body, its tools, its `text` and its `reasoning` keep every field that was sent. Which of those that change an answer
-are honoured is decided in `parameters`.
+A body, its items and their parts, its tools, its `text` and its `reasoning` keep every field that was sent. Which of
+those that change an answer are honoured is decided in `parameters`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from mlx_manager.chat.request import Phase
 from mlx_manager.wire.openai.schema import (
     MAX_TOOLS,
     GenerationBody,
@@ -27,23 +29,33 @@ Summary = Literal["auto", "concise", "detailed", "none"]
 
 
 class Part(BaseModel):
-    """A piece of an item's content. This version understands text."""
+    """A piece of an item's content. This version understands text.
+
+    `annotations` and `logprobs` are of what an assistant said; they are kept, and no model is told of them.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     type: str
     text: str | None = None
+    annotations: list[dict[str, Any]] | None = None
+    logprobs: list[dict[str, Any]] | None = None
 
 
 class Item(BaseModel):
     """One item of `input`: a message, a call, its output, reasoning, or a reference to one that is stored, by its `id`.
 
-    A message and a reference may leave out their type.
+    A message and a reference may leave out their type. `FIELDS_OF` says which fields belong to which type.
     """
+
+    model_config = ConfigDict(extra="allow")
 
     type: str | None = None
     id: Annotated[str, Field(max_length=MAX_RESPONSE_ID)] | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | list[Part] | None = None
+    phase: Phase | None = None
     summary: list[Part] | None = None
     encrypted_content: str | None = None
     call_id: str | None = None
@@ -51,6 +63,16 @@ class Item(BaseModel):
     namespace: str | None = None
     arguments: str | None = None
     output: str | list[Part] | None = None
+
+
+REFERENCE = "item_reference"
+FIELDS_OF: Mapping[str, frozenset[str]] = {
+    "message": frozenset({"role", "content", "phase"}),
+    "function_call": frozenset({"call_id", "name", "namespace", "arguments"}),
+    "function_call_output": frozenset({"call_id", "name", "namespace", "output"}),
+    "reasoning": frozenset({"summary", "content", "encrypted_content"}),
+    REFERENCE: frozenset(),
+}
 
 
 def _as_items(value: object) -> object:
@@ -99,6 +121,22 @@ class AllowedToolsChoice(BaseModel):
     tools: Annotated[
         list[ToolChoiceObject], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
     ]
+
+
+def _form_of_choice(value: object) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    if kind is None and not isinstance(value, dict):
+        return "Word"
+    return "Allowed" if kind == "allowed_tools" else "One"
+
+
+# By its form, so that a refusal is about that form alone.
+ResponseToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("Word")]
+    | Annotated[AllowedToolsChoice, Tag("Allowed")]
+    | Annotated[ToolChoiceObject, Tag("One")],
+    Discriminator(_form_of_choice),
+]
 
 
 class TextFormat(BaseModel):
@@ -182,10 +220,7 @@ class ResponsesBody(GenerationBody):
     verbosity: Verbosity | None = None
     thinking_token_budget: Budget | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
-    tool_choice: Annotated[
-        Literal["none", "auto", "required"] | AllowedToolsChoice | ToolChoiceObject | None,
-        Field(union_mode="left_to_right"),
-    ] = None
+    tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     metadata: (
         Annotated[dict[MetadataName, MetadataValue], Field(max_length=MAX_METADATA)] | None
