@@ -26,6 +26,7 @@ from mlx_manager.chat.events import (
 )
 from mlx_manager.chat.request import ChatRequest, Conversation, Message, Origin, ToolCall
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.openai.bodies import chat_body
 from mlx_manager.wire.openai.errors import error_body, error_type
 from mlx_manager.wire.openai.parameters import HARMLESS, NEUTRAL_VALUES
 from mlx_manager.wire.openai.requests import chat_request
@@ -185,6 +186,15 @@ def test_what_clients_keep_beside_an_assistant_s_message_comes_back_with_it() ->
     }
     called = Message("assistant", "", tool_calls=(ToolCall("c1", "look", {"at": 3}),))
     assert messages_of(request_for(kept)) == (replace(called, reasoning="Let me look."),)
+
+
+def test_what_an_assistant_s_message_was_is_handed_on_and_comes_back() -> None:
+    request = request_for(
+        {"role": "assistant", "content": "I look.", "phase": "commentary"},
+        {"role": "user", "content": "And?"},
+    )
+    assert [one.phase for one in messages_of(request)] == ["commentary", None]
+    assert request_for(**chat_body(request)).input == request.input
 
 
 @pytest.mark.parametrize(

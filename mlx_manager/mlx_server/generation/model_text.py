@@ -22,6 +22,7 @@ from mlx_manager.mlx_server.engine.token_bytes import TokenBytes
 from mlx_manager.mlx_server.families import harmony
 from mlx_manager.mlx_server.families.family import Family, family_of
 from mlx_manager.mlx_server.generation.canonical import canonical
+from mlx_manager.mlx_server.generation.channels import in_channels
 from mlx_manager.mlx_server.generation.system_messages import SystemPlace, placed, system_place
 from mlx_manager.mlx_server.generation.telling import Telling, tellings
 from mlx_manager.mlx_server.generation.template_messages import (
@@ -139,6 +140,9 @@ class ModelText:
 
     def render(self, conversation: Conversation) -> str:
         """Return the conversation as text in the model's own format, ready for the assistant's turn."""
+        return in_channels(self._rendered, conversation, self.family)
+
+    def _rendered(self, conversation: Conversation) -> str:
         if not self.tokenizer.chat_template:
             raise InvalidRequest(
                 f"{self.model_id} has no chat template, so it can't chat. Use /v1/completions with it.",

@@ -19,7 +19,8 @@ KINDS = {"auto": "auto", "required": "any", "none": "none"}
 def message_body(request: ChatRequest, signer: Signer) -> dict[str, Any]:
     """Return the body of a message that asks for the same: `message_request` makes the same request of it.
 
-    The request must be a conversation; its thoughts are signed by `signer`. Raises UnsupportedParameter for what
+    The request must be a conversation; its thoughts are signed by `signer`. What was commentary and what a final answer
+    it can't say. Raises UnsupportedParameter for what
     Anthropic's API has no word for.
     """
     assert isinstance(request.input, Conversation)

@@ -65,6 +65,7 @@ def _message(message: Message) -> dict[str, Any]:
         "tool_calls": calls or None,
         "tool_call_id": message.tool_call_id,
         "reasoning_content": message.reasoning,
+        "phase": message.phase,
     }
     return {name: value for name, value in turn.items() if value is not None}
 

@@ -304,6 +304,7 @@ def _message(message: ChatMessage, index: int) -> Message:
         tool_call_id=message.tool_call_id,
         reasoning=message.reasoning_content or message.reasoning or _thoughts(message),
         left_out=left_out,
+        phase=message.phase,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from mlx_manager.chat.request import Phase
 from mlx_manager.wire.openai.thinking import Budget, ThinkingFields
 
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
@@ -163,8 +164,8 @@ class ChatMessage(BaseModel):
     """One message; `content` may be null only beside tool calls.
 
     `reasoning_content` is what an assistant's message had as such; `reasoning` is another name for it, and
-    `reasoning_details` and `thinking_blocks` are OpenRouter's and LiteLLM's, for lists of pieces. With `prefix` the
-    last message begins the answer.
+    `reasoning_details` and `thinking_blocks` are OpenRouter's and LiteLLM's, for lists of pieces. `phase` says what the
+    assistant's content was, as in a response's items. With `prefix` the last message begins the answer.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -178,6 +179,7 @@ class ChatMessage(BaseModel):
     reasoning: str | None = None
     reasoning_details: list[dict[str, Any]] | None = None
     thinking_blocks: list[dict[str, Any]] | None = None
+    phase: Phase | None = None
     prefix: bool | None = None
 
 
