@@ -146,12 +146,13 @@ class Parsing:
 class Adjustment:
     """A parameter that has another value than the client sent, or one that it left open, and what that comes from.
 
-    `context` is the room that the model has for an answer, `generation_config` the file of the model's makers;
-    `hosted_tool` is one that only the client's provider runs, and that is left out; by `canonical_prompts` a part of
-    the prompt has another order, by `chat_template` the messages have, where the model's has no place for a system
-    message. A parameter that this `chat_template` doesn't read is left out, or is only `on` where that has a switch and
-    no levels. `text_only` are models that read no pictures, `no_thoughts` those whose thoughts have no marks that
-    would limit them, and what is `unheld` nobody here can do.
+    `context` is the room that the model has for an answer, `generation_config` the file of the model's makers, and
+    `default` a value of the server's own for requests that say none; `hosted_tool` is one that only the client's
+    provider runs, and that is left out; by `canonical_prompts` a part of the prompt has another order, by
+    `chat_template` the messages have, where the model's has no place for a system message. A parameter that this
+    `chat_template` doesn't read is left out, or is only `on` where that has a switch and no levels. `text_only` are
+    models that read no pictures, `no_thoughts` those whose thoughts have no marks that would limit them, and what is
+    `unheld` nobody here can do.
     """
 
     parameter: str
@@ -159,6 +160,7 @@ class Adjustment:
     source: Literal[
         "context",
         "generation_config",
+        "default",
         "hosted_tool",
         "canonical_prompts",
         "chat_template",

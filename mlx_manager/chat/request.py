@@ -191,6 +191,8 @@ class Selection:
 class ChatRequest:
     """One answer asked for, or several `choices` of one. `max_tokens`, of each, None: what the context has room for.
 
+    It `has_default_limit` where the client said none and `max_tokens` is its API's own.
+
     With `more_prompts` the same is asked for of each prompt. Answers count on from one prompt to the next: the first of
     the second has the index `choices`.
 
@@ -205,6 +207,7 @@ class ChatRequest:
     origin: Origin
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
+    has_default_limit: bool = False
     stop: tuple[str, ...] = ()
     format: AnswerFormat | None = None
     stream: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -91,6 +92,113 @@ async def test_a_tool_that_was_left_out_is_told(
     assert "tools[1]=left_out;by=hosted_tool" in response.headers[HEADER].split(", ")
     if path == "/v1/responses":
         assert [tool["name"] for tool in response.json()["tools"]] == ["look"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, "max_tokens=16;by=default"),
+        ({"max_tokens": 16}, None),
+        ({"max_tokens": 4, "xtc_probability": 0.5}, "xtc_threshold=0.1;by=default"),
+        ({"max_tokens": 4, "xtc_probability": 0.5, "xtc_threshold": 0.1}, None),
+        ({"max_tokens": 4, "xtc_probability": 0}, None),
+        (
+            {"xtc_probability": 0.5},
+            "max_tokens=16;by=default, xtc_threshold=0.1;by=default",
+        ),
+    ],
+)
+async def test_a_value_that_is_the_server_s_own_is_told(
+    http: httpx.AsyncClient, fields: dict[str, Any], expected: str | None, stream: bool
+) -> None:
+    body = {"model": MODEL, "prompt": "Once", "temperature": 0, "stream": stream, **fields}
+    response = await http.post("/v1/completions", json=body)
+    assert response.status_code == 200, response.text
+    assert response.headers.get(HEADER) == expected
+
+
+async def test_where_the_context_has_less_room_than_the_server_s_own_value_that_is_told(
+    http: httpx.AsyncClient,
+) -> None:
+    read = (await http.post("/v1/tokenize", json={"model": "test/short", "prompt": "a"})).json()
+    prompt = read["tokens"] * ((read["max_model_len"] - 5) // read["count"])
+    body = {"model": "test/short", "prompt": prompt, "temperature": 0}
+    response = await http.post("/v1/completions", json=body)
+    assert response.status_code == 200, response.text
+    room = read["max_model_len"] - len(prompt)
+    assert response.headers[HEADER] == f"max_tokens={room};by=context"
+
+
+IN_BACKGROUND = {
+    "model": MODEL,
+    "input": "Hi",
+    "background": True,
+    "reasoning": {"effort": "high"},
+    "max_output_tokens": 4,
+}
+TOLD = ["temperature=0;by=generation_config", "reasoning_effort=on;by=chat_template"]
+
+
+async def over(http: httpx.AsyncClient, path: str) -> httpx.Response:
+    """What a response in the background is once it is over."""
+    async with asyncio.timeout(30):
+        while True:
+            response = await http.get(path)
+            if response.json()["status"] not in ("queued", "in_progress"):
+                return response
+            await asyncio.sleep(0.01)
+
+
+async def test_a_response_in_the_background_tells_it_when_it_is_asked_for(
+    http: httpx.AsyncClient, spans: Spans
+) -> None:
+    queued = await http.post("/v1/responses", json=IN_BACKGROUND)
+    # Nobody knows it yet.
+    assert HEADER not in queued.headers
+    assert "adjusted_parameters" not in queued.json()
+    response_id = queued.json()["id"]
+    done = await over(http, f"/v1/responses/{response_id}")
+    assert done.json()["adjusted_parameters"] == TOLD
+    assert done.headers[HEADER] == ", ".join(TOLD)
+    cancelled = await http.post(f"/v1/responses/{response_id}/cancel")
+    assert cancelled.headers[HEADER] == ", ".join(TOLD)
+    [chat] = [
+        one
+        for one in await spans.of_answer(response_id)
+        if "mlx.request.adjusted" in (one.attributes or {})
+    ]
+    assert (chat.attributes or {})["mlx.request.adjusted"] == tuple(TOLD)
+
+
+async def test_a_stream_in_the_background_tells_it_when_it_is_known(
+    http: httpx.AsyncClient,
+) -> None:
+    streamed = await http.post("/v1/responses", json=IN_BACKGROUND | {"stream": True})
+    frames = streamed.text.split("\n\n")
+    told = f": {HEADER}: {', '.join(TOLD)}"
+    begun = next(at for at, one in enumerate(frames) if "response.in_progress" in one)
+    # A fast machine knows it before the headers are sent.
+    assert streamed.headers.get(HEADER) == ", ".join(TOLD) or frames[begun - 1] == told
+    assert frames.count(told) <= 1
+    payloads = [json.loads(one.split("data: ")[1]) for one in frames if "data: " in one]
+    responses = {one["type"]: one["response"] for one in payloads if "response" in one}
+    assert "adjusted_parameters" not in responses["response.queued"]
+    for name in ("response.in_progress", "response.incomplete"):
+        assert responses[name]["adjusted_parameters"] == TOLD
+    response_id = responses["response.queued"]["id"]
+    again = await http.get(f"/v1/responses/{response_id}", params={"stream": True})
+    assert again.headers[HEADER] == ", ".join(TOLD)
+
+
+async def test_a_response_in_the_background_that_was_given_all_says_nothing(
+    http: httpx.AsyncClient,
+) -> None:
+    body = IN_BACKGROUND | {"reasoning": None, "temperature": 0}
+    queued = (await http.post("/v1/responses", json=body)).json()
+    done = await over(http, f"/v1/responses/{queued['id']}")
+    assert HEADER not in done.headers
+    assert "adjusted_parameters" not in done.json()
 
 
 PNG = "data:image/png;base64,aGk="

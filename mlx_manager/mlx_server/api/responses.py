@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from mlx_manager.mlx_server.api.streaming import (
     ClientLeft,
     EventStream,
     Ping,
+    adjusted_header,
     adjusted_headers,
     begin,
     until_disconnect,
@@ -33,6 +34,7 @@ from mlx_manager.observability.server_spans import CLIENT_CLOSED_REQUEST
 from mlx_manager.wire.openai.errors import error_event
 from mlx_manager.wire.openai.responses.items import ItemObject, input_items, referred_ids
 from mlx_manager.wire.openai.responses.objects import (
+    ADJUSTED,
     ResponseObject,
     deleted,
     including,
@@ -100,9 +102,11 @@ async def get_response(
     check_query(query)
     if not query.stream:
         response = await state.background.find(response_id, key_id)
-        return JSONResponse(including(response, query.included, state.signer))
+        included = including(response, query.included, state.signer)
+        return JSONResponse(included, headers=_told(response))
+    kept = await state.responses.find(response_id, key_id)
     frames = await state.background.events(response_id, key_id, query.after)
-    return await _followed(state, frames, http)
+    return await _followed(state, frames, http, partial(_told, kept.response))
 
 
 @router.delete("/{response_id}", response_model=None)
@@ -115,7 +119,8 @@ async def delete_response(response_id: str, state: CurrentState, key_id: Current
 @router.post("/{response_id}/cancel", response_model=None)
 async def cancel_response(response_id: str, state: CurrentState, key_id: CurrentKeyId) -> Response:
     """Cancel a response that runs in the background, and return it."""
-    return JSONResponse(await state.background.cancel(response_id, key_id))
+    response = await state.background.cancel(response_id, key_id)
+    return JSONResponse(response, headers=_told(response))
 
 
 @router.get("/{response_id}/input_items", response_model=None)
@@ -230,11 +235,22 @@ async def _in_background(asked: _Asked, http: Request) -> Response:
     except BaseException:
         entry.is_held, entry.status = False, None
         raise
-    return answer if tape is None else await _followed(state, tape.after(-1), http)
+    if tape is None:
+        return answer
+    told = partial(_told, asked.writer.response)
+    return await _followed(state, tape.after(-1), http, told)
+
+
+def _told(response: ResponseObject) -> dict[str, str]:
+    """Return the header of a response that was worked on in the background, as far as that is known."""
+    return adjusted_header(response.get(ADJUSTED) or ())
 
 
 async def _followed(
-    state: ServerState, frames: AsyncGenerator[bytes, None], http: Request
+    state: ServerState,
+    frames: AsyncGenerator[bytes, None],
+    http: Request,
+    told: Callable[[], Mapping[str, str]],
 ) -> Response:
     """Stream the events of a response that is worked on by somebody else, or that is over."""
     limit_s = state.time_limits["chat"] + LAST_WORDS_S
@@ -244,4 +260,4 @@ async def _followed(
     except ClientLeft:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     to_event = partial(error_event, request_id=http.state.request_id)
-    return EventStream(first, frames, (), to_event, limit_s, ping)
+    return EventStream(first, frames, (), to_event, limit_s, ping, told)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -118,8 +118,8 @@ class EventStream(Response):
     """A stream of server-sent events that has been begun, so that its headers tell the truth as far as it is known.
 
     `end` is what the last piece of a complete stream ends with, () when that is nothing fixed. A client that hasn't
-    taken all of it after `limit_s` is cut off. Of `told` what is known when the stream is sent goes into its headers,
-    and what is known only with the first chunk into a comment before that.
+    taken all of it after `limit_s` is cut off. What there is `told` goes into its headers when it is known by then, and
+    else into a comment before the first chunk that comes when it is.
     """
 
     media_type = "text/event-stream"
@@ -134,8 +134,9 @@ class EventStream(Response):
         ping: Ping,
         told: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
+        known = told()
         super().__init__(
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **told()},
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **known},
         )
         del self.headers["content-length"]
         self._first = first
@@ -145,6 +146,7 @@ class EventStream(Response):
         self._limit_s = limit_s
         self._ping = ping
         self._told = told
+        self._has_told = bool(known)
         self._pieces = 0
         self._is_sending = False
 
@@ -186,13 +188,13 @@ class EventStream(Response):
             await asyncio.gather(pinging, return_exceptions=True)
 
     async def _write_pieces(self, send: Send) -> None:
-        is_late = not self._first.done()
         first = await self._first
         self._is_sending = True
-        await _send_body(send, self._told_late() + first if is_late else first)
+        await _send_body(send, self._told_late() + first)
         self._pieces += 1
         self._is_sending = False
-        async for chunk in self._rest:
+        async for piece in self._rest:
+            chunk = self._told_late() + piece
             self._pieces += 1
             self._is_sending = True
             if chunk.endswith(self._end):
@@ -205,7 +207,9 @@ class EventStream(Response):
         await _send_body(send, b"", is_last=True)
 
     def _told_late(self) -> bytes:
-        late = {name: text for name, text in self._told().items() if name not in self.headers}
+        """Return comments that tell what wasn't known yet, once; nothing while it isn't."""
+        late = {} if self._has_told else self._told()
+        self._has_told = self._has_told or bool(late)
         return b"".join(sse.comment(f"{name}: {text}") for name, text in late.items())
 
     async def _keep_alive(self, send: Send) -> None:
@@ -225,10 +229,16 @@ def _send_body(send: Send, chunk: bytes, *, is_last: bool = False) -> Awaitable[
 def adjusted_headers(timeline: Timeline) -> dict[str, str]:
     """Return the header that tells which parameters another value was taken for; none when there are none.
 
-    It is known when the engine has taken the request: with the first event of a stream.
+    It is known when the engine has taken the request: with the first event of a stream, but for those in the
+    background.
     """
-    told = ", ".join(map(str, timeline.adjusted))
-    return {ADJUSTED_HEADER: told} if told else {}
+    return adjusted_header(map(str, timeline.adjusted))
+
+
+def adjusted_header(told: Iterable[str]) -> dict[str, str]:
+    """Return the header that tells these adjustments; none when there are none."""
+    text = ", ".join(told)
+    return {ADJUSTED_HEADER: text} if text else {}
 
 
 async def collected(events: AsyncGenerator[ChatEvent, None]) -> Answer:

@@ -6,7 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from mlx_manager.chat.events import Adjustment
 from mlx_manager.chat.request import ChatRequest, Conversation
-from mlx_manager.mlx_server.generation.model_text import API_DEFAULTS, ModelText
+from mlx_manager.mlx_server.generation.model_text import (
+    API_DEFAULTS,
+    DEFAULT_XTC_THRESHOLD,
+    ModelText,
+)
 
 EFFORT, BUDGET = "reasoning_effort", "thinking_token_budget"
 RESULTS = "tool_results.media"
@@ -21,10 +25,14 @@ def adjustments(
     found = list[Adjustment]()
     if request.max_tokens is None or request.max_tokens > max_tokens:
         found.append(Adjustment("max_tokens", max_tokens, "context"))
+    elif request.has_default_limit:
+        found.append(Adjustment("max_tokens", max_tokens, "default"))
     for name, default in API_DEFAULTS.items():
         own = text.sampling_defaults[name]
         if getattr(request.sampling, name) is None and own != default:
             found.append(Adjustment(name, own, "generation_config"))
+    if request.sampling.xtc_probability and request.sampling.xtc_threshold is None:
+        found.append(Adjustment("xtc_threshold", DEFAULT_XTC_THRESHOLD, "default"))
     if isinstance(request.input, Conversation):
         found.extend(_of_conversation(request.input, text))
     if request.sampling.thinking_tokens is not None and text.family.reasoning is None:

@@ -83,6 +83,7 @@ def completion_request(body: CompletionBody, origin: Origin) -> ChatRequest:
         origin=origin,
         sampling=sampling(body, logprobs),
         max_tokens=max_tokens,
+        has_default_limit=body.max_tokens is None,
         stop=stop_strings(body),
         format=answer_format(body),
         stream=bool(body.stream),

@@ -18,6 +18,8 @@ from mlx_manager.wire.signature import Signer
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 ResponseObject = dict[str, Any]
 UNFINISHED: tuple[Status, ...] = ("queued", "in_progress")
+# What was adjusted, of a response in the background: the header of its request is sent before anybody knows.
+ADJUSTED = "adjusted_parameters"
 # Echoed as they were sent, where they were.
 LABELS = ("user", "safety_identifier", "prompt_cache_key", "max_tool_calls")
 

@@ -29,6 +29,7 @@ from mlx_manager.wire.openai.logprobs import to_chat_logprobs
 from mlx_manager.wire.openai.responses.items import ItemObject
 from mlx_manager.wire.openai.responses.namespaces import apart
 from mlx_manager.wire.openai.responses.objects import (
+    ADJUSTED,
     UNFINISHED,
     ResponseObject,
     Status,
@@ -121,6 +122,8 @@ class ResponseWriter:
     def _start(self, started: Started) -> bytes:
         self.response["model"] = started.model
         self.response["status"] = "in_progress"
+        if self.response["background"] and started.timeline.adjusted:
+            self.response[ADJUSTED] = list(map(str, started.timeline.adjusted))
         created = b"" if self.has_begun else self._lifecycle("created")
         return created + self._lifecycle("in_progress")
 
