@@ -261,11 +261,14 @@ class Started:
     """The engine has taken the request. `model` is the id that answers; `timeline`, the request's, goes on filling.
 
     `fingerprint` stands for all that computes the answer: with the same one, the same seed gives the same text.
+    `temperature` and `top_p` are those that the answer is written with, whoever chose them; None where nobody knows.
     """
 
     model: str
     timeline: Timeline
     fingerprint: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from openai.types.responses import (
 )
 from pydantic import TypeAdapter
 
+from tests.conftest import TINY
 from tests.server.test_tools import MODEL
 from tests.wire.response_calls import STORED_ITEM, STORED_RESPONSE, Trip
 from tests.wire.sdk_requests import RECORDED
@@ -43,11 +44,11 @@ DEFAULTS: dict[str, Any] = {
     "service_tier": "default",
     "store": True,
     "temperature": 0.0,
-    "text": {"format": {"type": "text"}},
+    "text": {"format": {"type": "text"}, "verbosity": "medium"},
     "tool_choice": "auto",
     "tools": [],
     "top_logprobs": 0,
-    "top_p": None,
+    "top_p": 1.0,
     "truncation": "disabled",
     "user": None,
 }
@@ -158,6 +159,24 @@ async def test_a_plain_body_is_answered_in_every_field(openai: AsyncOpenAI) -> N
     assert message(response).content[0].to_dict().get("logprobs") == []
 
 
+async def test_what_a_request_leaves_open_is_told_as_it_was_taken(openai: AsyncOpenAI) -> None:
+    async def told(model: str, **fields: Any) -> tuple[float | None, float | None, str | None]:
+        asked: dict[str, Any] = {"model": model, "input": "Hi", "max_output_tokens": 2} | fields
+        response = await openai.responses.create(**asked)
+        assert response.text is not None
+        return response.temperature, response.top_p, response.text.verbosity
+
+    # The starter's makers want it greedy; of the other one nobody says anything.
+    assert await told(MODEL) == (0.0, 1.0, "medium")
+    assert await told(TINY) == (1.0, 1.0, "medium")
+    assert await told(TINY, temperature=0.5, top_p=0.25, text={"verbosity": "low"}) == (
+        0.5,
+        0.25,
+        "low",
+    )
+    assert await told(TINY, extra_body={"verbosity": "high"}) == (1.0, 1.0, "high")
+
+
 async def test_a_strict_tool_that_is_named_is_called_under_its_schema(openai: AsyncOpenAI) -> None:
     body = recorded("responses-tools")
     response = await answer(openai, body)
@@ -174,7 +193,10 @@ async def test_a_strict_tool_that_is_named_is_called_under_its_schema(openai: As
 async def test_a_parsed_body_is_answered_with_an_object_of_its_class(openai: AsyncOpenAI) -> None:
     body = recorded("responses-parsed")
     response = await answer(openai, body)
-    assert rest(response) == DEFAULTS | {"store": False, "text": body["text"]}
+    assert rest(response) == DEFAULTS | {
+        "store": False,
+        "text": body["text"] | {"verbosity": "medium"},
+    }
     assert len(response.output) == 1
     message(response)
     trip = Trip.model_validate_json(response.output_text)

@@ -295,6 +295,15 @@ def test_a_summary_of_thoughts_is_asked_for_and_never_written(
     assert conversation.unheld == ((f"reasoning.{name}",) if is_unheld else ())
 
 
+def test_what_was_left_open_is_told_once_it_is_known() -> None:
+    body, request = body_for(background=True), request_for()
+    writer = ResponseWriter(request, new_response(body, request.response_id, 1, "queued"))
+    started = Started("m-1", Timeline(), temperature=0.6, top_p=0.95)
+    found = payloads(writer.queue() + writer.see(started))
+    told = [(one["response"]["temperature"], one["response"]["top_p"]) for one in found]
+    assert told == [(None, None), (None, None), (0.6, 0.95)]
+
+
 SAID = {"type": "message", "role": "assistant", "content": "I look."}
 TEXT_PART = {"type": "output_text", "text": "I look."}
 

@@ -135,7 +135,8 @@ class LocalBackend:
                 await held.enter_async_context(stream)
                 rows.append((stream, reader_for(one, text, prompt)))
         mark = None if engine.ready is None else fingerprint(files, engine.ready)
-        started = Started(text.model_id, request.timeline, mark)
+        chosen = prompts[0].sampling
+        started = Started(text.model_id, request.timeline, mark, chosen.temperature, chosen.top_p)
         why_not = partial(_why_not, engine, text, prompts[0])
         return rows, started, partial(departure, prompts[0].parts, text), why_not
 

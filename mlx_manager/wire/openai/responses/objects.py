@@ -12,6 +12,7 @@ from mlx_manager.wire.openai.errors import error_type
 from mlx_manager.wire.openai.responses.items import ItemObject
 from mlx_manager.wire.openai.responses.namespaces import NAMESPACE
 from mlx_manager.wire.openai.responses.parameters import ENCRYPTED, LOGPROBS
+from mlx_manager.wire.openai.responses.requests import verbosity_of
 from mlx_manager.wire.openai.responses.schema import FunctionTool, ResponsesBody
 from mlx_manager.wire.signature import Signer
 
@@ -49,7 +50,7 @@ def new_response(
         "service_tier": "default",
         "store": body.is_stored,
         "temperature": body.temperature,
-        "text": {"format": _format(body)},
+        "text": {"format": _format(body), "verbosity": verbosity_of(body) or "medium"},
         "tool_choice": _tool_choice(body),
         "tools": _tools(body),
         "top_logprobs": body.top_logprobs or 0,

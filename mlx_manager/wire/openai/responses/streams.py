@@ -122,6 +122,8 @@ class ResponseWriter:
     def _start(self, started: Started) -> bytes:
         self.response["model"] = started.model
         self.response["status"] = "in_progress"
+        chosen = {"temperature": started.temperature, "top_p": started.top_p}
+        self.response |= {name: value for name, value in chosen.items() if value is not None}
         if self.response["background"] and started.timeline.adjusted:
             self.response[ADJUSTED] = list(map(str, started.timeline.adjusted))
         created = b"" if self.has_begun else self._lifecycle("created")
