@@ -250,6 +250,71 @@ def test_of_pictures_and_documents_in_a_result_the_model_is_told_and_they_are_co
     assert (first.left_out, second.left_out, request.left_out) == (2, 0, 2)
 
 
+PLAIN = {
+    "type": "document",
+    "source": {"type": "text", "media_type": "text/plain", "data": "All of it."},
+}
+FOUND = {
+    "type": "search_result",
+    "source": "https://cats.example",
+    "title": "Cats",
+    "content": [{"type": "text", "text": "A cat"}, {"type": "text", "text": "has paws."}],
+}
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (PLAIN, "All of it."),
+        (
+            PLAIN | {"title": "A paper", "context": "Of last year.", "citations": {"enabled": False}},
+            "A paper\nOf last year.\nAll of it.",
+        ),
+        ({"type": "document", "source": {"type": "content", "content": "All of it."}}, "All of it."),
+        (
+            {
+                "type": "document",
+                "title": None,
+                "source": {"type": "content", "content": [text("All"), text("of it.")]},
+            },
+            "All\nof it.",
+        ),
+        (FOUND, "Cats\nhttps://cats.example\nA cat\nhas paws."),
+        (FOUND | {"cache_control": {"type": "ephemeral"}, "citations": None},
+         "Cats\nhttps://cats.example\nA cat\nhas paws."),
+    ],
+)  # fmt: skip
+def test_a_document_of_text_and_what_a_search_found_are_read(
+    block: dict[str, Any], words: str
+) -> None:
+    assert messages_of(user(text("See:"), block, text("And?"))) == (
+        Message("user", f"See:\n{words}\nAnd?"),
+    )
+    request = request_for(user(text("Hi")), assistant(TOOL_USE), user(result("toolu_1", [block])))
+    *_, told = conversation_of(request).messages
+    assert (told.content, request.left_out) == (words, 0)
+
+
+@pytest.mark.parametrize(
+    ("block", "param"),
+    [
+        (PLAIN | {"citations": {"enabled": True}}, "citations"),
+        (PLAIN | {"foo": 1}, "foo"),
+        (PLAIN | {"source": PLAIN["source"] | {"foo": 1}}, "source.foo"),  # type: ignore[operator]
+        (FOUND | {"citations": {"enabled": True}}, "citations"),
+        (FOUND | {"foo": 1}, "foo"),
+        (FOUND | {"content": [text("A cat", foo=1)]}, "content[0].foo"),
+        (FOUND | {"content": [text("A cat"), PNG]}, "content[1]"),
+    ],
+)
+def test_what_they_ask_for_and_nobody_here_does_is_refused(
+    block: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(UnsupportedParameter) as refusal:
+        counted(user(text("See:"), block))
+    assert refusal.value.param == f"messages[0].content[1].{param}"
+
+
 BILLING = "x-anthropic-billing-header: cc_version=2.1.15.f1b; cc_entrypoint=cli; cch=00000;"
 
 
@@ -292,7 +357,21 @@ def test_the_bodies_of_older_clients_say_how_to_sample() -> None:
         ([user(text("See:"), PNG)], {}, "messages[0].content[1]"),
         ([user({"type": "document", "source": {}})], {}, "messages[0].content[0]"),
         (
-            [user(result("t", [text("a"), {"type": "search_result"}]))],
+            [user({"type": "document", "source": {"type": "url", "url": "https://a"}})],
+            {},
+            "messages[0].content[0]",
+        ),
+        (
+            [
+                user(
+                    {"type": "document", "source": {"type": "content", "content": [text("a"), PNG]}}
+                )
+            ],
+            {},
+            "messages[0].content[0]",
+        ),
+        (
+            [user(result("t", [text("a"), {"type": "tool_reference"}]))],
             {},
             "messages[0].content[0].content[1]",
         ),
@@ -332,6 +411,8 @@ def test_a_tool_that_only_anthropic_runs_is_left_out_beside_others() -> None:
     ("turns", "fields", "place"),
     [
         ([user({"type": "text"})], {}, "messages[0].content[0].text"),
+        ([user({"type": "document"})], {}, "messages[0].content[0].source"),
+        ([user({"type": "search_result"})], {}, "messages[0].content[0].source"),
         ([assistant(TOOL_USE | {"input": "{}"})], {}, "messages[0].content[0].input"),
         ([], {"tools": [{"name": "look"}]}, "tools[0].input_schema"),
         ([], {"tools": [TOOL | {"name": "a b"}]}, "tools[0].name"),

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 from anthropic.types import (
+    ContentBlockSourceParam,
+    DocumentBlockParam,
     MessageCountTokensParams,
     OutputConfigParam,
+    PlainTextSourceParam,
     RedactedThinkingBlockParam,
+    SearchResultBlockParam,
     TextBlockParam,
     ThinkingBlockParam,
     ThinkingConfigAdaptiveParam,
@@ -249,6 +253,10 @@ def block(**fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"} | fields]}]}
 
 
+def said(given: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [given]}]}
+
+
 def assistant(given: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [*HI, {"role": "assistant", "content": [given]}, *HI]}
 
@@ -264,6 +272,8 @@ def chosen(choice: dict[str, Any]) -> dict[str, Any]:
 
 LOOK: Any = {"type": "function", "function": {"name": "look"}}
 SOME: Any = {"mode": "auto", "tools": [LOOK]}
+DOCUMENT: Any = {"type": "document", "source": {"type": "text", "data": "Hi"}}
+FOUND: Any = {"type": "search_result", "source": "a", "title": "b", "content": []}
 USE: Any = {"type": "tool_use", "id": "t", "name": "look", "input": {}}
 RESULT: Any = {"type": "tool_result", "tool_use_id": "t"}
 CALL: Any = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
@@ -588,6 +598,32 @@ PARTS: list[tuple[str, Ask, set[str], Callable[[str], dict[str, Any]]]] = [
         ask_message,
         fields_of(TextBlockParam),
         lambda name: block(**{name: STRANGE}),
+    ),
+    (
+        "documents",
+        ask_message,
+        fields_of(DocumentBlockParam),
+        lambda name: said(DOCUMENT | {name: STRANGE}),
+    ),
+    (
+        "sources of documents",
+        ask_message,
+        fields_of(PlainTextSourceParam),
+        lambda name: said(DOCUMENT | {"source": DOCUMENT["source"] | {name: STRANGE}}),
+    ),
+    (
+        "blocks in a document",
+        ask_message,
+        fields_of(ContentBlockSourceParam),
+        lambda name: said(
+            {"type": "document", "source": {"type": "content", "content": "a", name: STRANGE}}
+        ),
+    ),
+    (
+        "results of searches",
+        ask_message,
+        fields_of(SearchResultBlockParam),
+        lambda name: said(FOUND | {name: STRANGE}),
     ),
     (
         "thinking blocks",

@@ -52,7 +52,7 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "tools[].defer_loading": (False,),
     "tools[].input_examples": ([],),
     "tools[].allowed_callers": (["direct"],),
-    "content[].citations": ([],),
+    "content[].citations": ([], {"enabled": False}),
     "content[].caller": ({"type": "direct"},),
     "content[].toolset_name": (),
 }

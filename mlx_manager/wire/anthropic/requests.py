@@ -7,9 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, Literal, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, Literal
 
 from mlx_manager.chat.request import (
     AnswerFormat,
@@ -23,6 +21,15 @@ from mlx_manager.chat.request import (
     ToolChoice,
 )
 from mlx_manager.errors import InvalidRequest, UnsupportedParameter
+from mlx_manager.wire.anthropic.blocks import (
+    ASSISTANT,
+    RESULT,
+    USER,
+    blocks,
+    said,
+    texts,
+    validated,
+)
 from mlx_manager.wire.anthropic.parameters import (
     HARMLESS,
     HARMLESS_TO_A_COUNT,
@@ -37,7 +44,6 @@ from mlx_manager.wire.anthropic.schema import (
     ModelsQuery,
     Open,
     PromptBody,
-    RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
     ThinkingBody,
@@ -50,16 +56,6 @@ from mlx_manager.wire.json_text import check_finite
 from mlx_manager.wire.left_out import hosted_beside_others, not_to_be_chosen, remark
 from mlx_manager.wire.signature import Signer
 
-Kinds = Mapping[str, type[Open]]
-TEXT: Kinds = {"text": TextBlock}
-RESULT: Kinds = {**TEXT, "image": MediaBlock, "document": MediaBlock}
-USER: Kinds = {**TEXT, "tool_result": ToolResultBlock}
-ASSISTANT: Kinds = {
-    **TEXT,
-    "thinking": ThinkingBlock,
-    "redacted_thinking": RedactedThinkingBlock,
-    "tool_use": ToolUseBlock,
-}
 MODES: Mapping[str, Literal["auto", "none", "required"]] = {
     "auto": "auto",
     "any": "required",
@@ -69,7 +65,6 @@ MODES: Mapping[str, Literal["auto", "none", "required"]] = {
 FAILED = "Error: "
 # Claude Code begins its instructions with a line that is another one in each request and says nothing to a model.
 BILLING = "x-anthropic-billing-header:"
-Validated = TypeVar("Validated", bound=BaseModel)
 
 
 def message_request(body: MessagesBody, origin: Origin, signer: Signer) -> ChatRequest:
@@ -121,7 +116,7 @@ def count_request(body: CountTokensBody, origin: Origin, signer: Signer) -> Chat
 
 def models_query(parameters: Mapping[str, str]) -> ModelsQuery:
     """Return which page of the models is asked for. Raises InvalidRequest."""
-    return _validated(ModelsQuery, parameters, "")
+    return validated(ModelsQuery, parameters, "")
 
 
 def _conversation(body: PromptBody, signer: Signer) -> Conversation:
@@ -155,8 +150,8 @@ def _thinks(thinking: ThinkingBody, last: MessageTurn) -> bool:
     """Whether the model is to think now; `between_tools` is when it has the result of one before it."""
     if thinking.type != "between_tools":
         return thinking.type != "disabled"
-    blocks = [] if isinstance(last.content, str) else last.content
-    return any(block.get("type") == "tool_result" for block in blocks)
+    given = [] if isinstance(last.content, str) else last.content
+    return any(block.get("type") == "tool_result" for block in given)
 
 
 def _tool(tool: Mapping[str, Any], place: str) -> Tool:
@@ -167,7 +162,7 @@ def _tool(tool: Mapping[str, Any], place: str) -> Tool:
             "tools, which have an 'input_schema'. Leave this one out, or describe one of your own that does the same.",
             param=place,
         )
-    custom = _validated(CustomTool, tool, place)
+    custom = validated(CustomTool, tool, place)
     check_finite({f"{place}.input_schema": custom.input_schema})
     extra = {name: value for name, value in (custom.model_extra or {}).items() if name != "type"}
     check_unsupported(extra, kind="tools[].", place=f"{place}.")
@@ -231,9 +226,7 @@ def _instructions(system: str | list[dict[str, Any]]) -> str:
     if isinstance(system, str):
         line, _, rest = system.partition("\n")
         return rest if line.startswith(BILLING) else system
-    blocks = _blocks(system, TEXT, "system")
-    texts = (block.text for _, block in blocks if isinstance(block, TextBlock))
-    return "\n".join(text for text in texts if not text.startswith(BILLING))
+    return "\n".join(text for text in texts(system, "system") if not text.startswith(BILLING))
 
 
 def _combined(turns: Iterable[Message]) -> Iterator[Message]:
@@ -260,17 +253,27 @@ def _user(turn: MessageTurn, place: str) -> Iterator[Message]:
     if isinstance(turn.content, str):
         yield Message("user", turn.content)
         return
-    blocks = _blocks(turn.content, USER, f"{place}.content")
-    for is_text, alike in groupby(blocks, key=lambda found: isinstance(found[1], TextBlock)):
-        if is_text:
-            words = (block.text for _, block in alike if isinstance(block, TextBlock))
-            yield Message("user", "\n".join(words))
-        else:
+    found = blocks(turn.content, USER, f"{place}.content")
+    for is_result, alike in groupby(found, key=lambda one: isinstance(one[1], ToolResultBlock)):
+        if is_result:
             for at, block in alike:
                 assert isinstance(block, ToolResultBlock)
                 yield _tool_result(block, at)
+        else:
+            yield Message("user", "\n".join(_words(block, at) for at, block in alike))
     if not turn.content:
         yield Message("user", "")
+
+
+def _words(block: Open, place: str) -> str:
+    text = said(block, place)
+    if text is None:
+        raise UnsupportedParameter(
+            f"{place} is a document that isn't text. This version understands those whose source is of type 'text', or "
+            "'content' with nothing but text.",
+            param=place,
+        )
+    return text
 
 
 def _tool_result(block: ToolResultBlock, place: str) -> Message:
@@ -289,23 +292,23 @@ def _pieces(content: str | list[dict[str, Any]], place: str) -> tuple[list[str],
     if isinstance(content, str):
         return [content], 0
     pieces, left_out = list[str](), 0
-    for _, block in _blocks(content, RESULT, place):
-        if isinstance(block, MediaBlock) and block.text is None:
+    for at, block in blocks(content, RESULT, place):
+        if isinstance(block, MediaBlock):
             pieces.append(remark(block.type))
             left_out += 1
-        elif isinstance(block, TextBlock | MediaBlock):
-            pieces.append(block.text or "")
+        else:
+            pieces.append(said(block, at) or "")
     return pieces, left_out
 
 
 def _assistant(turn: MessageTurn, place: str, signer: Signer) -> Message:
     if isinstance(turn.content, str):
         return Message("assistant", turn.content)
-    texts, thoughts, calls = list[str](), list[str](), list[ToolCall]()
-    for at, block in _blocks(turn.content, ASSISTANT, f"{place}.content"):
+    spoken, thoughts, calls = list[str](), list[str](), list[ToolCall]()
+    for at, block in blocks(turn.content, ASSISTANT, f"{place}.content"):
         match block:
             case TextBlock():
-                texts.append(block.text)
+                spoken.append(block.text)
             case ThinkingBlock():
                 thoughts.append(signer.read(block.thinking, block.signature))
             case ToolUseBlock():
@@ -316,39 +319,10 @@ def _assistant(turn: MessageTurn, place: str, signer: Signer) -> Message:
                 pass
     reasoning = "\n".join(filter(None, thoughts)) or None
     # Citations cut a sentence of the assistant's into blocks: nothing belongs between them.
-    return Message("assistant", "".join(texts), tool_calls=tuple(calls), reasoning=reasoning)
+    return Message("assistant", "".join(spoken), tool_calls=tuple(calls), reasoning=reasoning)
 
 
 def _text(content: str | list[dict[str, Any]], place: str) -> str:
     if isinstance(content, str):
         return content
-    blocks = _blocks(content, TEXT, place)
-    return "\n".join(block.text for _, block in blocks if isinstance(block, TextBlock))
-
-
-def _blocks(
-    content: Sequence[Mapping[str, Any]], kinds: Kinds, place: str
-) -> Iterator[tuple[str, Open]]:
-    """Yield each block as what its type says, with its place. Raises InvalidRequest and UnsupportedParameter."""
-    for index, given in enumerate(content):
-        at = f"{place}[{index}]"
-        kind = given.get("type")
-        if not isinstance(kind, str) or kind not in kinds:
-            raise UnsupportedParameter(
-                f"{at} is of type {kind!r}. This version understands {', '.join(kinds)} there.",
-                param=at,
-            )
-        block = _validated(kinds[kind], given, at)
-        extra = {name: value for name, value in (block.model_extra or {}).items() if name != "type"}
-        check_unsupported(extra, kind="content[].", place=f"{at}.")
-        yield at, block
-
-
-def _validated(kind: type[Validated], given: Mapping[str, Any], place: str) -> Validated:
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # A name that is no Unicode is nowhere: then the place is the whole of it.
-        param = ".".join(filter(None, (place, *map(str, first["loc"][:1]))))
-        raise InvalidRequest(f"{param}: {first['msg']}", param=param) from None
+    return "\n".join(texts(content, place))

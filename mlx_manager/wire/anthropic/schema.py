@@ -38,19 +38,41 @@ class TextBlock(Open):
 
 
 class MediaBlock(Open):
-    """An image or a document in the result of a tool. But for a document's plain text nothing of it is read."""
+    """An image, or a document that isn't text. Nothing of it is read."""
 
     model_config = ConfigDict(extra="ignore")
 
     type: Literal["image", "document"]
     source: dict[str, Any]
 
-    @property
-    def text(self) -> str | None:
-        """What a document of plain text says; None for anything else."""
-        data = self.source.get("data")
-        is_text = self.source.get("type") == "text" and isinstance(data, str)
-        return data if is_text else None
+
+class DocumentBlock(Open):
+    """A document of text."""
+
+    source: dict[str, Any]
+    title: str | None = None
+    context: str | None = None
+
+
+class TextSource(Open):
+    """The text of a document."""
+
+    data: str
+    media_type: str | None = None
+
+
+class ContentSource(Open):
+    """The same as blocks."""
+
+    content: str | Blocks
+
+
+class SearchResultBlock(Open):
+    """What a search has found: text, and where it is from."""
+
+    source: str
+    title: str
+    content: Blocks
 
 
 class ThinkingBlock(Open):
