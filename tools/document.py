@@ -23,7 +23,7 @@ from mlx_manager.mlx_server.app import create_app as create_server
 from mlx_manager.mlx_server.config import Settings as ServerSettings
 from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.wire.anthropic import parameters as anthropic
-from mlx_manager.wire.anthropic.schema import CountTokensBody, MessagesBody
+from mlx_manager.wire.anthropic.schema import CountTokensBody, MessagesBody, ModelsQuery
 from mlx_manager.wire.openai.embeddings import EmbeddingsBody
 from mlx_manager.wire.openai.parameters import HARMLESS, NEUTRAL_VALUES
 from mlx_manager.wire.openai.responses import parameters as responses
@@ -135,6 +135,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "api.md anthropic-honoured": lambda: honoured_table(
         messages=MessagesBody, count_tokens=CountTokensBody
     ),
+    "api.md anthropic-models": lambda: described_table(ModelsQuery),
     "api.md anthropic-accepted": lambda: accepted_table(anthropic.HARMLESS),
     "api.md anthropic-counted": lambda: accepted_table(anthropic.HARMLESS_TO_A_COUNT),
     "api.md anthropic-neutral": lambda: neutral_table(anthropic.NEUTRAL_VALUES),

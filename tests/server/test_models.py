@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import anthropic as anthropic_sdk
 import httpx
 import openai as sdk
 import pytest
 from anthropic import AsyncAnthropic
+from anthropic.types import ModelInfo
 from openai import AsyncOpenAI
+from pydantic import TypeAdapter
 
 from mlx_manager.capability_card import Card, keep_card, path_beside
 from tests.conftest import TINY
 from tests.support.running import RunningServer
+from tests.support.sdk_types import extras_of
 
 
 async def test_models_of_every_place_are_listed_by_repository_id(openai: AsyncOpenAI) -> None:
@@ -30,6 +34,38 @@ async def test_a_model_is_described(openai: AsyncOpenAI) -> None:
 async def test_an_unknown_model_is_a_404(openai: AsyncOpenAI) -> None:
     with pytest.raises(sdk.NotFoundError, match="test/tiny"):
         await openai.models.retrieve("test/unknown")
+
+
+async def test_anthropic_s_clients_are_told_what_the_files_of_models_say(
+    anthropic: AsyncAnthropic, http: httpx.AsyncClient, server: RunningServer
+) -> None:
+    before = {one.files.id for one in server.pool.residents}
+    infos = {model.id: model async for model in anthropic.models.list(lifecycle=["active"])}
+    for info in infos.values():
+        TypeAdapter(ModelInfo).validate_json(info.to_json(), strict=True)
+        assert extras_of(info) == set()
+        assert info.max_tokens == info.max_input_tokens
+        one = await anthropic.models.retrieve(info.id, workspace_id="wrkspc_1")
+        assert one.to_dict() == info.to_dict()
+    read = {}
+    for model in infos:
+        told = await http.post("/v1/tokenize", json={"model": model, "prompt": "a"})
+        read[model] = told.json()["max_model_len"]
+    assert {model: info.max_input_tokens for model, info in infos.items()} == read
+    thinking = {
+        model: info.capabilities.thinking.supported
+        for model, info in infos.items()
+        if info.capabilities
+    }
+    assert thinking == {model: model == "mlx-manager/starter" for model in infos}
+    assert {one.files.id for one in server.pool.residents} == before
+
+
+async def test_models_of_other_stages_there_are_none(anthropic: AsyncAnthropic) -> None:
+    assert [one async for one in anthropic.models.list(lifecycle=["deprecated", "retired"])] == []
+    assert [one async for one in anthropic.beta.models.list(lifecycle=["active"], limit=1)]
+    with pytest.raises(anthropic_sdk.BadRequestError, match="foo"):
+        await anthropic.models.list(extra_query={"foo": "1"})
 
 
 @pytest.fixture
@@ -63,7 +99,7 @@ async def test_what_a_model_was_found_to_do_stands_in_every_list(
     assert (model.model_extra or {})["capability_card"] == expected
     infos = {model.id: model async for model in anthropic.models.list()}
     assert (infos[TINY].model_extra or {})["capability_card"] == expected
-    assert infos[TINY].capabilities is None
+    assert infos[TINY].capabilities is not None
     found = await anthropic.models.retrieve(TINY)
     assert (found.model_extra or {})["capability_card"] == expected
     models = {one["id"]: one for one in (await http.get("/admin/models")).json()["models"]}

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from anthropic.types import Message as SdkMessage
 from anthropic.types import ModelInfo, RawMessageStreamEvent
+from anthropic.types.beta import BetaModelInfo
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
 
+from mlx_manager.chat.abilities import Abilities
 from mlx_manager.chat.events import (
     Answer,
     ChatEvent,
@@ -42,17 +44,17 @@ from mlx_manager.errors import (
     UnsupportedParameter,
 )
 from mlx_manager.wire.anthropic.errors import error_body, error_event
+from mlx_manager.wire.anthropic.models import model_info, models_page, models_query
 from mlx_manager.wire.anthropic.parameters import HARMLESS, HARMLESS_TO_A_COUNT, NEUTRAL_VALUES
-from mlx_manager.wire.anthropic.requests import count_request, message_request, models_query
+from mlx_manager.wire.anthropic.requests import count_request, message_request
 from mlx_manager.wire.anthropic.schema import CountTokensBody, MessagesBody
 from mlx_manager.wire.anthropic.streams import (
-    model_info,
-    models_page,
     to_events,
     to_message,
 )
 from mlx_manager.wire.dialects import dialect_of
 from mlx_manager.wire.signature import Signer
+from tests.support.sdk_types import extras_of
 
 ORIGIN = Origin("request-1", "/v1/messages")
 SIGNER = Signer(b"a key of this process")
@@ -626,7 +628,6 @@ async def test_every_event_and_the_whole_message_are_what_the_sdk_s_types_say() 
     for payload in await streamed(*THOUGHT_SAID_AND_CALLED):
         events.validate_python(payload)
     SdkMessage.model_validate(await whole(*THOUGHT_SAID_AND_CALLED))
-    ModelInfo.model_validate(model_info("a/b", 1_700_000_000))
 
 
 async def whole(*events: ChatEvent, shows_thinking: bool = True, **fields: Any) -> dict[str, Any]:
@@ -751,20 +752,46 @@ async def test_arguments_that_were_cut_short_are_read_up_to_there(
         ({"limit": "2", "before_id": "e"}, "cd", True),
         ({"limit": "2", "before_id": "b"}, "a", False),
         ({"after_id": "e"}, "", False),
+        ({"lifecycle[]": "active"}, "abcde", False),
+        ({"lifecycle": "retired", "lifecycle[]": "active"}, "abcde", False),
+        ({"lifecycle[]": "retired"}, "", False),
+        ({"workspace_id": "wrkspc_1", "beta": "true"}, "abcde", False),
     ],
 )
 def test_models_come_in_pages(query: dict[str, str], ids: str, has_more: bool) -> None:
-    models = [model_info(model_id, 0) for model_id in "abcde"]
-    page = models_page(models, models_query(query))
+    models = [model_info(model_id, 0, Abilities()) for model_id in "abcde"]
+    page = models_page(models, models_query(query.items()))
     assert "".join(model["id"] for model in page["data"]) == ids
     assert page["has_more"] is has_more
     assert (page["first_id"], page["last_id"]) == ((ids[0], ids[-1]) if ids else (None, None))
 
 
-@pytest.mark.parametrize("query", [{"limit": "0"}, {"after_id": "x"}, {"lifecycle": "retired"}])
+@pytest.mark.parametrize("kind", [ModelInfo, BetaModelInfo])
+@pytest.mark.parametrize(
+    "abilities", [Abilities(), Abilities(8192, thinks=True, reads_effort=True), Abilities(512, makes_text=False)]
+)  # fmt: skip
+def test_a_model_has_every_field_of_the_sdk_s_type_and_no_other(
+    kind: Any, abilities: Abilities
+) -> None:
+    told = json.dumps(model_info("a/b", 1_700_000_000, abilities))
+    model = TypeAdapter(kind).validate_json(told, strict=True)
+    assert extras_of(model) == set()
+    # What is Anthropic's alone.
+    assert set(kind.model_fields) - set(json.loads(told)) <= {"allowed_fallback_models"}
+    assert model.max_input_tokens == abilities.context_tokens
+    assert model.max_tokens == (abilities.context_tokens if abilities.makes_text else None)
+    found = model.capabilities
+    assert found.thinking.supported is found.thinking.types.enabled.supported is abilities.thinks
+    assert found.effort.supported is found.effort.low.supported is abilities.reads_effort
+    assert found.structured_outputs.supported is abilities.makes_text
+
+
+@pytest.mark.parametrize(
+    "query", [{"limit": "0"}, {"after_id": "x"}, {"lifecycle": "gone"}, {"foo": "1"}]
+)
 def test_a_page_that_there_is_not_is_refused_by_name(query: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        models_page([], models_query(query))
+        models_page([], models_query(query.items()))
     assert refusal.value.param == next(iter(query))
 
 

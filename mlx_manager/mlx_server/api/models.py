@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 
 from mlx_manager.mlx_server.api.cards import Cards, cards_of
 from mlx_manager.mlx_server.api.dependencies import CurrentState
+from mlx_manager.mlx_server.generation.abilities import told_abilities
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
-from mlx_manager.wire.anthropic.requests import models_query
-from mlx_manager.wire.anthropic.streams import model_info, models_page
+from mlx_manager.wire.anthropic.models import model_info, models_page, models_query
 from mlx_manager.wire.dialects import ANTHROPIC_VERSION
 from mlx_manager.wire.openai.streams import model_object
 
@@ -22,12 +22,13 @@ router = APIRouter(prefix="/v1/models", tags=["OpenAI", "Anthropic"])
 async def list_models(request: Request, state: CurrentState) -> dict[str, Any]:
     """List the models on this machine, loaded or not."""
     is_anthropic = ANTHROPIC_VERSION in request.headers
-    query = models_query(request.query_params) if is_anthropic else None
+    query = models_query(request.query_params.multi_items()) if is_anthropic else None
     catalog = state.pool.catalog
     models, cards = _named(await asyncio.to_thread(catalog.list), catalog), await cards_of(state)
     if query is not None:
-        infos = [_with_card(model_info(name, one.created_s), one, cards) for name, one in models]
-        return models_page(infos, query)
+        infos = await asyncio.to_thread(_infos, models)
+        told = zip(infos, models, strict=True)
+        return models_page([_with_card(info, one, cards) for info, (_, one) in told], query)
     described = [_with_card(_described(name, one), one, cards) for name, one in models]
     return {"object": "list", "data": described}
 
@@ -38,7 +39,8 @@ async def get_model(model_id: str, request: Request, state: CurrentState) -> dic
     model = await asyncio.to_thread(state.pool.catalog.find, model_id)
     cards = await cards_of(state)
     if ANTHROPIC_VERSION in request.headers:
-        return _with_card(model_info(model_id, model.created_s), model, cards)
+        [info] = await asyncio.to_thread(_infos, [(model_id, model)])
+        return _with_card(info, model, cards)
     return _with_card(_described(model_id, model), model, cards)
 
 
@@ -47,6 +49,11 @@ def _named(models: list[ModelFiles], catalog: Catalog) -> list[tuple[str, ModelF
     by_id = {model.id: model for model in models}
     aliases = sorted(catalog.aliases.items())
     return [*by_id.items(), *((name, by_id[of]) for name, of in aliases if of in by_id)]
+
+
+def _infos(models: list[tuple[str, ModelFiles]]) -> list[dict[str, Any]]:
+    """Return models in Anthropic's words. It reads files, a few of each."""
+    return [model_info(name, one.created_s, told_abilities(one)) for name, one in models]
 
 
 def _described(name: str, model: ModelFiles) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def load_embedding_text(files: ModelFiles) -> EmbeddingText:
         return EmbeddingText(
             model_id=files.id,
             tokenizer=tokenizer,
-            most_tokens=_most_tokens(files, config),
+            most_tokens=most_tokens(files, config),
             vocabulary_size=config["vocab_size"],
             dimensions=config["hidden_size"],
             prompts=settings.get("prompts") or {},
@@ -147,8 +147,8 @@ def load_embedding_text(files: ModelFiles) -> EmbeddingText:
         ) from error
 
 
-def _most_tokens(files: ModelFiles, config: Mapping[str, Any]) -> int:
-    """What the makers set for vectors, else for the tokenizer; never more than there are positions."""
+def most_tokens(files: ModelFiles, config: Mapping[str, Any]) -> int:
+    """Return how long an input may be: what the makers set for vectors, else for the tokenizer, else the positions."""
     positions: int = config["max_position_embeddings"]
     if config["model_type"] in SHIFTED:
         positions -= config.get("pad_token_id", 1) + 1

@@ -41,7 +41,6 @@ from mlx_manager.wire.anthropic.schema import (
     MediaBlock,
     MessagesBody,
     MessageTurn,
-    ModelsQuery,
     Open,
     PromptBody,
     TextBlock,
@@ -112,11 +111,6 @@ def count_request(body: CountTokensBody, origin: Origin, signer: Signer) -> Chat
         # Counted before the calls' results are there.
         conversation = replace(conversation, is_begun=False)
     return ChatRequest(model=body.model, input=conversation, origin=origin)
-
-
-def models_query(parameters: Mapping[str, str]) -> ModelsQuery:
-    """Return which page of the models is asked for. Raises InvalidRequest."""
-    return validated(ModelsQuery, parameters, "")
 
 
 def _conversation(body: PromptBody, signer: Signer) -> Conversation:

@@ -21,6 +21,7 @@ ThinkingBudget = Annotated[int, Field(ge=1024, lt=2**31)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
 MAX_TOOLS = 1024
+Lifecycle = Literal["active", "deprecated", "retired"]
 # `fail_fast`: a list of a million wrong items gets one complaint, not a million.
 Blocks = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
@@ -203,12 +204,21 @@ class MessagesBody(PromptBody):
 
 
 class ModelsQuery(BaseModel):
-    """Which page of the list of models: `limit` of them after or before the one with an id."""
+    """Which of the models are listed: a page of `limit`, after or before the one with an id."""
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: Annotated[int, Field(ge=1, le=1000)] = 20
-    after_id: str | None = None
-    before_id: str | None = None
-    # With the parts of the SDK that are called beta this comes on every path.
-    beta: bool | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = Field(
+        20, description="How many models a page has, up to 1000 (20)"
+    )
+    after_id: str | None = Field(None, description="The page behind the model with this id")
+    before_id: str | None = Field(None, description="The page before the model with this id")
+    lifecycle: Annotated[list[Lifecycle], Field(max_length=3)] | None = Field(
+        None,
+        description="Only those in one of these stages, as `lifecycle[]` or several times. All models here are "
+        "`active`, and none is `deprecated` or `retired`",
+    )
+    workspace_id: str | None = Field(None, description="Accepted: there are no workspaces here")
+    beta: bool | None = Field(
+        None, description="Accepted: it comes with the parts of the SDK that are called beta"
+    )

@@ -6,9 +6,8 @@ The frame of a block's deltas is cut when the block begins; per delta only its t
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -29,9 +28,7 @@ from mlx_manager.chat.events import (
     Usage,
 )
 from mlx_manager.chat.request import ChatRequest
-from mlx_manager.errors import InvalidRequest
 from mlx_manager.wire import sse
-from mlx_manager.wire.anthropic.schema import ModelsQuery
 from mlx_manager.wire.signature import Signer
 
 PING = sse.event(b"ping", b'{"type":"ping"}')
@@ -185,44 +182,6 @@ def usage(counts: Usage) -> dict[str, Any]:
         "output_tokens": counts.output_tokens,
         "output_tokens_details": {"thinking_tokens": counts.reasoning_tokens},
     }
-
-
-def model_info(model_id: str, created_s: int) -> dict[str, Any]:
-    """Return a model as the models endpoints describe it; `created_s` is Unix time."""
-    created = datetime.fromtimestamp(created_s, UTC).isoformat().replace("+00:00", "Z")
-    return {
-        "type": "model",
-        "id": model_id,
-        "display_name": model_id,
-        "created_at": created,
-        "lifecycle": "active",
-    }
-
-
-def models_page(models: Sequence[dict[str, Any]], query: ModelsQuery) -> dict[str, Any]:
-    """Return the page of `models` that is asked for. Raises InvalidRequest when there is no such id."""
-    ids = [model["id"] for model in models]
-    begin = _position(ids, "after_id", query.after_id, -1) + 1
-    end = _position(ids, "before_id", query.before_id, len(ids))
-    if query.before_id is not None:
-        first = max(begin, end - query.limit)
-        page, has_more = models[first:end], first > begin
-    else:
-        page, has_more = models[begin:end][: query.limit], end - begin > query.limit
-    return {
-        "data": list(page),
-        "has_more": has_more,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-    }
-
-
-def _position(ids: Sequence[str], name: str, wanted: str | None, otherwise: int) -> int:
-    if wanted is None:
-        return otherwise
-    if wanted not in ids:
-        raise InvalidRequest(f"{name}: there is no model {wanted!r} here.", param=name)
-    return ids.index(wanted)
 
 
 def _message(
