@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import sqlite3
@@ -273,6 +274,24 @@ def test_settings_come_from_the_file_and_options_win_over_it(
     assert sorted(loaded) == ["test/short", "test/tiny"]
     assert {"test/tiny", "small", "tiny"} <= set(ids)
     assert "INFO" not in server.text
+
+
+def test_every_log_line_of_a_server_can_be_json_and_leads_to_its_trace(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    arguments = ["server", "--model-dir", str(model_dir), "--model", "test/tiny"]
+    body = {"model": "test/tiny", "prompt": "x", "max_tokens": 1}
+    with started(tmp_path, *arguments, MLX_SERVER_LOG_FORMAT="json") as server:
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        wait_until(lambda: "request answered" in server.text)
+    # What the command line says to whoever has started it is no log.
+    lines = [line for line in server.text.splitlines() if line.strip()]
+    logged = [json.loads(line) for line in lines if not line.startswith(("MLX ", "OpenAI-"))]
+    assert {"uvicorn.error", "mlx_manager.access"} <= {line["logger"] for line in logged}
+    [answered] = [line for line in logged if line.get("event") == "request answered"]
+    assert answered["trace_id"] == answer.headers["X-Trace-ID"]
+    assert answered["request_id"] == answer.headers["X-Request-ID"]
+    assert re.fullmatch("[0-9a-f]{16}", answered["span_id"])
 
 
 def test_keys_in_a_query_reach_no_log_line(tmp_path: Path) -> None:

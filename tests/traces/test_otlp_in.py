@@ -6,6 +6,7 @@ import gzip
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,27 @@ def test_more_spans_than_a_request_may_bring_are_counted(http: httpx.Client) -> 
     success = ExportTraceServiceResponse.FromString(answer.content).partial_success
     assert success.rejected_spans == 3
     assert "smaller batches" in success.error_message
+
+
+def test_while_our_own_spans_wait_others_are_asked_to_come_back(
+    http: httpx.Client, kept: TraceStore
+) -> None:
+    is_free = threading.Event()
+
+    def never_stored() -> SpanRecord:
+        is_free.wait(30)
+        raise ValueError("no span after all")
+
+    kept.put(never_stored)
+    try:
+        while kept.has_room_for_others:
+            kept.put(never_stored)
+        refused = http.post(PATH, json=json_request(json_span(trace=77)))
+    finally:
+        is_free.set()
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    wait_until(lambda: kept.has_room_for_others)
+    assert http.post(PATH, json=json_request(json_span(trace=77))).status_code == 200
 
 
 def test_more_attributes_than_a_span_may_have_are_cut(
