@@ -168,8 +168,9 @@ class Origin:
     """Where a request came from.
 
     `request_id` is the one id that headers, audit, errors and traces share; `session` is the conversation that the
-    client says it belongs to; `key_id` names the key that it came with, and is not the key. Each is itself and equals
-    no other: a client may send the same id twice.
+    client says it belongs to; `key_id` names the key that it came with, and is not the key. `server` is the address and
+    the port that it was taken at, as far as they are known. Each is itself and equals no other: a client may send the
+    same id twice.
     """
 
     request_id: str
@@ -177,6 +178,7 @@ class Origin:
     client_address: str | None = None
     session: str | None = None
     key_id: str | None = None
+    server: tuple[str, int | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from mlx_manager.observability.phases import (
     resume_spans,
     resumes,
     seconds,
+    taken_at,
 )
 
 FOUND: dict[FindingKind, str] = {
@@ -292,6 +293,7 @@ def _asked(request: ChatRequest, provider: str, backend: str) -> Attributes:
         names.REQUEST_ID: request.origin.request_id,
         names.CONVERSATION_ID: request.origin.session,
         names.KEY_ID: request.origin.key_id,
+        **taken_at(request.origin),
         names.REQUEST_MODEL: request.model,
         names.REQUEST_STREAM: request.stream,
         names.REQUEST_CHOICE_COUNT: request.choices if request.choices > 1 else None,

@@ -26,6 +26,7 @@ from mlx_manager.observability.phases import (
     resume_spans,
     resumes,
     seconds,
+    taken_at,
 )
 
 
@@ -107,6 +108,7 @@ class EmbeddingSpan:
                 names.REQUEST_ID: request.origin.request_id,
                 names.CONVERSATION_ID: request.origin.session,
                 names.KEY_ID: request.origin.key_id,
+                **taken_at(request.origin),
                 names.REQUEST_MODEL: request.model,
                 names.REQUEST_ENCODING_FORMATS: (written_as,) if written_as else None,
                 names.REQUEST_INPUTS: len(request.inputs),

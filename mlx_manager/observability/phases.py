@@ -9,6 +9,7 @@ from opentelemetry.trace import Link, SpanContext, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
 from mlx_manager.chat.events import Interval, Load, Timeline, TraceContext
+from mlx_manager.chat.request import Origin
 from mlx_manager.observability import attributes as names
 from mlx_manager.observability.finished_spans import FinishedSpan
 
@@ -70,6 +71,12 @@ def interval_span(
 def known(found: Mapping[str, AttributeValue | None]) -> Attributes:
     """Leave out what isn't known."""
     return {name: value for name, value in found.items() if value is not None}
+
+
+def taken_at(origin: Origin) -> dict[str, AttributeValue | None]:
+    """Return the address and the port that a request was taken at."""
+    address, port = origin.server or (None, None)
+    return {names.SERVER_ADDRESS: address, names.SERVER_PORT: port}
 
 
 def between_s(start_ns: int | None, end_ns: int | None) -> float | None:

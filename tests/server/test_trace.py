@@ -107,6 +107,8 @@ async def test_the_chat_span_counts_what_the_engine_did(
     usage = response.json()["usage"]
     assert attributes["gen_ai.operation.name"] == "chat"
     assert attributes["gen_ai.provider.name"] == "mlx"
+    assert attributes["server.address"] == client.base_url.host
+    assert attributes["server.port"] == client.base_url.port
     assert attributes["gen_ai.request.model"] == MODEL
     assert attributes["gen_ai.request.seed"] == 3
     assert attributes["gen_ai.request.temperature"] == 0

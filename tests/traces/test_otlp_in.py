@@ -167,13 +167,15 @@ def test_more_spans_than_a_request_may_bring_are_counted(http: httpx.Client) -> 
 def test_while_our_own_spans_wait_others_are_asked_to_come_back(
     http: httpx.Client, kept: TraceStore
 ) -> None:
-    is_free = threading.Event()
+    is_held, is_free = threading.Event(), threading.Event()
 
     def never_stored() -> SpanRecord:
+        is_held.set()
         is_free.wait(30)
         raise ValueError("no span after all")
 
     kept.put(never_stored)
+    assert is_held.wait(30), "the store takes no others now"
     try:
         while kept.has_room_for_others:
             kept.put(never_stored)

@@ -63,6 +63,7 @@ class AuditMiddleware:
             client[0] if client else None,
             session_of(headers),
             self._keys.id_of(headers),
+            scope.get("server"),
         )
 
 
