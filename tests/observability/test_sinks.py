@@ -67,11 +67,22 @@ def test_each_signal_can_have_an_endpoint_of_its_own(python: Python) -> None:
             report(),
             OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{traces.url}/here",
             OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"{numbers.url}/there",
+            OTEL_EXPORTER_OTLP_TRACES_HEADERS="x-signal=traces",
+            OTEL_EXPORTER_OTLP_METRICS_HEADERS="x-signal=numbers",
             OTEL_METRICS_EXPORTER="otlp",
         )
         assert done.stderr == ""
         assert {path for path, _ in traces.bodies} == {"/here"}
         assert {path for path, _ in numbers.bodies} == {"/there"}
+        assert traces.headers["x-signal"] == "traces"
+        assert numbers.headers["x-signal"] == "numbers"
+
+
+def test_metrics_can_be_switched_off_alone(python: Python) -> None:
+    with collecting() as collector:
+        python(report(), OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_METRICS_EXPORTER="none")
+        assert collector.span_names == ["work 0", "work 1", "work 2"]
+        assert collector.metric_names == set()
 
 
 @pytest.mark.parametrize(

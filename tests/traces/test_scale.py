@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks.traces import MODELS, build
-from mlx_manager.traces import listing
+from mlx_manager.traces import figures, listing
 from mlx_manager.traces.schema import open_for_reading
 from mlx_manager.traces.summary import TraceFilter
 
@@ -24,6 +24,7 @@ FEW, MANY = 400, 3200
 PAGE = 20
 ROOT = Path(__file__).parents[2]
 
+DAY_NS = 86_400 * 10**9
 Ask = Callable[[sqlite3.Connection], object]
 
 
@@ -142,6 +143,19 @@ def test_what_looks_at_all_traces_looks_at_an_index_alone(
     told = plan(many, WALKS[asked])
     assert "USING COVERING INDEX traces_listed" in told
     assert "SCAN traces\n" not in f"{told}\n"
+
+
+@pytest.mark.parametrize("model", [None, MODELS[2]])
+def test_figures_of_a_day_read_that_day_alone(many: sqlite3.Connection, model: str | None) -> None:
+    (until_ns,) = many.execute("SELECT max(started_ns) FROM traces").fetchone()
+
+    def ask(store: sqlite3.Connection) -> object:
+        return figures.stats(store, until_ns - DAY_NS, until_ns, model, 24)
+
+    told = plan(many, ask)
+    assert "SEARCH requests USING" in told
+    assert "SCAN requests" not in told
+    assert "SCAN traces" not in told
 
 
 def test_a_walk_without_an_index_is_noticed(many: sqlite3.Connection) -> None:
