@@ -431,7 +431,7 @@ async def test_a_reader_that_leaves_ends_no_work_and_goes_on_where_it_was(
         rest.append(event)
         if len(rest) == 5:
             break
-    assert [event.sequence_number for event in rest] == list(range(8, 13))
+    assert [event.sequence_number for event in rest] == list(range(8, 13)), rest[-1].type
     cancelled = await openai.responses.cancel(response_id)
     rest += [event async for event in following]
     numbers = [event.sequence_number for event in [*begun, *rest]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 
@@ -12,26 +13,34 @@ SPACE_MARK = "▁"
 
 
 class TokenBytes:
-    """Knows how one tokenizer writes bytes into the names of its tokens."""
+    """Knows how one tokenizer writes bytes into the names of its tokens.
+
+    With `are_text` the bytes of tokens, one after the other, are all there is to a text: its decoder does no more.
+    `special_ids` are the tokens that are no text.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._added = {
-            token_id: str(token.content).encode()
-            for token_id, token in tokenizer.get_added_tokens_decoder().items()
-        }
+        self.tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._known = {token_id: str(token.content).encode() for token_id, token in added.items()}
         # What decodes is only known by its description; `to_str` of the whole tokenizer would take a second.
         decoder = tokenizer.decoder
         described = decoder.__getstate__().decode() if decoder is not None else ""
+        self.are_text = bool(described) and json.loads(described).get("type") == "ByteLevel"
         self._is_byte_level = '"ByteLevel"' in described
         self._has_byte_tokens = '"ByteFallback"' in described
         self._has_space_mark = SPACE_MARK in described
 
     def of(self, token_id: int) -> bytes:
         """Return a token's bytes; none for an id beyond the tokenizer's last, which a model's vocabulary may have."""
-        if token_id in self._added:
-            return self._added[token_id]
-        name: str | None = self._tokenizer.id_to_token(token_id)
+        known = self._known.get(token_id)
+        if known is None:
+            known = self._known[token_id] = self._read(token_id)
+        return known
+
+    def _read(self, token_id: int) -> bytes:
+        name: str | None = self.tokenizer.id_to_token(token_id)
         if name is None:
             return b""
         if self._is_byte_level:

@@ -74,7 +74,7 @@ class AnswerReader:
         self._read_characters = 0 if parser else len(opening)
         self._end_token_ids = text.end_token_ids_for(asked)
         self._logprobs = None if asked.top_logprobs is None else AnswerLogprobs(text.token_bytes)
-        self._detokenizer = Detokenizer(text.tokenizer, text.shown_ids if parser else frozenset())
+        self._detokenizer = Detokenizer(text.token_bytes, text.shown_ids if parser else frozenset())
         self._stop = StopStrings(stop)
         self._has_stop = bool(stop)
         self._parser = parser
