@@ -56,8 +56,8 @@ class Settings(BaseSettings):
     trace_slow_s: float | None = Field(
         None,
         gt=0,
-        description="Seconds beyond which a trace is sent whatever the share; so is, in any case, the slowest "
-        "hundredth of each route.",
+        description="Seconds beyond which a trace is sent whatever the share; so are, in any case, the slowest "
+        "hundredth of each route and what is slower than each of the 100 before it.",
     )
     capture_content: Capture = Field(
         "off",

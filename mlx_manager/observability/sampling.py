@@ -16,9 +16,9 @@ from opentelemetry.util.types import Attributes
 class Sampling:
     """What leaves the machine: `ratio` of all traces, and of the rest those that failed or were slow.
 
-    Slow is what takes longer than `slow_s`, or than 99 % of the latest requests to the same route. `honours_caller`
-    false means that a caller's own decision, in its `traceparent`, counts for nothing. Without `keeps_striking`
-    failures and slow ones are sampled like all others.
+    Slow is what takes longer than `slow_s`, or than 99 % of the latest requests to the same route, or than each of the
+    100 before it. `honours_caller` false means that a caller's own decision, in its `traceparent`, counts for nothing.
+    Without `keeps_striking` failures and slow ones are sampled like all others.
     """
 
     ratio: float = 1.0

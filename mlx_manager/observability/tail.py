@@ -43,8 +43,8 @@ class _Segment:
 class TailSampler(SpanProcessor):
     """Hands on the spans of traces that are sampled, and of those that turn out to matter.
 
-    What is sampled passes at once. Of what is not, a caller's own "no" is final; the rest waits until the last span
-    below its local root has ended. Stands behind the `Redactor`.
+    What is sampled passes at once. Of what is not, a caller's own "no" is final (the trace store has it all the same);
+    the rest waits until the last span below its local root has ended. Stands behind the `Redactor`.
     """
 
     def __init__(
@@ -171,13 +171,19 @@ class TailSampler(SpanProcessor):
 
 
 class Slowness:
-    """Knows how long the latest requests of each name took, and so which are slow: longer than 99 % of them."""
+    """Knows how long the latest requests of each name took, and so which are slow: longer than 99 % of them.
+
+    Slow is also what takes longer than each of the 100 before it. So of any stretch of requests, the `FIRST` apart, the
+    slowest is among the slow ones, unless one of the 100 that came just before the stretch was slower still.
+    """
 
     WINDOW = 500
     # Fewer say nothing about a hundredth of them.
     LEAST = 100
     RENEW_EVERY = 50
     MOST_NAMES = 200
+    # Of the first ones each second would be slower than those before it.
+    FIRST = 5
 
     def __init__(self, slow_s: float | None) -> None:
         self._slow_s = slow_s
@@ -191,23 +197,30 @@ class Slowness:
             self._by_name.move_to_end(name)
             if len(self._by_name) > self.MOST_NAMES:
                 self._by_name.popitem(last=False)
-            is_slow = durations.limit_s is not None and duration_s > durations.limit_s
+            is_slow = durations.is_slow(duration_s)
             durations.add(duration_s)
         return is_slow or (self._slow_s is not None and duration_s > self._slow_s)
 
 
 class _Durations:
     def __init__(self) -> None:
-        self.limit_s: float | None = None
+        self._limit_s: float | None = None
         self._latest = deque[float](maxlen=Slowness.WINDOW)
+        self._last_few = deque[float](maxlen=Slowness.LEAST)
         self._since_renewal = 0
+
+    def is_slow(self, duration_s: float) -> bool:
+        if self._limit_s is not None and duration_s > self._limit_s:
+            return True
+        return len(self._last_few) >= Slowness.FIRST and duration_s > max(self._last_few)
 
     def add(self, duration_s: float) -> None:
         self._latest.append(duration_s)
+        self._last_few.append(duration_s)
         self._since_renewal += 1
         if self._since_renewal >= Slowness.RENEW_EVERY and len(self._latest) >= Slowness.LEAST:
             self._since_renewal = 0
-            self.limit_s = sorted(self._latest)[int(len(self._latest) * 0.99) - 1]
+            self._limit_s = sorted(self._latest)[int(len(self._latest) * 0.99) - 1]
 
 
 def _is_local_root(span: ReadableSpan) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
-from urllib.request import urlopen
+from random import Random
+from uuid import uuid4
 
 import pytest
 from opentelemetry import context as otel_context
@@ -19,8 +22,9 @@ from mlx_manager.observability.finished_spans import DirectWriter, FinishedSpan
 from mlx_manager.observability.losses import Losses
 from mlx_manager.observability.sampling import RecordingSampler, Sampling, sampling_from
 from mlx_manager.observability.tail import SINK, Limits, Slowness, TailSampler
+from mlx_manager.traces.reader import TraceReader
 from tests.support.collector import collecting
-from tests.support.process import started
+from tests.support.process import Started, started
 
 MILLISECOND_NS = 10**6
 
@@ -163,6 +167,33 @@ def test_the_slowest_hundredth_of_a_route_is_kept() -> None:
     assert traced.sent == ["child", "quick"]
 
 
+def test_whoever_is_slower_than_all_before_is_kept_from_the_sixth_request_on() -> None:
+    traced = Traced(Sampling(0.0))
+    for ms in (10, 20, 30, 40, 50, 49, 51, 50, 52):
+        traced.request(f"route {ms}")  # one of each name says nothing about another
+        traced.request(ms=ms)
+    assert traced.held_back == 2 * (9 + 7)
+    assert traced.sent == ["child", "root"] * 2
+
+
+@pytest.mark.parametrize("change_s", [-0.01, 0.0, 0.01])
+def test_the_slowest_of_any_stretch_is_slow_unless_a_slower_one_came_just_before(
+    change_s: float,
+) -> None:
+    """Also while a route gets quicker or slower."""
+    random = Random(7)
+    took_s = [random.lognormvariate(3, 1) + 10 + number * change_s for number in range(1000)]
+    slowness = Slowness(None)
+    is_slow = [slowness.observe("route", duration_s) for duration_s in took_s]
+
+    for _ in range(2000):
+        begin = random.randrange(Slowness.FIRST, 990)
+        slowest = max(range(begin, random.randrange(begin + 1, 1000)), key=took_s.__getitem__)
+        before_s = took_s[max(0, begin - 100) : begin]
+        assert is_slow[slowest] or max(before_s) > took_s[slowest]
+    assert sum(is_slow) < 100, "it still is a small share"
+
+
 def test_slowness_forgets_names_and_old_durations() -> None:
     slowness = Slowness(None)
     for _ in range(1000):
@@ -294,20 +325,54 @@ def test_a_span_that_never_began_shares_the_fate_of_its_parent() -> None:
     assert traced.held_back == 2
 
 
-@pytest.mark.parametrize(("slow_s", "is_sent"), [("0.000001", True), ("3600", False)])
-def test_the_threshold_of_the_settings_is_that_of_the_export(
-    tmp_path: Path, slow_s: str, is_sent: bool
+STATUS = {"passed": "ok", "failed": "error"}
+FAILS = b'{"model": "no/such", "prompt": "x"}'
+
+
+def ask(server: Started, caller_flag: str | None, body: bytes | None = None) -> str:
+    """Send a request, one that fails where it has a `body`, and return the id of its trace."""
+    headers = {"Content-Type": "application/json"}
+    if caller_flag:
+        headers["traceparent"] = f"00-{uuid4().hex}-b7ad6b7169203331-{caller_flag}"
+    # Not with httpx: where another test has instrumented it, it would decide by its `traceparent`.
+    with closing(HTTPConnection(server.url.removeprefix("http://"), timeout=60)) as connection:
+        path = "/v1/completions" if body else "/v1/models"
+        connection.request("POST" if body else "GET", path, body, headers)
+        answer = connection.getresponse()
+        assert answer.status == (404 if body else 200)
+        return str(answer.headers["X-Trace-ID"])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "slow_s", "sent_unasked"),
+    [
+        ("0", "3600", {"failed"}),
+        ("0", "0.000001", {"passed", "failed"}),
+        ("1", "3600", {"passed", "failed"}),
+    ],
+)
+def test_failures_and_slow_requests_are_kept_here_whatever_a_caller_says_and_sent_unless_it_says_no(
+    tmp_path: Path, ratio: str, slow_s: str, sent_unasked: set[str]
 ) -> None:
     with collecting() as collector:
         variables = {
-            "MLX_SERVER_TRACE_SAMPLE_RATIO": "0",
+            "MLX_SERVER_TRACE_SAMPLE_RATIO": ratio,
             "MLX_SERVER_TRACE_SLOW_S": slow_s,
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         }
-        with (
-            started(tmp_path, "server", **variables) as server,
-            # Not with httpx: where another test has instrumented it, it would decide by its `traceparent`.
-            urlopen(f"{server.url}/v1/models") as response,
-        ):
-            assert response.status == 200
-        assert ("GET /v1/models" in collector.span_names) is is_sent
+        with started(tmp_path, "server", **variables) as server:
+            traces = {
+                (flag, outcome): ask(server, flag, body)
+                for flag in (None, "00", "01")
+                for outcome, body in (("passed", None), ("failed", FAILS))
+            }
+        sent = {span.trace_id.hex() for span in collector.spans}
+    assert {which for which, trace_id in traces.items() if trace_id in sent} == {
+        *((None, outcome) for outcome in sent_unasked),
+        ("01", "passed"),
+        ("01", "failed"),
+    }
+    with TraceReader(tmp_path / "traces.db") as reader:
+        kept = {which: reader.get_trace(trace_id) for which, trace_id in traces.items()}
+    outcomes = {which: trace.summary.status for which, trace in kept.items() if trace}
+    assert outcomes == {(flag, outcome): STATUS[outcome] for flag, outcome in traces}
