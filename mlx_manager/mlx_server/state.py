@@ -46,12 +46,11 @@ from mlx_manager.observability.instrumented import InstrumentedBackend
 from mlx_manager.observability.instrumented_embeddings import InstrumentedEmbeddings
 from mlx_manager.observability.known_secrets import kept_out
 from mlx_manager.observability.observed import dropped
-from mlx_manager.observability.setup import flush, metric_source
+from mlx_manager.observability.setup import flush, hurry, metric_source
 from mlx_manager.traces.recording import recording
 from mlx_manager.traces.store import StoreOptions, TraceStore
 from mlx_manager.wire.signature import Signer
 
-FLUSH_S = 2.0
 SIGNATURE_KEY_BYTES = 32
 STARTER_ID = "mlx-manager/starter"
 STARTER_PATH = Path(starter.__file__).parent
@@ -95,7 +94,7 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
     async with AsyncExitStack() as stack:
         stack.enter_context(kept_out(settings.secrets))
         # After the process's lifespan uvicorn may leave without exit handlers: what isn't sent by then is lost.
-        stack.push_async_callback(asyncio.to_thread, flush, FLUSH_S)
+        stack.push_async_callback(asyncio.to_thread, flush)
         books = await _open_books(settings, stack)
         running = RunningRequests()
         pool = _open_pool(settings, running, stack)
@@ -109,6 +108,8 @@ async def open_state(settings: Settings) -> AsyncIterator[ServerState]:
         for model_id in settings.preload:
             await load_model(model_id)
         responses, background = await _open_responses(settings, books.database, stack)
+        # The first of all at the end: those who take no telemetry are found out while engines stop.
+        stack.callback(hurry)
         yield ServerState(
             settings,
             books.database,

@@ -24,12 +24,16 @@ class Background:
 
         Raises what `work` raises, unless that is too late.
         """
-        done: Future[object] = Future()
-        self._waiting.put((work, done))
         try:
-            return done.result(timeout_s) is not False
+            return self.begin(work).result(timeout_s) is not False
         except TimeoutError:
             return False
+
+    def begin(self, work: Callable[[], object]) -> Future[object]:
+        """Do `work` when its turn comes, and wait for nothing."""
+        done: Future[object] = Future()
+        self._waiting.put((work, done))
+        return done
 
     def _run(self) -> None:
         while True:

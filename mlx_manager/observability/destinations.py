@@ -99,8 +99,15 @@ class Exports(SpanProcessor):
         if self._spans:
             self._sampler.on_end(span)
 
+    def hurry(self) -> None:
+        """Begin to send what is waiting, and the metrics as they are now, without waiting for it."""
+        for reader in self.metric_readers:
+            reader.collect()
+        for outbox in self._outboxes:
+            outbox.hurry()
+
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Send what is waiting, metrics too; False when that took too long."""
+        """Send what is waiting, metrics too; False when that took too long, or somebody has long been too slow."""
         self._sampler.force_flush()
         return flush_all(self._outboxes, timeout_millis / 1000)
 

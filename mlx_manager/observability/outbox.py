@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -45,6 +46,7 @@ class Outbox(Generic[T]):
         self._is_hurried = False
         self.is_closed = False
         self._in_flight = 0
+        self._sent_s = 0.0
         self._is_failing = False
         # A daemon: a receiver that never answers must not hold the process up at exit.
         threading.Thread(target=self._run, name=f"telemetry to {name}", daemon=True).start()
@@ -65,11 +67,20 @@ class Outbox(Generic[T]):
             self._is_hurried = True
             self._changed.notify_all()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until nothing is left; False when that takes longer than `timeout_s`, or when it was closed before."""
+    def wait(self, timeout_s: float, patience_s: float = math.inf) -> bool:
+        """Wait until nothing is left; False when that takes longer than `timeout_s`, or when it was closed before.
+
+        And when a batch has been on its way for `patience_s`: whoever hasn't answered by then isn't waited for again.
+        """
+        end_s = time.monotonic() + timeout_s
         with self._changed:
             # What is on its way from a closed one is counted as lost: nobody waits for it, at exit least of all.
-            self._changed.wait_for(lambda: self.is_closed or self._is_empty(), max(timeout_s, 0.0))
+            while not self.is_closed and not self._is_empty():
+                given_up_s = self._sent_s + patience_s if self._in_flight else end_s
+                left_s = min(end_s, given_up_s) - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(left_s)
             return self._is_empty()
 
     def close(self) -> None:
@@ -97,6 +108,9 @@ class Outbox(Generic[T]):
             self._changed.wait_for(lambda: self._items or self.is_closed)
             self._changed.wait_for(self._is_due, self._delay_s)
             self._in_flight = min(self._batch_size, len(self._items))
+            self._sent_s = time.monotonic()
+            # Whoever waits for this outbox was told to wait for a batch that had not left yet.
+            self._changed.notify_all()
             return [self._items.popleft() for _ in range(self._in_flight)]
 
     def _is_due(self) -> bool:
@@ -126,9 +140,12 @@ class Outbox(Generic[T]):
 
 
 def flush_all(outboxes: Sequence[Outbox[Any]], timeout_s: float) -> bool:
-    """Send what is in all of them at the same time: one that hangs takes nothing from the others' time."""
+    """Send what is in all of them at the same time: one that hangs takes nothing from the others' time.
+
+    Nor all of the time, if it has been hanging for a while: a batch may take `timeout_s` from when it was sent.
+    """
     end_s = time.monotonic() + timeout_s
     for outbox in outboxes:
         outbox.hurry()
-    waited = [outbox.wait(end_s - time.monotonic()) for outbox in outboxes]
+    waited = [outbox.wait(end_s - time.monotonic(), timeout_s) for outbox in outboxes]
     return all(waited)

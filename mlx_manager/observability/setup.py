@@ -28,6 +28,7 @@ from mlx_manager.observability.captions import Captions
 from mlx_manager.observability.client_metrics import AnthropicCalls, ClientMetrics
 from mlx_manager.observability.console import BackgroundText
 from mlx_manager.observability.content import ContentRedactor
+from mlx_manager.observability.deadline import Deadline
 from mlx_manager.observability.destinations import (
     Exports,
     metric_destinations,
@@ -46,8 +47,8 @@ from mlx_manager.observability.sinks import Sinks
 
 Environment = Literal["development", "production"]
 
-# What nobody has flushed when the process ends has this long to leave.
-EXIT_TIMEOUT_S = 2.0
+# So long may all that telemetry is sent to hold the end up, together and once: the application's, and its process's.
+SEND_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class _Process:
     observed: Observed
     prometheus: PrometheusReader | None
     processors: Sequence[SpanProcessor]
+    exports: Exports
+    deadline: Deadline
 
 
 # OpenTelemetry's providers belong to the process, and so does the knowledge that they are set.
@@ -97,7 +100,7 @@ def configure(
 
     The first call wins: with both applications in one process, the one imported first names the service. What
     `span_processors` are given is redacted. No network is touched unless `LOGFIRE_TOKEN` or a standard
-    `OTEL_EXPORTER_OTLP_ENDPOINT` is set. When the process ends, what is waiting is sent, for `EXIT_TIMEOUT_S` at most.
+    `OTEL_EXPORTER_OTLP_ENDPOINT` is set. When the process ends, what is waiting is sent, for `SEND_S` at most.
     """
     global _process
     with _lock:
@@ -111,13 +114,26 @@ def configure(
         prometheus = PrometheusReader() if options.metrics else None
         readers = [*metric_readers, *([prometheus] if prometheus else [])]
         processors = [_redactor(options), Captions(), AnthropicCalls(ClientMetrics())]
-        processors += [sinks, *span_processors]
+        console = BackgroundText(sys.stdout, losses) if options.console else None
+        exports = _exports(sampling, losses, console)
+        processors += [sinks, *span_processors, exports]
+        readers += exports.metric_readers
         # From a daemon thread: threads inherit that, and the SDK's would hold the exit up.
-        background.do(lambda: _configure_logfire(options, sampling, processors, readers, losses))
+        background.do(lambda: _configure_logfire(options, sampling, console, processors, readers))
         observed = Observed(dropped(losses.by_sink))
         # Registered after the SDK's own handlers, so it runs before them.
-        atexit.register(shutdown, EXIT_TIMEOUT_S)
-        _process = _Process(options, background, sinks, losses, observed, prometheus, processors)
+        atexit.register(_shut_down_at_exit)
+        _process = _Process(
+            options,
+            background,
+            sinks,
+            losses,
+            observed,
+            prometheus,
+            processors,
+            exports,
+            Deadline(SEND_S),
+        )
         return True
 
 
@@ -178,14 +194,26 @@ def scrape(accept: str) -> Scrape | None:
     return _process.prometheus.scrape(accept)
 
 
-def flush(timeout_s: float) -> bool:
+def hurry() -> None:
+    """Begin to send what is waiting, and wait for nothing: for when an application begins to stop.
+
+    Whoever takes nothing is found out while it does other things, and then `flush` doesn't wait for them.
+    """
+    if _process is not None:
+        _process.background.begin(_process.exports.hurry)
+
+
+def flush(timeout_s: float = SEND_S) -> bool:
     """Send what is waiting; False when that took longer than `timeout_s`, and then it goes on in the background.
 
-    For the end of an application's lifespan: the process may run another one. At once when nothing is sent anywhere.
+    For the end of an application's lifespan: the process may run another one. At once when nothing is sent anywhere,
+    or only to those who have not answered for as long already. What it takes of `SEND_S` the end of the process lacks.
     The SDK's own time limits don't hold: with a server that accepts and never answers, `force_flush(3000)` took 9 to
     46 s, and `shutdown` raised.
     """
-    return _within(timeout_s, lambda: logfire.force_flush(_milliseconds(timeout_s)))
+    if _process is not None:
+        _process.deadline.begin()
+    return _within(timeout_s, lambda: _send(timeout_s))
 
 
 def shutdown(timeout_s: float) -> bool:
@@ -198,41 +226,46 @@ def shutdown(timeout_s: float) -> bool:
     return is_done
 
 
+def _shut_down_at_exit() -> None:
+    shutdown(_configured().deadline.left_s())
+
+
 def _flush_and_stop(timeout_s: float) -> bool:
     # Logfire's own order would collect the last metrics when their receivers have been shut down.
     # Not all of the time: what couldn't be sent is still to be counted.
-    is_flushed = logfire.force_flush(_milliseconds(timeout_s * 0.8))
+    is_flushed = _send(timeout_s * 0.8)
     logfire.shutdown(_milliseconds(timeout_s * 0.2), flush=False)
     return is_flushed
 
 
-def _configure_logfire(
-    options: TelemetryOptions,
-    sampling: Sampling,
-    span_processors: list[SpanProcessor],
-    metric_readers: Sequence[MetricReader],
-    losses: Losses,
-) -> None:
-    """Set all up, and add to `span_processors` what exports them."""
+def _send(timeout_s: float) -> bool:
+    try:
+        return logfire.force_flush(_milliseconds(timeout_s))
+    except Exception:  # noqa: BLE001 -- the SDK raises one when metrics could not be read in time: they are lost, no more
+        return False
+
+
+def _exports(sampling: Sampling, losses: Losses, console: BackgroundText | None) -> Exports:
     # They say it again for each try; ours say once when an outage begins and once when it ends.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-    console = BackgroundText(sys.stdout, losses) if options.console else None
-    exports = Exports(
+    return Exports(
         span_destinations(os.environ),
         metric_destinations(os.environ),
         sampling,
         losses,
         console=console.outbox if console else None,
     )
-    span_processors.append(exports)
+
+
+def _configure_logfire(
+    options: TelemetryOptions,
+    sampling: Sampling,
+    console: BackgroundText | None,
+    span_processors: Sequence[SpanProcessor],
+    metric_readers: Sequence[MetricReader],
+) -> None:
     with _without_exporters_of_logfire():
-        _configure_pipeline(
-            options,
-            sampling,
-            console,
-            span_processors,
-            (*metric_readers, *exports.metric_readers),
-        )
+        _configure_pipeline(options, sampling, console, span_processors, metric_readers)
 
 
 def _configure_pipeline(
@@ -315,7 +348,7 @@ def _within(timeout_s: float, work: Callable[[], object]) -> bool:
 
 def _forget_exit_handlers() -> None:
     """Keep the SDK from starting over at exit, and without a time limit, what is done or given up."""
-    atexit.unregister(shutdown)
+    atexit.unregister(_shut_down_at_exit)
     for proxy in (trace.get_tracer_provider(), metrics.get_meter_provider(), get_logger_provider()):
         provider = getattr(proxy, "provider", None)  # the SDK's own, behind Logfire's
         if provider is not None:

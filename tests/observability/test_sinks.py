@@ -6,12 +6,18 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from mlx_manager.observability.deadline import Deadline
+from mlx_manager.observability.destinations import Destination, Exports
 from mlx_manager.observability.losses import Losses
 from mlx_manager.observability.outbox import Outbox, flush_all
+from mlx_manager.observability.sampling import Sampling
 from mlx_manager.observability.sinks import Sinks
 from tests.observability.conftest import TOKEN, Python
 from tests.support.collector import Behaviour, collecting
@@ -271,6 +277,69 @@ def test_nobody_waits_for_what_is_on_its_way_from_a_closed_outbox() -> None:
 
     assert waited_s < 10
     assert losses.by_sink() == {"box": 1}
+
+
+def test_whoever_has_not_answered_for_as_long_is_not_waited_for_again() -> None:
+    losses, sent, gate = Losses(), list[int](), Gate()
+    hangs = Outbox("hangs", gate.passing(sent), losses, delay_s=0)
+    well = Outbox[int]("well", lambda batch: True, losses, delay_s=60)
+    hangs.put(1)
+    wait_until(lambda: gate.is_reached)
+    assert not flush_all([hangs, well], 0.01)
+    hangs.put(2)
+    well.put(3)
+    began_s = time.monotonic()
+    assert not hangs.wait(60, patience_s=0.01)
+    assert well.wait(0) is False, "it has its time"
+    well.hurry()
+    assert well.wait(60, patience_s=60)
+    waited_s = time.monotonic() - began_s
+    gate.is_open = True
+
+    assert waited_s < 30
+
+
+def test_an_end_that_begins_sends_what_there_is_and_waits_for_nothing() -> None:
+    with collecting() as collector:
+        exporter = OTLPMetricExporter(f"{collector.url}/v1/metrics")
+        to: Destination[MetricExporter] = Destination("metrics", exporter)
+        exports = Exports([], [to], Sampling(), Losses())
+        # Metrics are read once a minute by themselves.
+        provider = MeterProvider(exports.metric_readers)
+        provider.get_meter("test").create_counter("counted").add(1)
+        exports.hurry()
+        wait_until(lambda: collector.metric_names == {"counted"})
+        provider.shutdown()
+        exports.shutdown()
+
+
+def test_the_end_of_a_process_has_what_the_end_of_its_application_has_left() -> None:
+    now_s = [100.0]
+    deadline = Deadline(1.0, lambda: now_s[0])
+    assert deadline.left_s() == 1.0
+    deadline.begin()
+    for at_s, left_s in ((100.25, 0.75), (101.5, 0.0), (160.0, 1.0)):
+        now_s[0] = at_s
+        assert deadline.left_s() == pytest.approx(left_s)
+
+
+def test_metrics_that_come_too_late_fail_no_shutdown(python: Python) -> None:
+    """The SDK raises then."""
+    with collecting() as collector:
+        done = python(
+            """
+import time
+from mlx_manager.observability.setup import TelemetryOptions, configure, metric_source, shutdown
+configure(TelemetryOptions("test"))
+def slow():
+    time.sleep(0.9)
+    return []
+with metric_source(slow):
+    print(shutdown(1.0))
+""",
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        )
+    assert (done.stdout, done.returncode, done.stderr) == ("False\n", 0, "")
 
 
 class Gate:
