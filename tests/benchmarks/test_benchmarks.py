@@ -11,7 +11,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import DEFAULT_PARTS, main
 from benchmarks.connection import Reply
 from benchmarks.contenders import Measured, deal
 from benchmarks.figures import Figures, Spread, percentile, telemetry_figures
@@ -213,6 +213,29 @@ def test_each_kind_of_telemetry_is_compared_with_none_and_the_store_with_spans_a
         }
     )
     assert goals == {"tiny, telemetry into the store": False, "tiny, writing to the store": True}
+
+
+def test_a_plain_run_prints_what_each_kind_of_telemetry_costs(tmp_path: Path) -> None:
+    walls_s = {OFF: 1.0, SPANS: 1.25, STORE: 1.28, STORE_AND_OTLP: 2.0}
+    contenders = [_Steady(name, wall_s) for name, wall_s in walls_s.items()]
+    series = measure(contenders, even_load(2, 1, 10), 3, lambda _: None)
+    report = Report(3, telemetry=[telemetry_figures(TelemetryCost("tiny", series))])
+    with (tmp_path / "printed").open("w") as printed:
+        print_report(report, Console(file=printed, width=200))
+    text = (tmp_path / "printed").read_text()
+
+    assert "telemetry" in DEFAULT_PARTS
+    assert "what telemetry costs: tiny, streamed" in text
+    for telemetry, against, ratio in (
+        (OFF, OFF, "1.000"),
+        (SPANS, OFF, "0.800"),
+        (STORE, OFF, "0.781"),
+        (STORE, SPANS, "0.977"),
+        (STORE_AND_OTLP, OFF, "0.500"),
+    ):
+        assert re.search(
+            rf"^ *{telemetry} +{against} +[\d,]+ +{ratio} +{ratio} … {ratio} ", text, re.M
+        )
 
 
 def test_a_share_that_is_smaller_in_every_round_is_slower_than_before(tmp_path: Path) -> None:

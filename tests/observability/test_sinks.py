@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -20,6 +21,7 @@ from mlx_manager.observability.outbox import Outbox, flush_all
 from mlx_manager.observability.sampling import Sampling
 from mlx_manager.observability.sinks import Sinks
 from tests.observability.conftest import TOKEN, Python
+from tests.support.certificate import make_certificate
 from tests.support.collector import Behaviour, collecting
 from tests.support.running import wait_until
 
@@ -82,6 +84,31 @@ def test_each_signal_can_have_an_endpoint_of_its_own(python: Python) -> None:
         assert {path for path, _ in numbers.bodies} == {"/there"}
         assert traces.headers["x-signal"] == "traces"
         assert numbers.headers["x-signal"] == "numbers"
+
+
+@pytest.mark.parametrize(
+    ("variables", "signals"),
+    [
+        (("OTEL_EXPORTER_OTLP_CERTIFICATE",), {"traces", "metrics"}),
+        (("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",), {"traces"}),
+        ((), set()),
+    ],
+)
+def test_a_collector_s_own_certificate_is_trusted_where_it_is_named_and_nowhere_else(
+    python: Python, tmp_path: Path, variables: Sequence[str], signals: set[str]
+) -> None:
+    certificate = make_certificate(tmp_path)
+    with collecting(certificate=certificate) as collector:
+        done = python(
+            report(),
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+            OTEL_EXPORTER_OTLP_TIMEOUT="1",
+            **dict.fromkeys(variables, str(certificate)),
+        )
+        assert {path.removeprefix("/v1/") for path, _ in collector.bodies} == signals
+    assert ('"otlp": 3' in done.stdout) is ("traces" not in signals)
+    assert ('"otlp_metrics": 1' in done.stdout) is ("metrics" not in signals)
+    assert "Traceback" not in done.stderr
 
 
 def test_metrics_can_be_switched_off_alone(python: Python) -> None:

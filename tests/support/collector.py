@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Literal
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -22,12 +24,12 @@ STATUS = {"answers": 200, "is slow": 200, "fails": 500, "is busy": 429}
 class Collector:
     """Keeps every request; `bodies` are unpacked bytes by path, `headers` the latest ones."""
 
-    def __init__(self, port: int, behaviour: Behaviour) -> None:
+    def __init__(self, port: int, behaviour: Behaviour, scheme: str) -> None:
         self.behaviour = behaviour
         self.bodies: list[tuple[str, bytes]] = []
         self.headers: dict[str, str] = {}
         self.is_over = threading.Event()
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"{scheme}://127.0.0.1:{port}"
 
     @property
     def spans(self) -> list[Span]:
@@ -57,8 +59,10 @@ class Collector:
 
 
 @contextmanager
-def collecting(behaviour: Behaviour = "answers") -> Iterator[Collector]:
-    """Listen on a free port until the block ends."""
+def collecting(
+    behaviour: Behaviour = "answers", certificate: Path | None = None
+) -> Iterator[Collector]:
+    """Listen on a free port until the block ends, with TLS if a file with a `certificate` and its key is given."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -81,7 +85,12 @@ def collecting(behaviour: Behaviour = "answers") -> Iterator[Collector]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    collector = Collector(server.server_address[1], behaviour)
+    if certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    scheme = "https" if certificate else "http"
+    collector = Collector(server.server_address[1], behaviour, scheme)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
