@@ -133,6 +133,9 @@ class Departure:
     stored_text: str
 
 
+HeldTo = Literal["json_schema", "regex", "grammar", "tool_calls"]
+
+
 @dataclass(slots=True)
 class Parsing:
     """Telling an answer's reasoning and calls from its text, first to last; `family` says by whose marks."""
@@ -190,7 +193,8 @@ class Timeline:
     those of the choice that had it first, and so are stalls and offsets. A request for embeddings has one, too, without
     tokens but with the `batches` that its inputs were part of. An answer that is held to a grammar waits for it until
     `grammar_ready_ns`; compiling took `grammar_compile_ns`, 0 when the grammar was known. `accepted_tokens` of the
-    output were proposed before they were computed, as were others, in `proposed_tokens`.
+    output were proposed before they were computed, as were others, in `proposed_tokens`. What an answer, or the
+    calls in it, must be is `held_to`.
     """
 
     routing: Interval | None = None
@@ -234,6 +238,7 @@ class Timeline:
     choices: int = 1
     adjusted: tuple[Adjustment, ...] = ()
     parsing: Parsing | None = None
+    held_to: HeldTo | None = None
 
     @property
     def batch_width_mean(self) -> float | None:

@@ -239,8 +239,7 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
     )
     # Within the decoding, and before it here, because it isn't where an answer fails.
     yield from resume_spans(timeline, ended_ns, is_over=True)
-    if timeline.parsing is not None:
-        yield from _parsed(timeline.parsing, ended_ns)
+    yield from _parsed(timeline, ended_ns)
     for phase in phase_span(
         names.SPAN_DECODE,
         timeline.first_token_ns,
@@ -252,9 +251,17 @@ def phases(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
     yield from resume_spans(timeline, ended_ns, is_over=False)
 
 
-def _parsed(parsing: Parsing, ended_ns: int) -> Iterator[FinishedSpan]:
-    for phase in interval_span(names.SPAN_PARSE, parsing.interval, ended_ns, _counted(parsing)):
-        yield phase._replace(events=tuple(map(_found, parsing.findings)))
+def _parsed(timeline: Timeline, ended_ns: int) -> Iterator[FinishedSpan]:
+    """From the first sign of reasoning or of a call to the last; without one, all of an answer held to a format."""
+    held_to: Attributes = {names.PARSE_HELD_TO: timeline.held_to} if timeline.held_to else {}
+    if (parsing := timeline.parsing) is not None:
+        found = held_to | _counted(parsing)
+        for phase in interval_span(names.SPAN_PARSE, parsing.interval, ended_ns, found):
+            yield phase._replace(events=tuple(map(_found, parsing.findings)))
+    elif held_to:
+        yield from phase_span(
+            names.SPAN_PARSE, timeline.first_token_ns, timeline.finished_ns, ended_ns, held_to
+        )
 
 
 def _counted(parsing: Parsing) -> Attributes:

@@ -1,4 +1,4 @@
-"""The trace says whether an answer was held to JSON, whichever API asked for it."""
+"""The trace says whether an answer was held to JSON or to something else, whichever API asked for it."""
 
 from __future__ import annotations
 
@@ -25,28 +25,41 @@ NAMED = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
 
 
 @pytest.mark.parametrize(
-    ("path", "asked", "output_type"),
+    ("path", "asked", "output_type", "held_to"),
     [
-        (CHAT, {}, "text"),
-        (CHAT, {"response_format": {"type": "text"}}, "text"),
-        (CHAT, {"response_format": {"type": "json_object"}}, "json"),
-        (CHAT, {"response_format": NAMED}, "json"),
-        (CHAT, {"structured_outputs": {"json": SCHEMA}}, "json"),
-        (CHAT, {"structured_outputs": {"choice": ["yes", "no"]}}, "text"),
-        (COMPLETION, {"structured_outputs": {"json": SCHEMA}}, "json"),
-        (MESSAGE, {"output_format": {"type": "json_schema", "schema": SCHEMA}}, "json"),
-        (MESSAGE, {}, "text"),
+        (CHAT, {}, "text", None),
+        (CHAT, {"response_format": {"type": "text"}}, "text", None),
+        (CHAT, {"response_format": {"type": "json_object"}}, "json", "json_schema"),
+        (CHAT, {"response_format": NAMED}, "json", "json_schema"),
+        (CHAT, {"structured_outputs": {"json": SCHEMA}}, "json", "json_schema"),
+        (CHAT, {"structured_outputs": {"choice": ["yes", "no"]}}, "text", "grammar"),
+        (CHAT, {"structured_outputs": {"regex": "yes|no"}}, "text", "regex"),
+        (CHAT, {"structured_outputs": {"grammar": 'start: "yes"'}}, "text", "grammar"),
+        (COMPLETION, {"structured_outputs": {"json": SCHEMA}}, "json", "json_schema"),
+        (
+            MESSAGE,
+            {"output_format": {"type": "json_schema", "schema": SCHEMA}},
+            "json",
+            "json_schema",
+        ),
+        (MESSAGE, {}, "text", None),
         (
             RESPONSE,
             {"text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}},
             "json",
+            "json_schema",
         ),
-        (RESPONSE, {"text": {"format": {"type": "json_object"}}}, "json"),
-        (RESPONSE, {}, "text"),
+        (RESPONSE, {"text": {"format": {"type": "json_object"}}}, "json", "json_schema"),
+        (RESPONSE, {}, "text", None),
     ],
 )
 async def test_output_type(
-    server: RunningServer, spans: Spans, path: str, asked: dict[str, Any], output_type: str
+    server: RunningServer,
+    spans: Spans,
+    path: str,
+    asked: dict[str, Any],
+    output_type: str,
+    held_to: str | None,
 ) -> None:
     words: dict[str, dict[str, Any]] = {
         CHAT: {"messages": MESSAGES, "max_tokens": 40},
@@ -62,3 +75,5 @@ async def test_output_type(
     operation = "text_completion" if path == COMPLETION else "chat"
     chat = spans.one(f"{operation} {TINY}")
     assert (chat.attributes or {})["gen_ai.output.type"] == output_type
+    parsed = [span.attributes or {} for span in spans.all if span.name == "parse"]
+    assert [one["mlx.parse.held_to"] for one in parsed] == ([held_to] if held_to else [])

@@ -218,3 +218,4 @@ async def test_a_tool_name_of_the_model_s_own_making_is_not_recorded(
     ]
     assert len(names) == len(calls)
     assert set(names) <= {None, "zzz"}
+    assert (parse.attributes or {})["mlx.parse.held_to"] == "tool_calls"

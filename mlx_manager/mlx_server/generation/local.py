@@ -14,6 +14,7 @@ from mlx_manager.chat.events import (
     ChatEvent,
     Departure,
     Finished,
+    HeldTo,
     Interval,
     Started,
     Timeline,
@@ -167,6 +168,7 @@ class LocalBackend:
         else:
             prompts = await asyncio.to_thread(prepare_each, request, text)
         timeline.prompts = len(prompts)
+        timeline.held_to = held_to(request, prompts[0].constraint)
         timeline.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         longest = min(prompts, key=lambda prompt: prompt.max_tokens)
         timeline.adjusted = adjustments(request, text, longest.max_tokens, longest.reordered)
@@ -249,6 +251,15 @@ def prepare(request: ChatRequest, text: ModelText) -> Prompt:
         encoded.reordered,
         encoded.is_begun,
     )
+
+
+def held_to(request: ChatRequest, constraint: Constraint | None) -> HeldTo | None:
+    """Return what the answers to a request are held to: their format, or the form and the schemas of calls."""
+    if constraint is None:
+        return None
+    if request.format is not None and constraint.param == request.format.param:
+        return request.format.kind
+    return "tool_calls"
 
 
 def place_of(request: ChatRequest) -> str:
