@@ -84,6 +84,23 @@ async def test_a_chat_is_one_trace_with_a_span_for_each_phase(
         assert parent.span_id == chat.context.span_id
 
 
+async def test_a_long_answer_leaves_no_more_spans_and_events_than_a_short_one(
+    client: httpx.AsyncClient, spans: Spans
+) -> None:
+    left = list[tuple[list[str], list[str]]]()
+    for tokens in (4, 400):
+        asked = body(stream=True, max_tokens=tokens, ignore_eos=True)
+        response = await client.post("/v1/chat/completions", json=asked)
+        trace = await whole_trace(spans, response)
+        assert (trace["decode"].attributes or {})["mlx.decode.tokens"] == tokens
+        of_answer = of_trace(spans, response)
+        events = [event.name for span in of_answer for event in span.events]
+        # A pause is told of wherever it comes, 16 times at most.
+        left.append((sorted(span.name for span in of_answer), [e for e in events if e != "stall"]))
+    short, long = left
+    assert short == long
+
+
 async def test_the_phases_follow_each_other_within_the_chat(
     client: httpx.AsyncClient, spans: Spans
 ) -> None:
