@@ -62,7 +62,7 @@ unit: setup-dev ## pytest, in two processes (ARGS="-k words" is passed on; PARAL
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
-conformance: setup ## check the APIs of a server with the starter model (ARGS="--json" is passed on)
+conformance: setup-dev ## check the APIs of a server with the starter model (ARGS="--group tools" is passed on)
 	@$(BIN)/python -m tools.conformance $(ARGS)
 
 fuzz: setup-dev ## send 10,000 almost valid bodies, and requests made from /openapi.json (FUZZ_BODIES, FUZZ_EXAMPLES, FUZZ_SEED)

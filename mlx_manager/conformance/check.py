@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import httpx
 
@@ -13,6 +14,9 @@ from mlx_manager.conformance.subject import Broken, NotApplicable, Subject
 
 # `pass` and `fail` are the server's, `yes` and `no` the model's; `n/a` is neither's.
 Result = CardResult
+# How the server is asked: over plain HTTP, or by the client that is published for its API.
+Way = Literal["HTTP", "openai", "anthropic"]
+HTTP: Way = "HTTP"
 Ask = Callable[[Subject], Awaitable[str | None]]
 AskModel = Callable[[Subject], Awaitable[bool]]
 
@@ -24,6 +28,7 @@ class Check:
     group: str
     name: str
     ask: Ask
+    way: Way = HTTP
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Finding:
     result: Result
     duration_s: float
     note: str = ""
+    way: Way = HTTP
 
     @property
     def is_capability(self) -> bool:
@@ -55,7 +61,8 @@ async def run(subject: Subject, checks: Iterable[Check | Capability]) -> AsyncIt
     for check in checks:
         start_s = time.monotonic()
         result, note = await _result(subject, check)
-        yield Finding(check.group, check.name, result, time.monotonic() - start_s, note)
+        way = check.way if isinstance(check, Check) else HTTP
+        yield Finding(check.group, check.name, result, time.monotonic() - start_s, note, way)
 
 
 async def _result(subject: Subject, check: Check | Capability) -> tuple[Result, str]:

@@ -38,6 +38,11 @@ class Recorded:
     headers: Mapping[str, str] = field(default_factory=dict)
     may_refuse: str = ""
 
+    @property
+    def surface(self) -> str:
+        """The endpoint, without parameters."""
+        return self.path.split("?")[0]
+
 
 def function(name: str, description: str, **parameters: Any) -> dict[str, Any]:
     """A tool of a chat completion."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 
 import httpx
@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from mlx_manager.conformance.check import Finding, Result
 from mlx_manager.conformance.subject import Subject
-from mlx_manager.conformance.suite import findings
+from mlx_manager.conformance.suite import GROUPS, findings
 
 TIMEOUT_S = 300.0
 STYLES: Mapping[Result, str] = {
@@ -29,9 +29,13 @@ class Unreachable(Exception):
 
 
 async def check_server(
-    url: str, model: str | None, key: str | None, screen: Console | None
+    url: str,
+    model: str | None,
+    key: str | None,
+    screen: Console | None,
+    groups: Collection[str] = GROUPS,
 ) -> tuple[str, list[Finding]]:
-    """Run all checks and return the model's id and what they found; `screen` gets a line as each ends.
+    """Run the checks and return the model's id and what they found; `screen` gets a line as each ends.
 
     Without `model` the first one that the server lists. Raises Unreachable.
     """
@@ -39,7 +43,7 @@ async def check_server(
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT_S) as client:
         subject = Subject(client, await _model_of(client, url, model))
         found = []
-        async for finding in findings(subject):
+        async for finding in findings(subject, groups):
             found.append(finding)
             if screen is not None:
                 screen.print(row(finding), soft_wrap=True)
@@ -68,12 +72,13 @@ async def _model_of(client: httpx.AsyncClient, url: str, model: str | None) -> s
 
 
 def row(finding: Finding) -> str:
-    """A finding as a line of the table: check, result, time, note."""
+    """A finding as a line of the table: check, how it was asked, result, time, note."""
     style = STYLES[finding.result]
     name = f"{finding.group}: {finding.name}"
     took = f"{finding.duration_s:7.2f} s"
     return (
-        f"{escape(name):<44} [{style}]{finding.result:<4}[/{style}] {took}  {escape(finding.note)}"
+        f"{escape(name):<44} {finding.way:<9} [{style}]{finding.result:<4}[/{style}] {took}  "
+        f"{escape(finding.note)}"
     )
 
 

@@ -48,6 +48,21 @@ class Subject:
     client: httpx.AsyncClient
     model: str
 
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return str(self.client.base_url).rstrip("/")
+
+    @property
+    def key(self) -> str:
+        """The key that the server wants; clients insist on one where it wants none."""
+        return self.client.headers.get("authorization", "").removeprefix("Bearer ") or "none"
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long an answer may take."""
+        return self.client.timeout.read
+
     async def post(
         self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
     ) -> httpx.Response:
