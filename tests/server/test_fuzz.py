@@ -8,17 +8,27 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from mlx_manager.mlx_server.app import create_app
 from mlx_manager.mlx_server.engine.messages import Vitals
 from mlx_manager.mlx_server.workers.process import EngineProcess
-from tests.server.fuzzing import ENCODER, MODEL, VALID, Body, bodies
+from mlx_manager.wire.anthropic import parameters as anthropic_parameters
+from mlx_manager.wire.anthropic.schema import CountTokensBody, MessagesBody
+from mlx_manager.wire.openai import parameters
+from mlx_manager.wire.openai.embeddings import EmbeddingsBody
+from mlx_manager.wire.openai.responses import parameters as response_parameters
+from mlx_manager.wire.openai.responses.schema import ResponsesBody
+from mlx_manager.wire.openai.schema import ChatCompletionBody, CompletionBody
+from mlx_manager.wire.openai.tokens import DetokenizeBody, TokenizeBody
+from tests.server.fuzzing import Body, bodies
+from tests.server.valid_bodies import ENCODER, MODEL, REFUSED, VALID
 from tests.support.encoders import make_encoder
 from tests.support.running import RunningServer, eventually, running, settings_for
 from tools.random_model import Shape, make_random_model
@@ -40,6 +50,44 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     settings = settings_for(folder, models, max_body_bytes=2**20)
     with running(create_app(settings)) as server:
         yield server
+
+
+def last_names(paths: Iterable[str]) -> set[str]:
+    """The names of fields from paths as the tables have them: `messages[].content[].index` is `index`."""
+    return {path.split(".")[-1].removesuffix("[]") for path in paths}
+
+
+def names_in(value: Any) -> Iterator[str]:
+    """All names of fields in a body, at any depth."""
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            yield from names_in(inner)
+    if isinstance(value, dict):
+        yield from value
+
+
+def names_of(body: type[BaseModel], *tables: Iterable[str]) -> set[str]:
+    """What a body's schema names, and what the tables of parameters have besides."""
+    return set(body.model_fields).union(*map(last_names, tables))
+
+
+OPENAI = (parameters.HARMLESS, parameters.NEUTRAL_VALUES)
+OF_RESPONSES = (response_parameters.HARMLESS, response_parameters.NEUTRAL_VALUES)
+ANTHROPIC = (anthropic_parameters.HARMLESS, anthropic_parameters.NEUTRAL_VALUES)
+# Labels of one endpoint may be sent to another of the same API, which passes over them in the same way.
+DOCUMENTED: dict[str, set[str]] = {
+    "/v1/chat/completions": names_of(ChatCompletionBody, *OPENAI),
+    "/v1/completions": names_of(CompletionBody),
+    "/v1/responses": names_of(ResponsesBody, *OF_RESPONSES),
+    "/v1/responses/input_tokens": names_of(ResponsesBody) - {"background", "previous_response_id"},
+    "/v1/embeddings": names_of(EmbeddingsBody),
+    "/v1/messages": names_of(MessagesBody, *ANTHROPIC),
+    "/v1/messages/count_tokens": names_of(
+        CountTokensBody, ANTHROPIC[0], anthropic_parameters.HARMLESS_TO_A_COUNT
+    ),
+    "/v1/tokenize": names_of(TokenizeBody),
+    "/v1/detokenize": names_of(DetokenizeBody),
+}
 
 
 def shape_is_right(path: str, error: Any) -> bool:
@@ -137,6 +185,21 @@ async def test_what_the_bodies_are_made_from_is_answered(client: httpx.AsyncClie
         for body in valid:
             response = await client.post(path, json=body)
             assert response.status_code == 200, (path, body, response.text)
+
+
+async def test_what_is_refused_is_refused_for_the_model_or_what_is_not_there(
+    client: httpx.AsyncClient,
+) -> None:
+    for path, refused in REFUSED.items():
+        for body in refused:
+            response = await client.post(path, json=body)
+            assert response.status_code in (400, 404), (path, body, response.text)
+
+
+def test_every_documented_parameter_is_in_a_body() -> None:
+    for path, documented in DOCUMENTED.items():
+        found = {name for body in (*VALID[path], *REFUSED.get(path, ())) for name in names_in(body)}
+        assert documented - found == set(), path
 
 
 async def test_no_body_brings_the_server_out_of_its_words_or_leaves_anything_behind(

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi import checks as keeping
 
 from mlx_manager.app import create_app as create_manager
 from mlx_manager.mlx_server.app import create_app as create_server
-from tests.server.fuzzing import ENCODER, MODEL
+from tests.server.valid_bodies import ENCODER, MODEL
 from tests.support.encoders import make_encoder
 from tests.support.running import RunningServer, eventually, running, settings_for
 from tools.random_model import Shape, make_random_model
