@@ -135,7 +135,7 @@ class LocalBackend:
             for stream in (tokens, *tokens.siblings):
                 await held.enter_async_context(stream)
                 rows.append((stream, reader_for(one, text, prompt)))
-        mark = None if engine.ready is None else fingerprint(files, engine.ready)
+        mark = None if engine.ready is None else fingerprint(files, engine.ready, text.traits)
         chosen = prompts[0].sampling
         started = Started(text.model_id, request.timeline, mark, chosen.temperature, chosen.top_p)
         why_not = partial(_why_not, engine, text, prompts[0])

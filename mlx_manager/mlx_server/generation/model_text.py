@@ -23,6 +23,7 @@ from mlx_manager.mlx_server.families import harmony
 from mlx_manager.mlx_server.families.family import Family, family_of
 from mlx_manager.mlx_server.generation.canonical import canonical
 from mlx_manager.mlx_server.generation.channels import in_channels
+from mlx_manager.mlx_server.generation.fingerprint import traits_of
 from mlx_manager.mlx_server.generation.system_messages import SystemPlace, placed, system_place
 from mlx_manager.mlx_server.generation.telling import Telling, tellings
 from mlx_manager.mlx_server.generation.template_messages import (
@@ -69,7 +70,7 @@ class ModelText:
 
     Reading all this took `load_s`. The chat template reads `template_variables`, and is told of earlier calls
     by one of `tellings`, the second in requests with tools. With `is_canonical` conversations are put into their
-    lasting order first.
+    lasting order first. Other files or settings that make other prompts have other `traits`.
     """
 
     model_id: str
@@ -87,6 +88,7 @@ class ModelText:
     system_place: SystemPlace = "anywhere"
     tellings: tuple[Telling, Telling] = (Telling(), Telling())
     template_variables: frozenset[str] = frozenset()
+    traits: str = ""
 
     @property
     def has_thinking_switch(self) -> bool:
@@ -345,6 +347,7 @@ def load_model_text(files: ModelFiles, family_name: str | None = None) -> ModelT
         system_place=_system_place(tokenizer),
         tellings=_tellings(tokenizer, family),
         template_variables=template_variables(tokenizer.chat_template),
+        traits=traits_of(files, tokenizer.chat_template, family.name),
     )
 
 
