@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from anthropic.types import Message as SdkMessage
 from anthropic.types import ModelInfo, RawMessageStreamEvent
+from anthropic.types import Usage as SdkUsage
 from anthropic.types.beta import BetaModelInfo
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
@@ -478,7 +479,7 @@ def test_a_beginning_that_can_t_be_gone_on_with_is_refused(
 @pytest.mark.parametrize(
     "fields",
     [
-        {"max_tokens": 0},
+        {"max_tokens": -1},
         {"top_k": -1},
         {"temperature": 3},
         {"stop_sequences": [""]},
@@ -493,6 +494,12 @@ def test_a_beginning_that_can_t_be_gone_on_with_is_refused(
 def test_values_out_of_range_do_not_validate(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         request_for(**fields)
+
+
+def test_a_prompt_that_is_only_to_be_kept_is_refused_with_what_does_that_here() -> None:
+    with pytest.raises(UnsupportedParameter, match="send 1") as refusal:
+        request_for(max_tokens=0)
+    assert refusal.value.param == "max_tokens"
 
 
 def placed(path: str, value: Any) -> dict[str, Any]:
@@ -663,7 +670,12 @@ async def test_the_same_events_make_the_whole_message() -> None:
         "cache_creation_input_tokens": 0,
         "output_tokens": 9,
         "output_tokens_details": {"thinking_tokens": 2},
+        "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+        "server_tool_use": None,
+        "service_tier": "standard",
     }
+    # What Anthropic knows of a request's place, speed and price is nobody's here.
+    assert SdkUsage.model_fields.keys() - message["usage"].keys() == {"inference_geo", "speed"}
 
 
 async def test_an_answer_comes_back_as_it_was_given_out() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from openai.types.completion_usage import CompletionTokensDetails, PromptTokensDetails
 from pydantic import ValidationError
 
 from mlx_manager.chat.events import (
@@ -319,7 +320,21 @@ async def test_the_same_events_make_the_whole_message() -> None:
     assert (message["content"], message["reasoning_content"]) == (None, "Let me look.")
     assert message["tool_calls"][0] == CALL | {"id": "c0"}
     assert response["choices"][0]["finish_reason"] == "tool_calls"
-    assert response["usage"]["completion_tokens_details"] == {"reasoning_tokens": 4}
+    of_answer = response["usage"]["completion_tokens_details"]
+    assert of_answer == {
+        "reasoning_tokens": 4,
+        "audio_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    }
+    of_prompt = response["usage"]["prompt_tokens_details"]
+    assert of_prompt == {"cached_tokens": 0, "cache_write_tokens": 0, "audio_tokens": 0}
+    # Tokens of text are what is left of the others; there are none of images.
+    assert CompletionTokensDetails.model_fields.keys() - of_answer.keys() == {"text_tokens"}
+    assert PromptTokensDetails.model_fields.keys() - of_prompt.keys() == {
+        "text_tokens",
+        "image_tokens",
+    }
 
 
 async def test_every_chunk_names_its_usage_when_usage_is_asked_for() -> None:
@@ -343,3 +358,13 @@ def test_an_error_has_the_type_that_goes_with_its_status(status: int, kind: str)
     assert error_type(status) == kind
     body = error_body("m", status=status, code="c", param=None, request_id="r")
     assert set(body["error"]) == {"message", "type", "param", "code", "request_id"}
+
+
+def test_what_a_chat_is_to_be_kept_for_is_told_to_be_left_out() -> None:
+    assert [unheld_of(store=store) for store in (True, False, None)] == [("store",), (), ()]
+
+
+def unheld_of(**fields: Any) -> tuple[str, ...]:
+    asked = request_for(**fields).input
+    assert isinstance(asked, Conversation)
+    return asked.unheld

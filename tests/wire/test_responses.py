@@ -778,3 +778,15 @@ def test_a_namespace_that_can_t_be_honoured_is_refused_with_its_place(
     with pytest.raises(InvalidRequest) as refused:
         request_for(tools=tools)
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("sent", "held"), [({}, False), ({"strict": None}, False), ({"strict": True}, True)]
+)
+def test_a_response_says_whether_a_tool_was_held_to_its_schema(
+    sent: dict[str, Any], held: bool
+) -> None:
+    tool = {"type": "function", "name": "look", "parameters": {"type": "object"}, **sent}
+    assert [one.is_strict for one in conversation_of(tools=[tool]).tools] == [held]
+    response = new_response(body_for(tools=[tool]), "resp_1", 1, "in_progress")
+    assert [one["strict"] for one in response["tools"]] == [held]

@@ -15,7 +15,6 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 MAX_MODEL_ID = 256
 MAX_STOP_SEQUENCES = 16
 StopSequence = Annotated[str, Field(min_length=1, max_length=1000)]
-TokenCount = Annotated[int, Field(ge=1, lt=2**31)]
 # Less than this makes no sense to Anthropic's API either.
 ThinkingBudget = Annotated[int, Field(ge=1024, lt=2**31)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -187,7 +186,7 @@ class MessagesBody(PromptBody):
     `priority` is this server's own.
     """
 
-    max_tokens: TokenCount
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)]
     stream: bool | None = False
     stop_sequences: Annotated[list[StopSequence], Field(max_length=MAX_STOP_SEQUENCES)] | None = (
         None

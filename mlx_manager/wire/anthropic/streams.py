@@ -36,6 +36,12 @@ MESSAGE_STOP = sse.event(b"message_stop", b'{"type":"message_stop"}')
 # The key that Anthropic proposes for arguments that are no JSON.
 INVALID = "INVALID_JSON"
 _TAIL = b"}}\n\n"
+# What a message's usage has besides, and the one at a stream's end hasn't: nothing here is written to be paid for.
+OF_A_MESSAGE: dict[str, Any] = {
+    "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+    "server_tool_use": None,
+    "service_tier": "standard",
+}
 
 BlockKind = Literal["text", "thinking", "tool_use"]
 # Type and field of the deltas of each kind of block.
@@ -195,7 +201,7 @@ def _message(
         "content": content,
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": usage(counts),
+        "usage": {**usage(counts), **OF_A_MESSAGE},
     }
 
 

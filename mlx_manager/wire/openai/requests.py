@@ -121,7 +121,11 @@ def _conversation(body: ChatCompletionBody, thinking: Thinking) -> Conversation:
         template_arguments={**thinking.variables, **verbosity, **arguments},
         tools=tuple(_tool(tool, index) for index, tool in enumerate(body.tools or ())),
         tool_choice=_tool_choice(body),
-        unheld=thinking.unheld,
+        # No chat is kept; a response of `/v1/responses` can be.
+        unheld=(
+            *thinking.unheld,
+            *(["store"] if (body.model_extra or {}).get("store") is True else []),
+        ),
         is_begun=_is_begun(body),
         thinking=thinking.is_on,
     )

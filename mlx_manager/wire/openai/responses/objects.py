@@ -77,7 +77,8 @@ def _tools(body: ResponsesBody) -> list[dict[str, Any]]:
 
 def _described(tool: FunctionTool) -> dict[str, Any]:
     if tool.type != NAMESPACE:
-        return tool.model_dump(exclude={"tools"})
+        # What OpenAI would hold to its schema unasked isn't held here, and the response says so.
+        return {**tool.model_dump(exclude={"tools"}), "strict": bool(tool.strict)}
     some = [_described(one) for one in tool.tools or ()]
     group = {"type": NAMESPACE, "name": tool.name, "description": tool.description}
     return {**group, "tools": some}
