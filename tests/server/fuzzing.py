@@ -74,6 +74,8 @@ STRANGE: list[Any] = [
     {"$defs": {f"d{at}": {"allOf": [{"$ref": f"#/$defs/d{at + 1}"}]} for at in range(300)}},
     'start: a\na: a a | "x"',
     "start: <|unknown|>",
+    'root ::= root "a" | [^"]{3,} #',
+    "root ::= ((((",
     "start: [" + "<0x41>" * 40,
     nested(30),
     nested(400),

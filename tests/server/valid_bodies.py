@@ -148,6 +148,7 @@ CHATS: list[dict[str, Any]] = [
     CHAT | {"structured_outputs": {"json": WEATHER}},
     CHAT | {"structured_outputs": {"choice": ["yes", "no"]}},
     CHAT | {"structured_outputs": {"grammar": 'start: "a" | "b"'}},
+    CHAT | {"structured_outputs": {"grammar": 'root ::= "a" | b+\nb ::= [0-9]{2}'}},
     CHAT | {"chat_template_kwargs": {"shout": True}, "reasoning_effort": "low", "verbosity": "low"},
     CHAT
     | {"reasoning": {"effort": "low", "max_tokens": 9, "exclude": True, "summary": "auto"}}

@@ -22,6 +22,7 @@ from mlx_manager.mlx_server.engine.messages import Constraint
 from mlx_manager.mlx_server.families import harmony
 from mlx_manager.mlx_server.families.forms import CallForm
 from mlx_manager.mlx_server.generation import call_grammars
+from mlx_manager.mlx_server.generation.gbnf import in_lark
 from mlx_manager.mlx_server.generation.grammar_rules import Says, Unsayable, slashed
 from mlx_manager.mlx_server.generation.model_text import ModelText, callable_tools
 from mlx_manager.mlx_server.generation.outlines import outlined
@@ -160,7 +161,7 @@ def _body(asked: AnswerFormat) -> str:
     assert isinstance(asked.value, str)
     if asked.kind == "regex":
         return f"/{slashed(asked.value)}/"
-    return f"%lark {{\n{asked.value}\n}}"
+    return f"%lark {{\n{in_lark(asked.value, asked.param)}\n}}"
 
 
 def _json(schema: Mapping[str, Any], param: str) -> str:

@@ -260,7 +260,7 @@ ResponseFormat = Annotated[
 
 
 class StructuredOutputs(BaseModel):
-    """What an answer must be, in vLLM's words; one of them. `grammar` is written in Lark's form."""
+    """What an answer must be, in vLLM's words; one of them. `grammar` is written in Lark's form or GBNF."""
 
     model_config = ConfigDict(extra="forbid")
 
