@@ -25,11 +25,30 @@ from mlx_manager.wire.anthropic.requests import message_request
 from mlx_manager.wire.anthropic.schema import MessagesBody
 from mlx_manager.wire.openai.bodies import chat_body
 from mlx_manager.wire.openai.requests import chat_request
+from mlx_manager.wire.openai.responses.bodies import response_body
+from mlx_manager.wire.openai.responses.items import input_items
+from mlx_manager.wire.openai.responses.requests import response_request
+from mlx_manager.wire.openai.responses.schema import ResponsesBody
 from mlx_manager.wire.openai.schema import ChatCompletionBody
 from mlx_manager.wire.signature import Signer
-from tests.wire.sdk_requests import ANTHROPIC, NAMES, OPENAI, RECORDED, SCHEMA, listening, sent_by
+from tests.wire.response_calls import RESPONSES
+from tests.wire.sdk_requests import (
+    ANTHROPIC,
+    NAMES,
+    OPENAI,
+    RECORDED,
+    SCHEMA,
+    listening,
+    sent_by,
+)
 
 SIGNER = Signer(b"key")
+STORED: dict[str, Any] = {
+    "id": "msg_stored",
+    "type": "message",
+    "role": "user",
+    "content": [{"type": "input_text", "text": "Hello"}],
+}
 CALL = ToolCall("call_1", "weather", {"city": "Zürich", "days": 3})
 TOOL = Tool("weather", "Tells the weather", SCHEMA, is_strict=True)
 
@@ -66,6 +85,64 @@ def test_the_installed_sdk_sends_what_was_recorded(address: str, name: str) -> N
 @pytest.mark.parametrize("name", OPENAI)
 def test_a_body_of_openai_s_client_comes_back_as_the_same_request(name: str) -> None:
     request = openai_request(recorded(name)["body"])
+    assert openai_request(chat_body(request)) == request
+
+
+def responses_request(body: dict[str, Any]) -> ChatRequest:
+    """What a response asks for; of what is stored there is one item, and no earlier response."""
+    read = ResponsesBody.model_validate({**body, "previous_response_id": None})
+    items = input_items(read.input, "r", SIGNER, {STORED["id"]: STORED})
+    return response_request(read, ORIGIN, items)
+
+
+def without_unheld(request: ChatRequest) -> ChatRequest:
+    """The request without what was left out of it, which its body doesn't say again."""
+    assert isinstance(request.input, Conversation)
+    told = replace(request.input, unheld=(), absent_tools=())
+    same = request.format and replace(request.format, param="")
+    return replace(request, input=told, format=same)
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_a_response_s_body_comes_back_as_the_same_request(name: str) -> None:
+    request = without_unheld(responses_request(recorded(name)["body"]))
+    assert without_unheld(responses_request(response_body(request))) == request
+
+
+@pytest.mark.parametrize("name", sorted(OPENAI.keys() - {"openai-developer"}))
+def test_what_a_chat_asks_can_be_asked_as_a_response(name: str) -> None:
+    request = replace(openai_request(recorded(name)["body"]), origin=ORIGIN)
+    assert without_unheld(responses_request(response_body(request))) == without_unheld(request)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"messages": [{"role": "user", "content": "Hi", "name": "ann"}]}, "messages[].name"),
+        ({"chat_template_kwargs": {"shout": True}}, "chat_template_kwargs"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "Hi"},
+                    {"role": "assistant", "content": "I", "prefix": True},
+                ]
+            },
+            "continue_final_message",
+        ),
+    ],
+)
+def test_what_the_responses_api_has_no_word_for_is_refused(
+    fields: dict[str, Any], param: str
+) -> None:
+    request = openai_request(recorded("openai-plain")["body"] | fields)
+    with pytest.raises(UnsupportedParameter) as refusal:
+        response_body(request)
+    assert refusal.value.param == param
+
+
+def test_several_answers_are_asked_for_again() -> None:
+    request = openai_request(recorded("openai-plain")["body"] | {"n": 3})
     assert openai_request(chat_body(request)) == request
 
 

@@ -36,9 +36,10 @@ def chat_body(request: ChatRequest) -> dict[str, Any]:
         "stop": list(request.stop) or None,
         "stream": request.stream or None,
         "priority": request.priority,
+        "n": request.choices if request.choices > 1 else None,
         "continue_final_message": request.input.is_begun or None,
         "thinking_token_budget": request.sampling.thinking_tokens,
-        **_sampling(request.sampling),
+        **sampling_fields(request.sampling),
         **_reasoning(request.input),
         **_tools(request.input.tools, request.input.tool_choice),
         **_format(request.format),
@@ -70,7 +71,8 @@ def _message(message: Message) -> dict[str, Any]:
     return {name: value for name, value in turn.items() if value is not None}
 
 
-def _sampling(asked: Sampling) -> dict[str, Any]:
+def sampling_fields(asked: Sampling) -> dict[str, Any]:
+    """Return how tokens are chosen, in the names that chats and responses share; None for what is left open."""
     return {
         **{name: getattr(asked, name) for name in SAME_NAMES},
         "logit_bias": {str(token): bias for token, bias in asked.logit_bias.items()} or None,
