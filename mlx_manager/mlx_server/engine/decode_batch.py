@@ -8,7 +8,7 @@ See docs/decisions/0053.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -424,12 +424,24 @@ class DecodeBatch:
 
 
 class SlottedGenerator(LanedGenerator):
-    """mlx-lm's `BatchGenerator` with a `DecodeBatch` for rows that have read their prompts."""
+    """mlx-lm's `BatchGenerator` with a `DecodeBatch` for rows that have read their prompts.
+
+    A step reads first and decodes then: who has read its prompt is among those that decode, at once. `note_read` is
+    told in between how far everybody has come.
+    """
 
     def __init__(
-        self, model: Any, layers: int, *, keeps_rows: bool, lookup_tokens: int = 0, **options: Any
+        self,
+        model: Any,
+        layers: int,
+        *,
+        keeps_rows: bool,
+        lookup_tokens: int = 0,
+        note_read: Callable[[list[Any]], None] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(model, **options)
+        self._note_read = note_read
         self._prompt_batch = self._empty_batch()
         self._generation_batch = DecodeBatch(model, layers, keeps_rows, lookup_tokens)
 
@@ -437,6 +449,31 @@ class SlottedGenerator(LanedGenerator):
         """Return how proposals went since the last call."""
         proposed, self._generation_batch.proposed = self._generation_batch.proposed, []
         return cast("list[Proposed]", proposed)
+
+    def _next(self) -> tuple[list[Any], list[Any]]:
+        self._clear_at_rest()
+        joined = [response for _ in self._each_lane() for response in self._join_read()]
+        read = self._read_pieces()
+        if read and self._note_read is not None:
+            self._note_read(read)
+        joined += self._join_read()
+        self._counters.generation_steps += len(self._generation_batch) > 0
+        return [*read, *joined], self._generation_batch.next()
+
+    def _read_pieces(self) -> list[Any]:
+        """Compute the next piece of each prompt in the lane that was entered, and say how far each has come."""
+        if self.prefill_step_size == 0:
+            return []
+        pieces, responses = list[list[int]](), list[Any]()
+        for uid, reading in zip(self._prompt_batch.uids, self._currently_processing, strict=True):
+            (segment, *later), done, whole = reading
+            piece, rest = segment[: self.prefill_step_size], segment[self.prefill_step_size :]
+            reading[:] = [[rest, *later] if rest else later, done + len(piece), whole]
+            pieces.append(piece)
+            progress = (done + len(piece), whole)
+            responses.append(PromptProcessingBatch.Response(uid, progress, not rest, False))
+        self._prompt_batch.prompt(pieces)
+        return responses
 
     def _empty_batch(self) -> PromptBatch:
         empty: PromptBatch = PromptBatch.empty(self.model, self.sampler, self._most_step_tokens)

@@ -113,10 +113,14 @@ class LanedGenerator(BatchGenerator):
             self.enter(lane)
             yield lane
 
-    def _join_read(self) -> list[Any]:
-        """Let who has read all but the last token of its prompt join before the step that begins now."""
+    def _take_in(self) -> None:
+        """Let those that were inserted into this lane be among those that are read."""
         if self._unprocessed_sequences:
             self._prompt_batch.extend(self._make_batch(len(self._unprocessed_sequences)))
+
+    def _join_read(self) -> list[Any]:
+        """Let who has read all but the last token of its prompt join before the step that begins now."""
+        self._take_in()
         reading = self._currently_processing
         is_read = [len(segments) == 1 and len(segments[0]) == 1 for segments, _, _ in reading]
         indices = [index for index, read in enumerate(is_read) if read]

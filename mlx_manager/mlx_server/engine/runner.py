@@ -152,6 +152,7 @@ class Runner:
                 self._plain_layers,
                 keeps_rows=self._stores_prompts,
                 lookup_tokens=self._lookup_tokens,
+                note_read=self._note_read,
                 **options,
             )
         )
@@ -251,15 +252,13 @@ class Runner:
         self._prefixes.settle()
         chunks = [row for row in prompts if not row.end_of_prompt] if chunk_tokens else []
         prefilled = [self._sequence_of[row.uid] for row in chunks]
-        if prompts:
-            self._note_progress(prompts)
+        if prompts and self._plain_layers is None:
+            self._note_read(prompts)
         tokens = [
             TokenOutput(self._sequence_of[row.uid], row.token, self._end_of(row)) for row in rows
         ]
         logprobs = self._logprobs(rows) if self._top_logprobs else []
         proposed = self._proposed()
-        for row in prompts if self._shared else ():
-            self._keep_shared(row)
         if self._has_room:
             for row in rows:
                 if row.finish_reason is not None:
@@ -360,9 +359,11 @@ class Runner:
             caches, token_ids = self._generator.extract_cache([row.uid])[row.uid]
             self._read[self._sequence_of[row.uid]] = ReadPrompt.of(len(token_ids), caches)
 
-    def _note_progress(self, prompts: list[Any]) -> None:
+    def _note_read(self, prompts: list[Any]) -> None:
         """Remember how far prompts are read, and keep what rows leave where they are to leave something."""
         self._share_budget()
+        for row in prompts if self._shared else ():
+            self._keep_shared(row)
         for row in prompts:
             sequence_id = self._sequence_of[row.uid]
             if row.end_of_prompt:

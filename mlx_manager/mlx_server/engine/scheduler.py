@@ -21,7 +21,7 @@ MIN_CHUNK_TOKENS = 64
 # Prompts of up to so many tokens share a lane: what those of others are padded to costs little.
 MOST_SHARED_TOKENS = 1024
 TOKEN_GAP_NS = 100_000_000
-# A first token is two steps behind its prompt. So long others' prompts stand still for it, and no longer.
+# A first token is a step behind its prompt, or two. So long others' prompts stand still for it, and no longer.
 MOST_HELD_STEPS = 2
 # So long nobody new takes the places of a lost batch, whose sequences come back through the API process.
 RETURN_NS = 100_000_000
