@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import html
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from mlx_manager.traces.explain import explain
 from mlx_manager.traces.reader import TraceReader
 from tests.server.test_tools import MODEL, ask
 from tests.support.process import started
-from tests.support.running import RunningServer, running, settings_for
+from tests.support.running import RunningServer, running, settings_for, wait_until
 from tests.support.spans import Spans
 
 SYSTEM = {"role": "system", "content": "You are the assistant of one long test. " * 12}
@@ -115,12 +117,13 @@ def test_where_content_is_recorded_the_words_that_differ_are_told_and_explained(
     tmp_path: Path,
 ) -> None:
     # A process of its own: whether content may pass is said once, when telemetry is configured.
-    with started(tmp_path, "server", MLX_SERVER_CAPTURE_CONTENT="on") as server:
+    with started(tmp_path, "serve", MLX_SERVER_CAPTURE_CONTENT="on") as server:
         for day in ("Monday", "Tuesday"):
             # What comes after it must be read anew, which takes its time.
             text = f"Everything before it is the same, {day} is not. " + "So is the rest. " * 40
             body = {"model": MODEL, "messages": conversation(text), "max_tokens": 5}
             answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+        page = whole_page(f"{server.url}/traces/{answer.headers['X-Trace-ID']}")
         server.process.terminate()
         server.wait()
     with TraceReader(tmp_path / "traces.db") as reader:
@@ -135,6 +138,27 @@ def test_where_content_is_recorded_the_words_that_differ_are_told_and_explained(
     assert "Tuesday" not in stored
     [sentence] = [one.sentence for one in explain(trace) if one.rule == "prefill"]
     assert sentence.endswith(f", in messages[1].content, with “{said}” instead of “{stored}”.")
+    # The viewer says it, and has each part of it beside the span.
+    assert sentence in page
+    [prefill] = [one for one in trace.spans if one.name == "prefill"]
+    told = {**prefill.attributes, **chat.attributes}
+    for name in ("miss_token", "miss_field", "miss_text", "stored_text"):
+        shown = re.escape(str(told[f"mlx.cache.{name}"]))
+        assert re.search(rf"mlx\.cache\.{name}\s+{shown}", page), name
+
+
+def whole_page(url: str) -> str:
+    """The words of a trace's page, once all spans of the trace are stored."""
+    words = [""]
+
+    def is_whole() -> bool:
+        page = httpx.get(url, timeout=60)
+        words[0] = html.unescape(re.sub(r"<[^>]*>", " ", page.text.replace("<wbr>", "")))
+        parts = ("mlx.cache.miss_text", "POST /v1/chat/completions")
+        return page.status_code == 200 and all(one in words[0] for one in parts)
+
+    wait_until(is_whole)
+    return words[0]
 
 
 async def test_where_tools_or_instructions_differ_they_are_named(
