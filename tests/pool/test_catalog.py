@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_manager.errors import ModelNotFound
+from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.pool.catalog import Catalog
 from mlx_manager.mlx_server.pool.lm_studio import models_folder
 
@@ -160,6 +161,28 @@ def test_settings_of_lm_studio_that_can_t_be_read_name_no_folder(
     (home / "settings.json").write_bytes(settings)
     (tmp_path / ".lmstudio-home-pointer").write_bytes(settings)
     assert models_folder(tmp_path) == home / "models"
+
+
+def test_a_model_with_an_adapter_has_its_own_settings_or_else_those_of_the_model(
+    tmp_path: Path,
+) -> None:
+    make_model(tmp_path / "models" / "org" / "name")
+    for name in ("one", "two"):
+        folder = tmp_path / "adapters" / name
+        folder.mkdir(parents=True)
+        (folder / "adapters.safetensors").touch()
+        (folder / "adapter_config.json").write_text("{}")
+    of_model, of_two = ModelSettings(context_tokens=512), ModelSettings(idle_unload_s=60)
+    catalog = Catalog(
+        {},
+        [tmp_path / "models"],
+        None,
+        {"org/name": of_model, "org/name@two": of_two},
+        [tmp_path / "adapters"],
+    )
+    assert catalog.find("org/name").settings == of_model
+    assert catalog.find("org/name@one").settings == of_model
+    assert catalog.find("org/name@two").settings == of_two, "and of the model's nothing"
 
 
 def test_an_unknown_model_is_refused_with_those_that_exist(tmp_path: Path) -> None:
