@@ -38,7 +38,15 @@ CUMULATIVE = ("_total", "_bucket", "_count", "_sum")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[Started]:
+def prefixes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the server's prefix cache."""
+    return tmp_path_factory.mktemp("prefixes")
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, model_dir: Path, prefixes: Path
+) -> Iterator[Started]:
     """The manager with metrics, with room for two requests at a time; its model is in memory."""
     folder = tmp_path_factory.mktemp("metrics")
     with started(
@@ -50,7 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterato
         # A step makes one token of a row: its steps are counted.
         MLX_SERVER_LOOKUP_TOKENS="0",
         MLX_SERVER_PREFIX_DISK_MIB="16",
-        MLX_SERVER_PREFIX_DISK_PATH=str(folder / "prefixes"),
+        MLX_SERVER_PREFIX_DISK_PATH=str(prefixes),
     ) as server:
         yield server
 
@@ -132,6 +140,30 @@ def test_a_chat_whose_client_leaves_counts_as_cancelled_with_the_tokens_it_took(
     assert 0 < risen("mlx_tokens_total", kind="output") < ENDLESS_TOKENS
 
 
+def test_a_damaged_file_of_the_prefix_cache_is_counted_and_its_part_is_read_again(
+    server: Started, prefixes: Path
+) -> None:
+    asked = [{"role": "user", "content": "What is read from a file? " * 30}]
+    first = ask(server, messages=asked)
+    httpx.post(f"{server.url}/admin/models/unload", json={"model": TINY}, timeout=60)
+    files = list(prefixes.glob("*/*.safetensors"))
+    assert files
+    for file in files:
+        data = file.read_bytes()
+        file.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    again = ask(server, messages=asked)
+
+    def became(outcome: str) -> float:
+        return Scrape.of(server.url).total("mlx_prefix_cache_files_total", outcome=outcome)
+
+    wait_until(lambda: became("corrupt") > 0)
+    texts = [one.json()["choices"][0]["message"]["content"] for one in (first, again)]
+    assert texts[0] == texts[1]
+    cached = again.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached < 256, "of a damaged block nothing is used"
+    assert became("read") == 0
+
+
 def test_an_exemplar_leads_to_the_trace_of_the_chat_for_each_who_scrapes(server: Started) -> None:
     trace_id = ask(server).headers["X-Trace-ID"]
     wait_until(lambda: trace_id in _exemplars(Scrape.of(server.url), "request_duration"))
@@ -148,8 +180,11 @@ def _exemplars(scrape: Scrape, name: str) -> list[str]:
 
 
 def test_what_an_engine_does_for_all_has_no_trace(server: Started) -> None:
+    # The engine's own start is part of a request's trace, and what it does from then on is not.
+    httpx.post(f"{server.url}/admin/models/unload", json={"model": TINY}, timeout=60)
     ask(server)
     scrape = Scrape.of(server.url)
+    assert scrape.total("mlx_engine_step_duration_seconds_count") > 0
     assert scrape.exemplars("mlx_engine_step_duration_seconds_bucket") == []
     assert scrape.exemplars("mlx_worker_restarts_total") == []
 

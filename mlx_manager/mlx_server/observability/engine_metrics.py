@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from opentelemetry.context import Context
 from opentelemetry.metrics import Meter
+from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 
 from mlx_manager.mlx_server.engine.messages import StepTimes
 from mlx_manager.mlx_server.pool.ledger import held_bytes
@@ -15,8 +16,9 @@ from mlx_manager.observability import attributes as names
 from mlx_manager.observability.instruments import counter, histogram, own_meter
 from mlx_manager.observability.observed import Figure
 
-# What an engine does for its whole batch belongs to no trace; ambient is that of whoever had it started.
-_NO_TRACE = Context()
+# What an engine does for its whole batch belongs to no trace; ambient is that of whoever had it started. An empty
+# context won't do: OpenTelemetry takes it for none that was given.
+_NO_TRACE = set_span_in_context(INVALID_SPAN, Context())
 
 FILE_OUTCOMES = ("written", "read", "corrupt", "failed", "skipped")
 
