@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -40,8 +44,14 @@ from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import TraceFilter, TraceStatus
 from mlx_manager.traces.trace_table import list_screen
 
+logger = logging.getLogger(__name__)
+
 # What answers need to be written out once their requests have been ended.
 CLOSING_S = 5
+# After so long nobody waits any more for what doesn't end, a database that another process has locked, say.
+LAST_CLOSING_S = 2 * CLOSING_S
+# What a shell says of a program that SIGTERM has ended.
+ENDED_BY_FORCE = 128 + signal.SIGTERM
 # An idle connection is for the client to close: closed here, a request may just be on its way. httpx, and so both SDKs,
 # keeps one for 5 s, to the second what uvicorn does; nginx and load balancers of clouds 60 s, Go 90 s, Caddy 120 s.
 IDLE_CONNECTION_S = 130
@@ -329,17 +339,42 @@ def _run(application: str, name: str, host: str, port: int, settings: ServerSett
         timeout_graceful_shutdown=round(settings.shutdown_timeout_s) + CLOSING_S,
     )
     is_open = not (settings.api_keys or host in LOCAL_HOSTS or host.startswith("127."))
-    _AnnouncedServer(config, name, _url(listener), is_open=is_open).run(sockets=[listener])
+    server = _AnnouncedServer(
+        config, name, _url(listener), settings.shutdown_timeout_s + LAST_CLOSING_S, is_open=is_open
+    )
+    server.run(sockets=[listener])
 
 
 class _AnnouncedServer(uvicorn.Server):
-    """Says where it is once it answers, and that it `is_open` to all who can reach this machine."""
+    """Says where it is once it answers, and that it `is_open` to all who can reach this machine.
 
-    def __init__(self, config: uvicorn.Config, name: str, url: str, *, is_open: bool) -> None:
+    Ends within `last_s` of being told to, come what may: its engines end with it, and the next start closes the books.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, name: str, url: str, last_s: float, *, is_open: bool
+    ) -> None:
         super().__init__(config)
         self._name = name
         self._url = url
         self._is_open = is_open
+        self._last_s = last_s
+        self._is_told = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if not self._is_told:
+            self._is_told = True
+            last = threading.Timer(self._last_s, self._end_by_force)
+            last.daemon = True
+            last.start()
+
+    def _end_by_force(self) -> None:
+        logger.error(
+            "server ended by force: after %(last_s)g s it had not ended by itself",
+            {"last_s": self._last_s},
+        )
+        os._exit(ENDED_BY_FORCE)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -233,7 +233,8 @@ class Settings(BaseSettings):
         10.0,
         ge=0,
         description="Seconds that running requests get to finish after SIGTERM before they are ended. The process "
-        "itself ends within 5 seconds more.",
+        "itself ends within 5 seconds more, or within 10 by force if it can't, because another has locked its "
+        "database, say.",
     )
     audit_retention_days: float = Field(
         30.0, gt=0, description="Days that a row of the audit log is kept."

@@ -9,8 +9,9 @@ import socket
 import sqlite3
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ import pytest
 from openai import OpenAI
 
 from mlx_manager import __version__
+from mlx_manager.cli import ENDED_BY_FORCE
 from tests.conftest import ENDLESS_TOKENS
 from tests.support.process import run, started
 from tests.support.running import wait_until
@@ -143,6 +145,41 @@ def test_sigterm_tells_requests_too_whose_model_is_still_loading(
     assert "Traceback" not in server.text
     answer = asked.result()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_sigterm_ends_a_server_whose_engine_hangs_and_whose_files_are_locked(
+    tmp_path: Path, model_dir: Path, *, is_locked: bool
+) -> None:
+    arguments = ["server", "--model-dir", str(model_dir), "--model", "test/tiny"]
+    body = {"model": "test/tiny", "prompt": "x", "max_tokens": ENDLESS_TOKENS, "temperature": 0}
+    with started(tmp_path, *arguments, MLX_SERVER_SHUTDOWN_TIMEOUT_S="0.5") as server:
+        [engine] = engines_of(psutil.Process(server.process.pid))
+        url = f"{server.url}/v1/completions"
+        with (
+            ExitStack() as locks,
+            httpx.stream("POST", url, json=body | {"stream": True}, timeout=60) as answer,
+        ):
+            lines = answer.iter_lines()
+            next(lines)
+            engine.suspend()
+            for file in ("mlx.db", "traces.db") if is_locked else ():
+                locks.enter_context(locked(tmp_path / file))
+            server.process.send_signal(signal.SIGTERM)
+            *_, last_event = (line for line in lines if line)
+            status = server.wait()
+        wait_until(lambda: not engine.is_running())
+    assert json.loads(last_event.removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert status == (ENDED_BY_FORCE if is_locked else -signal.SIGTERM)
+    assert ("ended by force" in server.text) == is_locked
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a database's write lock, as another process would."""
+    with closing(sqlite3.connect(file, timeout=60, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
 
 
 def engines_of(process: psutil.Process) -> list[psutil.Process]:
