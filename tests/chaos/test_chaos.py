@@ -18,6 +18,7 @@ BOUNDED = frozenset(
         "memory exhausted",
         "overload",
         "database locked",
+        "traces locked",
         "disk full",
         "folder read-only",
         "clock set back",

@@ -127,6 +127,36 @@ def test_a_span_that_can_not_be_read_costs_only_itself(
     assert "marked-secret" not in caplog.text
 
 
+def test_spans_come_later_where_another_process_has_locked_the_file(tmp_path: Path) -> None:
+    with TraceStore(tmp_path / "traces.db", StoreOptions(linger_s=0)) as store:
+        with closing(sqlite3.connect(tmp_path / "traces.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            store.put(lambda: span(1, 1))
+            assert store.flush(0.1) is False
+            assert store.get_trace(trace_id(1)) is None, "reading goes on"
+            other.execute("ROLLBACK")
+        assert store.flush(30)
+        assert store.get_trace(trace_id(1)) is not None
+        assert store.dropped == 0
+
+
+def test_spans_that_a_full_disk_has_no_room_for_are_counted_and_later_ones_stored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite itself says that the disk is full where a file has all the pages that it may have."""
+    with TraceStore(tmp_path / "traces.db", StoreOptions(linger_s=0)) as store:
+        pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+        store._connection.execute(f"PRAGMA max_page_count = {pages}")
+        put(store, *(span(1, n, attributes={"text": "x" * 4000}) for n in range(1, 30)))
+        assert store.dropped == 29
+        assert store.get_trace(trace_id(1)) is None
+        assert "SQLITE_FULL" in caplog.text
+        store._connection.execute(f"PRAGMA max_page_count = {pages + 1000}")
+        put(store, span(2, 1))
+        assert store.get_trace(trace_id(2)) is not None
+        assert store.dropped == 29
+
+
 def test_closing_writes_what_waits_and_takes_no_more(tmp_path: Path) -> None:
     store = TraceStore(tmp_path / "traces.db", StoreOptions(linger_s=60))
     store.put(lambda: span(1, 1))

@@ -9,9 +9,10 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import psutil
@@ -182,11 +183,37 @@ async def _expect_traced(server: Server, request_id: str) -> None:
 
 async def lock_database(server: Server) -> None:
     """Somebody else writes, and takes their time."""
-    with closing(sqlite3.connect(server.folder / "mlx.db", isolation_level=None)) as database:
+    with _locked(server.folder / "mlx.db"):
+        await asyncio.sleep(LOCKED_S)
+
+
+async def lock_traces(server: Server) -> None:
+    """The same of the trace store: what is asked meanwhile is answered, and its trace comes later."""
+    with _locked(server.folder / "traces.db"):
+        async with httpx.AsyncClient(base_url=server.url, timeout=180) as http:
+            body = {"model": MODEL, "prompt": [40, 41], "max_tokens": 1}
+            answer = await http.post("/v1/completions", json=body)
+        answer.raise_for_status()
+        await asyncio.sleep(LOCKED_S)
+    end_s = time.monotonic() + BUSY_S
+    while not _has_trace(server, answer.headers["X-Trace-ID"]):
+        if time.monotonic() > end_s:
+            raise AssertionError("the trace of a request never came")
+        await asyncio.sleep(0.1)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
         database.execute("PRAGMA busy_timeout = 10000")
         database.execute("BEGIN EXCLUSIVE")
-        await asyncio.sleep(LOCKED_S)
+        yield
         database.execute("ROLLBACK")
+
+
+def _has_trace(server: Server, trace_id: str) -> bool:
+    with TraceReader(server.folder / "traces.db") as reader:
+        return reader.get_trace(trace_id) is not None
 
 
 async def fill_disk(server: Server) -> None:
@@ -261,6 +288,7 @@ FAULTS = (
     Fault("memory exhausted", exhaust_memory),
     Fault("overload", overload),
     Fault("database locked", lock_database),
+    Fault("traces locked", lock_traces),
     Fault("disk full", fill_disk),
     Fault("folder read-only", forbid_writing),
     Fault("clock set back", set_clock_back),
