@@ -63,6 +63,17 @@ def alone(model: Any, prompt: list[int], tokens: int) -> list[int]:
     return rows.tokens[uid]
 
 
+def test_no_row_s_log_probabilities_are_computed_before_somebody_asks(model: WatchedModel) -> None:
+    """What comes with a token is what the model has given out, of which nobody has taken the sum."""
+    rows = Rows(model)
+    for seed in range(3):
+        rows.add(prompt_of(20, seed), 3)
+    rows.step(8)
+    assert len(rows.ended) == 3
+    for row in rows.ended.values():
+        assert abs(mx.logsumexp(row.logprobs).item()) > 0.1, "they add up to one"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_every_row_says_what_it_says_alone(model: WatchedModel, seed: int) -> None:
     """Prompts of 1 to 400 tokens come, end and are removed at any time, up to a dozen at once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
@@ -247,6 +249,24 @@ def test_rows_that_all_want_something_else_are_drawn_in_one_call_as_each_by_itse
         ]
         assert together == by_itself
         assert len(set(together)) > 8
+
+
+def operations(result: mx.array) -> int:
+    """How many operations a result that isn't computed yet will take."""
+    graph = io.StringIO()
+    mx.export_to_dot(graph, result)
+    return graph.getvalue().count("shape=rectangle")
+
+
+@pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
+def test_thirty_two_rows_that_want_something_else_take_as_many_operations_as_two(
+    filters: dict[str, float],
+) -> None:
+    def taken(rows: int) -> int:
+        samplers = [sampler_for(asked_by(row, filters)) for row in range(rows)]
+        return operations(draw_together(samplers, mx.zeros((rows, 512))))
+
+    assert taken(32) == taken(2) > 0
 
 
 def test_rows_with_and_without_filters_seeds_and_temperature_keep_their_places() -> None:
