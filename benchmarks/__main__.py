@@ -22,7 +22,8 @@ from benchmarks.telemetry import measure_telemetry
 from benchmarks.work import CLIENT_COUNTS, MODEL_NAMES, QUICK_CLIENT_COUNTS, ModelName, WorkName
 
 PARTS = (*MODEL_NAMES, "mixed", "contended", "contended-32k", "prefix", "telemetry", "memory")
-DEFAULT_PARTS = (*MODEL_NAMES, "telemetry")
+DEFAULT_PARTS = (*MODEL_NAMES, "mixed", "contended", "prefix", "telemetry")
+QUICK_PARTS = (*MODEL_NAMES, "telemetry")
 ROUNDS, QUICK_ROUNDS = 5, 2
 QUICK_MEMORY_REQUESTS = 2_000
 # Telemetry's share is small: it takes more rounds to tell it from noise.
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A goal that is missed is a result.
     """
-    options = _parse(argv)
+    options = parse(argv)
     notes = Console(stderr=True, highlight=False)
     report = Report(options.rounds, earlier=options.against)
     with tempfile.TemporaryDirectory(prefix="mlx-manager-benchmarks-") as folder:
@@ -45,6 +46,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.write(options.json)
     is_slower = any(change.is_slower for change in report.changes)
     return 1 if report.failures or is_slower else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return what a command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help=f"what to measure: {', '.join(PARTS)} (default: {', '.join(DEFAULT_PARTS)}; "
+        f"with --quick: {', '.join(QUICK_PARTS)})",
+    )
+    parser.add_argument("--only", type=_words, metavar="PART[,PART]", help="the same as an option")
+    parser.add_argument(
+        "--clients", type=_numbers, help="numbers of clients, as 1,4,16,32,64", metavar="N[,N]"
+    )
+    parser.add_argument("--rounds", type=int, help=f"rounds of each measurement ({ROUNDS})")
+    parser.add_argument("--requests", type=int, help=f"requests of the memory part ({REQUESTS})")
+    parser.add_argument("--without-mlx-lm", action="store_true", help="leave mlx_lm.server out")
+    parser.add_argument("--quick", action="store_true", help="a rough look in under two minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument(
+        "--against",
+        type=_earlier,
+        help="compare with what --json has written earlier",
+        metavar="FILE",
+    )
+    options = parser.parse_args(argv)
+    default = QUICK_PARTS if options.quick else DEFAULT_PARTS
+    options.parts = options.only or options.parts or list(default)
+    if unknown := sorted(set(options.parts) - set(PARTS)):
+        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    options.requests = options.requests or (QUICK_MEMORY_REQUESTS if options.quick else REQUESTS)
+    return options
 
 
 def _measure(
@@ -111,38 +147,6 @@ def _measure_memory(options: argparse.Namespace, folder: Path, report: Report, s
     growths, failures = measure_memory(folder, say, requests=options.requests)
     report.memory = list(map(memory_figures, growths))
     report.failures += failures
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "parts",
-        nargs="*",
-        metavar="PART",
-        help=f"what to measure: {', '.join(PARTS)} (default: {', '.join(DEFAULT_PARTS)})",
-    )
-    parser.add_argument("--only", type=_words, metavar="PART[,PART]", help="the same as an option")
-    parser.add_argument(
-        "--clients", type=_numbers, help="numbers of clients, as 1,4,16,32,64", metavar="N[,N]"
-    )
-    parser.add_argument("--rounds", type=int, help=f"rounds of each measurement ({ROUNDS})")
-    parser.add_argument("--requests", type=int, help=f"requests of the memory part ({REQUESTS})")
-    parser.add_argument("--without-mlx-lm", action="store_true", help="leave mlx_lm.server out")
-    parser.add_argument("--quick", action="store_true", help="a rough look in under two minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument(
-        "--against",
-        type=_earlier,
-        help="compare with what --json has written earlier",
-        metavar="FILE",
-    )
-    options = parser.parse_args(argv)
-    options.parts = options.only or options.parts or list(DEFAULT_PARTS)
-    if unknown := sorted(set(options.parts) - set(PARTS)):
-        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    options.requests = options.requests or (QUICK_MEMORY_REQUESTS if options.quick else REQUESTS)
-    return options
 
 
 def _earlier(file: str) -> Earlier:

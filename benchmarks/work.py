@@ -13,7 +13,7 @@ ModelName = Literal["tiny", "small"]
 MODEL_NAMES: tuple[ModelName, ...] = ("tiny", "small")
 # `even`: all prompts and all answers are equally long. `mixed`: as people's are, from a word to some pages.
 WorkName = Literal["even", "mixed"]
-CLIENT_COUNTS: dict[WorkName, tuple[int, ...]] = {"even": (1, 4, 16, 32), "mixed": (16,)}
+CLIENT_COUNTS: dict[WorkName, tuple[int, ...]] = {"even": (1, 4, 16, 32, 64), "mixed": (16,)}
 QUICK_CLIENT_COUNTS: dict[WorkName, tuple[int, ...]] = {"even": (1, 32), "mixed": (16,)}
 
 PROMPT_TOKENS = 64

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from benchmarks.__main__ import DEFAULT_PARTS, main
+from benchmarks.__main__ import DEFAULT_PARTS, main, parse
 from benchmarks.connection import Reply
 from benchmarks.contenders import Measured, deal
 from benchmarks.figures import Figures, Spread, percentile, telemetry_figures
@@ -26,7 +26,7 @@ from benchmarks.report import Report, print_report
 from benchmarks.rounds import measure, orders, throughput_ratio
 from benchmarks.servers import Cpu
 from benchmarks.telemetry import OFF, SPANS, STORE, STORE_AND_OTLP, TelemetryCost, measure_telemetry
-from benchmarks.work import Answers, Length, Load, even_load, mixed_load
+from benchmarks.work import CLIENT_COUNTS, Answers, Length, Load, even_load, mixed_load
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import TraceFilter
 
@@ -39,6 +39,17 @@ EVENTS = (
     b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":2}}\n\n',
     b"data: [DONE]\n\n",
 )
+
+
+def test_a_plain_run_measures_all_that_goals_are_set_for_and_a_quick_one_less() -> None:
+    plain, quick, named = (parse(line.split()) for line in ("", "--quick", "prefix --quick"))
+    assert plain.parts == ["tiny", "small", "mixed", "contended", "prefix", "telemetry"]
+    assert (plain.clients, CLIENT_COUNTS["even"]) == (None, (1, 4, 16, 32, 64))
+    assert quick.parts == ["tiny", "small", "telemetry"]
+    assert quick.rounds < plain.rounds
+    assert named.parts == parse(["--only", "prefix"]).parts == ["prefix"]
+    with pytest.raises(SystemExit):
+        parse(["nothing-such"])
 
 
 def test_a_run_reports_every_contender_and_checks_every_answer(tmp_path: Path) -> None:
