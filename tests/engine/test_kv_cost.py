@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import mlx.core as mx
@@ -117,3 +118,33 @@ def test_rows_beyond_the_budget_wait_and_are_answered(model: WatchedModel) -> No
     assert {driver.ended[one].stamps.batch_width_max for one in ids} == {2, 1}
     assert driver.ended[ids[2]].stamps.queue_reason == "memory"
     assert driver.ended[ids[0]].stamps.queue_reason is None
+
+
+def test_a_batch_never_takes_more_than_was_predicted_when_its_rows_were_let_in(
+    any_model: WatchedModel,
+) -> None:
+    """Prompts that are read beside rows, rows that end and longer ones that come: all at their budget."""
+    cost, chosen = measure_kv_cost(any_model), random.Random(1)
+    assert cost is not None
+    budget_bytes = 6 * cost.row_bytes(512)
+    driver = Driver(
+        any_model,
+        max_batch=16,
+        chunk=128,
+        idle_chunk=512,
+        kv_budget_bytes=budget_bytes,
+        kv_shared_bytes=budget_bytes,
+    )
+    for _ in range(16):
+        prompt = [chosen.randrange(256) for _ in range(chosen.choice([3, 200, 255, 300, 500]))]
+        driver.submit(prompt, chosen.choice([2, 10, 40]))
+    widths, promised = set[int](), 0
+    while driver.engine.has_work:
+        driver.step()
+        vitals = driver.engine.vitals()
+        assert vitals.kv_bytes is not None
+        promised = max(promised, vitals.promised_kv_bytes)
+        assert vitals.kv_bytes <= promised <= budget_bytes
+        widths.add(vitals.running)
+    assert max(widths) >= 3, "several share it"
+    assert len(driver.ended) == 16

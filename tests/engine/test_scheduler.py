@@ -253,7 +253,7 @@ ROW = 1024  # bytes of a sequence of 769 to 1,024 tokens
 def test_what_does_not_fit_now_waits_until_it_does() -> None:
     tight = Scheduler(limited(kv_cost=COST, kv_budget_bytes=3 * ROW))
     for sequence_id in range(1, 6):
-        tight.add(sequence(sequence_id, 800, max_tokens=100))
+        tight.add(sequence(sequence_id, 700, max_tokens=200))
     assert ids(tight.admit(10)) == [1, 2, 3]
     assert tight.admit(10) == []
     tight.remove(2)
@@ -285,12 +285,12 @@ def test_what_is_small_goes_first_while_something_large_waits_for_memory_but_not
 
 def test_an_answer_of_unknown_length_is_counted_as_long_as_is_expected_and_then_as_it_is() -> None:
     tight = Scheduler(limited(kv_cost=COST, kv_budget_bytes=2 * ROW))
-    tight.add(sequence(1, 500, max_tokens=30_000, expected_tokens=500))
-    tight.add(sequence(2, 500, max_tokens=30_000, expected_tokens=500))
+    tight.add(sequence(1, 480, max_tokens=30_000, expected_tokens=480))
+    tight.add(sequence(2, 480, max_tokens=30_000, expected_tokens=480))
     assert ids(tight.admit(10)) == [1, 2]
     tight.remove(2)
     tight.running[1].stamps.output_tokens = 600
-    tight.add(sequence(3, 500, max_tokens=30_000, expected_tokens=500))
+    tight.add(sequence(3, 480, max_tokens=30_000, expected_tokens=480))
     assert tight.admit(10) == []
 
 

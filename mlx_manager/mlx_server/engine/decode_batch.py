@@ -402,6 +402,11 @@ class DecodeBatch:
         if self._idle_steps > IDLE_STEPS and free * 2 >= len(self._slots):
             self._move([])
 
+    def shrink(self) -> None:
+        """Go on in smaller buffers, if rows that have ended leave room for any."""
+        if self._rows() and not self._joined and self._layout.could_shrink:
+            self._move([])
+
     def _move(self, lengths: list[int]) -> None:
         """Go on in new buffers, with room for rows that have so many tokens, too."""
         inputs, move = self._fitting_inputs(), self._layout.move(lengths)
@@ -444,6 +449,10 @@ class SlottedGenerator(LanedGenerator):
         self._note_read = note_read
         self._prompt_batch = self._empty_batch()
         self._generation_batch = DecodeBatch(model, layers, keeps_rows, lookup_tokens)
+
+    def shrink(self) -> None:
+        """Have rows that have ended take no memory any more; otherwise that comes when many have."""
+        self._generation_batch.shrink()
 
     def take_proposed(self) -> list[Proposed]:
         """Return how proposals went since the last call."""

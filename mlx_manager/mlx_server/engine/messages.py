@@ -5,6 +5,7 @@ Times are `time.monotonic_ns()`, which every process of one machine shares.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -22,6 +23,10 @@ Priority = Literal["high", "normal", "low"]
 QueueReason = Literal["places", "prompts", "memory"]
 # mlx-lm makes room for so many tokens at a time.
 KV_STEP_TOKENS = 256
+# Keys and values of rows that decode together have at least so many columns for tokens to come, and a slot to spare for
+# so many that are taken.
+SPARE_COLUMNS = 64
+SLOTS_BY_SPARE_ONE = 8
 
 
 class SamplingParameters(msgspec.Struct, frozen=True, array_like=True):
@@ -168,6 +173,34 @@ class KvCost(msgspec.Struct, frozen=True, array_like=True):
         allocated = -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
         windows = sum(token_bytes * min(allocated, window) for token_bytes, window in self.windows)
         return self.token_bytes * allocated + windows + self.state_bytes
+
+    def batch_bytes(
+        self, rows: int, tokens: int, reading: Sequence[int] = (), chunk_tokens: int = 0
+    ) -> int:
+        """Return the most that so many sequences of up to so many tokens take together.
+
+        `reading` has the lengths of the prompts that some of them read, in pieces of up to `chunk_tokens`: mlx-lm's
+        caches for these grow by a step from wherever they are, and a window is kept with the last piece. Rows of keys
+        and values alone are then in slots, some of which are to spare, with columns for tokens to come.
+        """
+        grown = KV_STEP_TOKENS - 1
+        if self.windows or self.state_bytes:
+            windows = sum(
+                token_bytes
+                * (
+                    rows * min(tokens + grown, window)
+                    + sum(min(prompt, chunk_tokens) for prompt in reading)
+                )
+                for token_bytes, window in self.windows
+            )
+            return rows * (self.token_bytes * (tokens + grown) + self.state_bytes) + windows
+        columns = -(-(tokens + SPARE_COLUMNS) // KV_STEP_TOKENS) * KV_STEP_TOKENS
+        # A prompt of one step is read into that.
+        beyond = sum(
+            max(prompt + grown - columns, 0) for prompt in reading if prompt > KV_STEP_TOKENS
+        )
+        slots = rows + rows // SLOTS_BY_SPARE_ONE
+        return self.token_bytes * (slots * columns + beyond)
 
 
 class Loading(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -382,7 +382,11 @@ class Runner:
     def _share_budget(self) -> None:
         """Let the prefix cache have what running rows leave of the bytes for both."""
         if self._shared_bytes is not None:
-            left = max(self._shared_bytes - (self._kv_bytes() or 0), 0)
+            kv_bytes = self._kv_bytes() or 0
+            if kv_bytes > self._shared_bytes and isinstance(self._generator, SlottedGenerator):
+                self._generator.shrink()
+                kv_bytes = self._kv_bytes() or 0
+            left = max(self._shared_bytes - kv_bytes, 0)
             self._prefixes.resize(min(self._prefix_cache_bytes, left))
 
     def _match(self, token_ids: list[int]) -> Match:

@@ -200,7 +200,13 @@ class Scheduler:
         if self._limits.kv_cost is None or not rows:
             return 0
         longest = max(row.most_tokens for row in rows)
-        return len(rows) * self._limits.kv_cost.row_bytes(longest)
+        reading = [
+            len(row.submit.known_token_ids)
+            for row in rows
+            if not row.is_decoding and row.shared is None
+        ]
+        chunk = max(self._limits.prefill_chunk_tokens, self._limits.idle_prefill_chunk_tokens)
+        return self._limits.kv_cost.batch_bytes(len(rows), longest, reading, chunk)
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether the batch, all rows of which are as long as the longest one, stays within the budget."""

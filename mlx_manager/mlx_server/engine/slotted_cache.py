@@ -15,11 +15,11 @@ import mlx.core as mx
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import KVCache
 
-# New buffers have so many columns at a time, of which so many are for tokens to come, and a slot to spare for so many
-# that are taken.
-COLUMNS_AT_A_TIME = 256
-LEAST_SPARE_COLUMNS = 64
-SLOTS_BY_SPARE_ONE = 8
+from mlx_manager.mlx_server.engine.messages import (
+    KV_STEP_TOKENS,
+    SLOTS_BY_SPARE_ONE,
+    SPARE_COLUMNS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,17 @@ class Layout:
         known = [self.end - self._starts[slot] for slot in kept]
         columns, rows = slice(self.begin, self.end), len(kept) + len(lengths)
         self.end = max([*known, *lengths], default=0)
-        self.new_slots = rows + rows // SLOTS_BY_SPARE_ONE
-        pieces = -(-(self.end + max(LEAST_SPARE_COLUMNS, self.width)) // COLUMNS_AT_A_TIME)
-        self.new_columns = pieces * COLUMNS_AT_A_TIME
+        self.new_slots, self.new_columns = self._needed(rows, self.end)
         self._starts, self._free = [self.end - length for length in known], set()
         self._changed()
         return Move(kept, columns, self.end, self.new_slots, self.new_columns)
+
+    @property
+    def could_shrink(self) -> bool:
+        """Whether new buffers for the rows that are there would be smaller."""
+        rows = self.slots - self.free
+        slots, columns = self._needed(rows, self.end - self.begin)
+        return slots * columns < self.new_slots * self.new_columns
 
     def row(self, slot: int, tokens: int | None = None) -> slice:
         """Return the columns of a row, or of its first tokens."""
@@ -135,6 +140,11 @@ class Layout:
             self.width, offset=used, window_size=window_size, left_padding=mx.array(padding)
         )
         return mask
+
+    def _needed(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Return the slots and columns of new buffers for so many rows, the longest of which has so many tokens."""
+        pieces = -(-(tokens + max(SPARE_COLUMNS, self.width)) // KV_STEP_TOKENS)
+        return rows + rows // SLOTS_BY_SPARE_ONE, pieces * KV_STEP_TOKENS
 
     def _changed(self) -> None:
         taken = (start for slot, start in enumerate(self._starts) if slot not in self._free)
