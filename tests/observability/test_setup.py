@@ -113,7 +113,7 @@ print({closing})
     closed, took_s = done.stdout.split()
     assert closed == ("None" if closing == "None" else "False")
     # The rest is for a busy machine. Without limits it is 11 s and more.
-    assert float(took_s) < SEND_S + 2
+    assert float(took_s) < SEND_S + 5
 
 
 def test_the_console_is_quiet_until_asked(python: Python) -> None:
