@@ -127,14 +127,15 @@ class TraceStore(TraceReader):
     def _run(self) -> None:
         swept_s = float("-inf")
         while not self._is_closing or len(self._inbox):
+            # First of all: what has become too old while no server ran goes when the next one does.
+            if time.monotonic() - swept_s >= self._options.retention_every_s:
+                self._guarded(self._sweep)
+                swept_s = time.monotonic()
             if not self._is_closing:
                 self._inbox.wait(self._options.retention_every_s, self._options.linger_s)
             promises = self._inbox.take()
             if promises:
                 self._write(promises)
-            if time.monotonic() - swept_s >= self._options.retention_every_s:
-                self._guarded(self._sweep)
-                swept_s = time.monotonic()
         self._connection.close()
 
     def _write(self, promises: list[Promise]) -> None:

@@ -193,7 +193,7 @@ async def test_the_next_request_has_the_new_limit_and_the_other_endpoint_its_own
 async def test_a_running_request_keeps_the_limit_that_it_began_with(
     manager: RunningServer, openai: AsyncOpenAI
 ) -> None:
-    stream = await openai.chat.completions.create(**LONG | {"max_tokens": 2000}, stream=True)
+    stream = await openai.chat.completions.create(**LONG | {"max_tokens": 600}, stream=True)
     put(manager, {"chat_s": 0.001})
     finish = [chunk.choices[0].finish_reason async for chunk in stream][-1]
     assert finish == "length"

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -195,17 +196,29 @@ def busy(scrape: Scrape) -> bool:
 
 
 def test_the_engine_s_own_figures_follow_its_work(server: Started, model_dir: Path) -> None:
-    before, during = Scrape.of(server.url), list[Scrape]()
+    before, during, is_seen = Scrape.of(server.url), list[Scrape](), threading.Event()
+
+    def look() -> bool:
+        during.append(Scrape.of(server.url))
+        return busy(during[-1])
+
+    def keep_asking() -> int:
+        tokens = 0
+        while not is_seen.is_set():
+            tokens += ask(server, max_tokens=200).json()["usage"]["completion_tokens"]
+        return tokens
+
     with ThreadPoolExecutor() as threads:
-        asking = [threads.submit(ask, server, max_tokens=2000) for _ in range(5)]
-        while not all(one.done() for one in asking):
-            during.append(Scrape.of(server.url))
-            time.sleep(0.1)  # the engine says how it is once a second
-        tokens = sum(one.result().json()["usage"]["completion_tokens"] for one in asking)
+        asking = [threads.submit(keep_asking) for _ in range(5)]
+        try:
+            wait_until(look, timeout_s=60)  # the engine says how it is once a second
+        finally:
+            is_seen.set()
+        tokens = sum(one.result() for one in asking)
     wait_until(lambda: Scrape.of(server.url).total("mlx_batch_width") == 0)
     after = Scrape.of(server.url)
 
-    (full, *_) = filter(busy, during)
+    full = during[-1]
     assert full.total("mlx_requests_active", gen_ai_request_model=TINY) >= 3
     assert full.total("mlx_memory_bytes", kind="kv") > 0
     assert after.total("mlx_requests_active") == 0

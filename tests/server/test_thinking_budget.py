@@ -158,9 +158,9 @@ async def test_a_thought_of_a_message_ends_with_its_budget(thinker: RunningServe
     """Anthropic's smallest budget is more than the starter model ever thinks."""
     budget = {"type": "enabled", "budget_tokens": LEAST_BUDGET}
     async with AsyncAnthropic(base_url=thinker.url, api_key="none", max_retries=0) as anthropic:
-        free = await anthropic.messages.create(**message(1500, {"type": "adaptive"}))
-        cut = await anthropic.messages.create(**message(1500, budget))
-        async with anthropic.messages.stream(**message(1500, budget)) as stream:
+        free = await anthropic.messages.create(**message(1100, {"type": "adaptive"}))
+        cut = await anthropic.messages.create(**message(1100, budget))
+        async with anthropic.messages.stream(**message(1100, budget)) as stream:
             streamed = await stream.get_final_message()
     [endless] = free.content
     assert (endless.type, free.stop_reason) == ("thinking", "max_tokens")

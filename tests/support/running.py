@@ -105,11 +105,14 @@ class RunningServer:
 
     async def close_books(self) -> None:
         """Write the spans, metrics and rows of all answers that have ended."""
+        await self._inside(self._close_books())
 
-        async def close() -> None:
-            self.state.afterwards.drain()
+    def close_books_at_once(self) -> None:
+        """Do the same, and wait for it."""
+        asyncio.run_coroutine_threadsafe(self._close_books(), self.loop).result(START_S)
 
-        await self._inside(close())
+    async def _close_books(self) -> None:
+        self.state.afterwards.drain()
 
     async def _inside(self, work: Coroutine[None, None, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
@@ -118,6 +121,10 @@ class RunningServer:
         """Sequences that the model's engine has been given and that have not ended."""
         engine = self.resident(model_id).engine
         return engine.active_sequences if engine else 0
+
+
+# Those of this process, as long as they run.
+_running = list[RunningServer]()
 
 
 def settings_for(folder: Path, model_dir: Path, **changes: object) -> Settings:
@@ -137,7 +144,12 @@ def settings_for(folder: Path, model_dir: Path, **changes: object) -> Settings:
 
 @contextmanager
 def running(app: FastAPI, *, root_path: str = "") -> Iterator[RunningServer]:
-    """Serve `app` until the block ends; its shutdown must end by itself. A proxy serves it under `root_path`."""
+    """Serve `app` until the block ends; its shutdown must end by itself. A proxy serves it under `root_path`.
+
+    Spans go to all servers of a process: those of answers that others have ended by now are none of this one's.
+    """
+    for other in _running:
+        other.close_books_at_once()
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5, root_path=root_path)
     server = uvicorn.Server(config)
@@ -153,8 +165,11 @@ def running(app: FastAPI, *, root_path: str = "") -> Iterator[RunningServer]:
     assert server.started, "the server did not start"
     try:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        yield RunningServer(url, app, loops[0])
+        running_server = RunningServer(url, app, loops[0])
+        _running.append(running_server)
+        yield running_server
     finally:
+        _running[:] = [one for one in _running if one.loop is not loops[0]]
         server.should_exit = True
         thread.join(START_S)
         assert not thread.is_alive(), f"the server did not stop: {asyncio.all_tasks(loops[0])}"

@@ -345,7 +345,8 @@ def test_a_file_that_is_damaged_while_it_is_in_use_is_moved_aside(
         wait_until(lambda: bool(list(tmp_path.glob("traces.db.broken-*"))))
         put(store, span(501, 1))
         assert store.get_trace(trace_id(501)) is not None
-        assert store.dropped == 1
+        # The first look at what is too old may have met the damage before the span did.
+        assert store.dropped == (store.get_trace(trace_id(500)) is None)
     assert "damaged" in caplog.text
 
 

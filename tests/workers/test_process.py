@@ -137,8 +137,8 @@ async def test_cancelling_the_reader_frees_its_row(engine: EngineProcess) -> Non
 
 
 async def test_a_slow_reader_gets_everything_in_longer_lists(engine: EngineProcess) -> None:
-    whole = await read(ask(engine, 2000))
-    async with ask(engine, 2000) as stream:
+    whole = await read(ask(engine, 600))
+    async with ask(engine, 600) as stream:
         first = await anext(stream)
         await eventually(lambda: stream.ended is not None)
         rest = await anext(stream)

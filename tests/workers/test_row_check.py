@@ -66,8 +66,8 @@ async def test_a_row_that_nobody_waits_for_is_removed(tiny: Path) -> None:
 async def test_a_request_that_lost_its_row_is_computed_all_the_same(tiny: Path) -> None:
     async with started(tiny) as engine:
         engine.recovery = Recovery("test/model", 2, NoWatch())
-        whole = await read(ask(engine, 2000))
-        async with ask(engine, 2000) as stream:
+        whole = await read(ask(engine, 600))
+        async with ask(engine, 600) as stream:
             await stream.admitted()
             engine._send(Cancel(stream.sequence_id))
             held, engine._dispatch = engine._dispatch, lambda step: None  # type: ignore[method-assign]
@@ -81,7 +81,7 @@ async def test_a_request_that_lost_its_row_is_computed_all_the_same(tiny: Path) 
 async def test_a_request_that_loses_its_row_each_time_is_given_up(tiny: Path) -> None:
     async with started(tiny) as engine:
         engine.recovery = Recovery("test/model", 2, NoWatch())
-        stream = ask(engine, 2000)
+        stream = ask(engine, 600)
         engine._dispatch = lambda step: None  # type: ignore[method-assign]
         reading = asyncio.create_task(read(stream))
         while not reading.done():

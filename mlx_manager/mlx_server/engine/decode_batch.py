@@ -469,21 +469,6 @@ class SlottedGenerator(LanedGenerator):
         self._counters.generation_steps += len(self._generation_batch) > 0
         return [*read, *joined], self._generation_batch.next()
 
-    def _read_pieces(self) -> list[Any]:
-        """Compute the next piece of each prompt in the lane that was entered, and say how far each has come."""
-        if self.prefill_step_size == 0:
-            return []
-        pieces, responses = list[list[int]](), list[Any]()
-        for uid, reading in zip(self._prompt_batch.uids, self._currently_processing, strict=True):
-            (segment, *later), done, whole = reading
-            piece, rest = segment[: self.prefill_step_size], segment[self.prefill_step_size :]
-            reading[:] = [[rest, *later] if rest else later, done + len(piece), whole]
-            pieces.append(piece)
-            progress = (done + len(piece), whole)
-            responses.append(PromptProcessingBatch.Response(uid, progress, not rest, False))
-        self._prompt_batch.prompt(pieces)
-        return responses
-
     def _empty_batch(self) -> PromptBatch:
         empty: PromptBatch = PromptBatch.empty(self.model, self.sampler, self._most_step_tokens)
         return empty

@@ -137,3 +137,18 @@ class LanedGenerator(BatchGenerator):
             PromptProcessingBatch.Response(uid, (length, length), True, True)
             for uid, length in zip(uids, lengths, strict=True)
         ]
+
+    def _read_pieces(self) -> list[Any]:
+        """Compute the next piece of each prompt in the lane that was entered, and say how far each has come."""
+        if self.prefill_step_size == 0:
+            return []
+        pieces, responses = list[list[int]](), list[Any]()
+        for uid, reading in zip(self._prompt_batch.uids, self._currently_processing, strict=True):
+            (segment, *later), done, whole = reading
+            piece, rest = segment[: self.prefill_step_size], segment[self.prefill_step_size :]
+            reading[:] = [[rest, *later] if rest else later, done + len(piece), whole]
+            pieces.append(piece)
+            progress = (done + len(piece), whole)
+            responses.append(PromptProcessingBatch.Response(uid, progress, not rest, False))
+        self._prompt_batch.prompt(pieces)
+        return responses
