@@ -206,3 +206,4 @@ def test_a_limit_that_is_no_number_is_refused(manager: RunningServer, value: str
     answer = httpx.put(manager.url + PATH, content=body, headers=headers)
     assert (answer.status_code, answer.json()["param"]) == (422, "chat_s")
     assert json.loads(answer.text)["code"] == "invalid_request"
+    assert answer.json()["request_id"] == answer.headers["X-Request-ID"]

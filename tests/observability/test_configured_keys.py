@@ -43,6 +43,9 @@ KEYS = [LAPTOP, AGENT, METRICS, ADMIN, OTLP, COLLECTOR, TOKEN, SHORT]
 # What fits into a header as it is.
 PLAIN = [key for key in KEYS if key != AGENT]
 ALL = " ".join(KEYS)
+# A client's own: in a query and in place of a key, and what it says.
+OF_CLIENT = "zq4711-of-a-client"
+SAID = "zq4712-said-by-a-client"
 MAX_BODY_BYTES = 16_384
 VARIABLES = {
     "MLX_SERVER_MAX_BODY_BYTES": str(MAX_BODY_BYTES),
@@ -82,7 +85,7 @@ def chat(**changes: Any) -> dict[str, Any]:
     function = {"name": LAPTOP.replace(".", "_"), "description": ALL}
     return {
         "model": TINY,
-        "messages": [{"role": "user", "content": f"{ALL} {'x' * 200}"}],
+        "messages": [{"role": "user", "content": f"{ALL} {SAID} {'x' * 200}"}],
         "max_tokens": 2,
         "user": LAPTOP,
         "metadata": {"key": ALL},
@@ -129,7 +132,7 @@ class Caller:
             headers["X_Forwarded_For"] = next(self._keys)
         sent = self._headers() | {name.replace("_", "-"): value for name, value in headers.items()}
         sent_bytes = {name.encode(): value.encode() for name, value in sent.items()}
-        query = {"key": AGENT, "q": ALL}
+        query = {"key": AGENT, "q": f"{ALL} {OF_CLIENT}"}
         with self._http.stream(
             method, path, params=query, headers=sent_bytes, content=content
         ) as answer:
@@ -175,7 +178,7 @@ def send_everything(caller: Caller, main: str, folder: Path) -> None:
         caller.send("GET", f"/nothing/{quote(key)}/{quote(key, safe='')}")
         caller.send("GET", f"/v1/models/{quote(key)}")
     content = json.dumps(chat()).encode()
-    for key in PLAIN:
+    for key in [*PLAIN, OF_CLIENT]:
         caller.send("POST", "/v1/chat/completions", content, Authorization=f"Bearer {key}")
         caller.send("POST", "/v1/messages", content, Authorization="", x_api_key=key)
         caller.send("GET", "/metrics", Authorization=f"Bearer {key}")
@@ -281,6 +284,10 @@ def test_no_configured_key_reaches_any_sink(main: str, tmp_path: Path, model_dir
 
     assert caller.statuses >= {200, 400, 401, 404, 405, 413, 422, 500, 503, 504}
     assert {name: found_in(sink) for name, sink in sinks.items()} == {name: [] for name in sinks}
+    private = [OF_CLIENT] if CAPTURED[main] == "on" else [OF_CLIENT, SAID]
+    assert [
+        (name, one) for name, sink in sinks.items() for one in private if one.encode() in sink
+    ] == []
     # And what stood beside them is there.
     assert b"[redacted]" in sinks["log and console"]
     assert b"[redacted]" in sinks["OTLP and Logfire"]

@@ -269,6 +269,7 @@ async def test_phases_have_the_times_of_the_engine(spans: Spans, metrics: ChatMe
     assert decode["mlx.decode.tokens"] == 5
     assert decode["mlx.decode.tokens_per_s"] == pytest.approx(500)
     assert decode["mlx.decode.longest_gap_s"] == 0.003
+    assert (decode["mlx.batch.width_mean"], decode["mlx.batch.width_max"]) == (2, 3)
 
 
 async def test_what_was_found_in_an_answer_is_told_without_its_text(

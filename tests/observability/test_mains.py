@@ -166,3 +166,26 @@ def test_two_applications_of_one_process_are_configured_once_and_leave_each_span
     assert [names[name] for name in once_for_each] == [2, 2, 2, 2]
     by_trace = Counter(trace for name, trace, _ in spans if name in once_for_each)
     assert sorted(by_trace.values()) == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("main", "application"),
+    [
+        ("mlx_manager.main", "mlx_manager.app"),
+        ("mlx_manager.mlx_server.main", "mlx_manager.mlx_server.app"),
+    ],
+)
+def test_telemetry_is_configured_before_the_application_is_so_much_as_imported(
+    python: Python, main: str, application: str
+) -> None:
+    done = python(f"""
+import sys
+from opentelemetry import trace
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name == {application!r}:
+            print(trace.get_tracer("test").start_span("test").is_recording())
+sys.meta_path.insert(0, Watch())
+import {main}
+""")
+    assert done.stdout.split() == ["True"], done.stderr

@@ -133,6 +133,19 @@ async def test_an_answer_ends_before_a_stop_string_wherever_it_lies(openai: Asyn
         assert answer.choices[0].finish_reason == "stop"
 
 
+async def test_usage_counts_up_to_the_token_that_completes_a_stop_string(
+    openai: AsyncOpenAI,
+) -> None:
+    whole = await ask(openai, logprobs=True)
+    assert whole.choices[0].logprobs is not None
+    tokens = [one.token for one in whole.choices[0].logprobs.content or ()]
+    stop = content_of(whole)[10:13]
+    needed = next(count for count in range(len(tokens)) if stop in "".join(tokens[:count]))
+    answer = await ask(openai, stop=stop)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == needed
+
+
 async def test_several_stop_strings_hold_in_a_stream_too(openai: AsyncOpenAI) -> None:
     whole = content_of(await ask(openai))
     stops = [whole[20:24], "never to be seen", whole[10:13]]

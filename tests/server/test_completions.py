@@ -50,13 +50,16 @@ async def test_a_prompt_equal_to_an_earlier_prompt_and_its_answer_is_answered(
     openai: AsyncOpenAI,
 ) -> None:
     """The request that ends mlx-lm's own server for good."""
-    first = await ask(openai, prompt=[5, 6, 7], max_tokens=4)
-    again = await ask(openai, prompt="Once" + first.choices[0].text, max_tokens=4)
+    prompt, said = list(range(100, 130)), [40] * 4
+    first = await ask(openai, prompt=prompt, max_tokens=4, logit_bias={"40": 100})
+    again = await ask(openai, prompt=prompt + said, max_tokens=4)
+    assert first.usage is not None
     assert again.usage is not None
-    assert again.usage.completion_tokens == 4
-    assert (await ask(openai, prompt=[5, 6, 7], max_tokens=4)).choices[0].text == (
-        first.choices[0].text
-    )
+    assert first.usage.completion_tokens == again.usage.completion_tokens == 4
+    assert again.usage.prompt_tokens_details is not None
+    assert again.usage.prompt_tokens_details.cached_tokens == len(prompt + said) - 1
+    repeated = await ask(openai, prompt=prompt, max_tokens=4, logit_bias={"40": 100})
+    assert repeated.choices[0].text == first.choices[0].text
 
 
 @pytest.mark.parametrize(

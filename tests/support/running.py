@@ -112,7 +112,9 @@ class RunningServer:
         asyncio.run_coroutine_threadsafe(self._close_books(), self.loop).result(START_S)
 
     async def _close_books(self) -> None:
-        self.state.afterwards.drain()
+        # An application around ours has no books of its own.
+        if hasattr(self.app.state, "server"):
+            self.state.afterwards.drain()
 
     async def _inside(self, work: Coroutine[None, None, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))

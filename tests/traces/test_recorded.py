@@ -99,9 +99,13 @@ TIMED = {
     *("shared_prefix", "thoughts"),
 }
 # What other rules say of the same traces.
-ALSO: dict[Rule, str] = {
-    rules.prompt_was_tokenized: "model_load",
-    rules.request_was_admitted: "failed",
+ALSO: dict[Rule, tuple[str, str, str]] = {
+    rules.prompt_was_tokenized: (
+        "model_load",
+        r"Applying the chat template and encoding the prompt took TIME\.",
+        "tokenize",
+    ),
+    rules.request_was_admitted: ("failed", r"Choosing the backend took TIME\.", "route"),
 }
 
 
@@ -172,7 +176,11 @@ def test_a_rule_speaks_only_where_it_has_something_to_say(name: str) -> None:
 
 @pytest.mark.parametrize("rule", ALSO, ids=lambda rule: rule.__name__)
 def test_rules_that_seldom_matter_speak_too(rule: Rule) -> None:
-    assert list(rule(recorded(ALSO[rule])))
+    name, said, evidence = ALSO[rule]
+    found = recorded(name)
+    (finding,) = rule(found)
+    assert matches(finding.sentence, said), finding.sentence
+    assert next(one.name for one in found.spans if one.span_id == finding.span_id) == evidence
 
 
 def test_every_rule_speaks_of_a_recorded_trace() -> None:

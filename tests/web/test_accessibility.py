@@ -27,6 +27,7 @@ def paths(site: Site) -> Iterator[str]:
     for place in PLACES:
         yield place.path
     yield "/dashboard?time=15m"
+    yield "/requests/usage"
     yield "/traces?status=cancelled&text=none"
     for trace_id in (site.chat_id, site.missing_id, HOSTILE_TRACE):
         yield f"/traces/{trace_id}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlx_manager.mlx_server.workers.blas import engine_environment
+from mlx_manager.mlx_server.state import engine_options
+from mlx_manager.mlx_server.workers.blas import engine_environment, find_openblas
+from tests.support.running import settings_for
 
 LIBRARY = Path("/usr/lib/openblas.so")
 
@@ -25,3 +27,10 @@ def test_without_a_library_nothing_is_preloaded() -> None:
     environment = engine_environment({}, None)
     assert "LD_PRELOAD" not in environment
     assert "OPENBLAS_THREAD_TIMEOUT" not in environment
+
+
+def test_a_server_has_its_engines_use_the_library_that_is_there_or_was_set(tmp_path: Path) -> None:
+    found = engine_options(settings_for(tmp_path, tmp_path))
+    assert found.blas_library == find_openblas()
+    chosen = engine_options(settings_for(tmp_path, tmp_path, blas_library=LIBRARY))
+    assert chosen.blas_library == LIBRARY
