@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,18 @@ def emitted_names() -> set[str]:
     values = [value for name, value in vars(attributes).items() if name.isupper()]
     metrics = {value.name for value in values if isinstance(value, attributes.Metric)}
     return metrics | {value for value in values if isinstance(value, str)}
+
+
+def test_every_name_of_telemetry_is_one_that_something_writes() -> None:
+    own = Path(attributes.__file__)
+    code = "\n".join(file.read_text() for file in own.parents[1].rglob("*.py") if file != own)
+    words = set(re.findall(r"\w+", code))
+    constants = {
+        name
+        for name, value in vars(attributes).items()
+        if name.isupper() and isinstance(value, str | attributes.Metric)
+    }
+    assert constants - words == set()
 
 
 def test_telemetry_lists_every_name_that_is_emitted_and_no_other() -> None:
