@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
@@ -56,32 +56,26 @@ def imported(package: str) -> ModuleType:
 
 async def _ask_openai(ask: AskOpenai, subject: Subject) -> str | None:
     sdk = imported(OPENAI)
-    async with (
-        sdk.AsyncOpenAI(
-            base_url=f"{subject.url}/v1",
-            api_key=subject.key,
-            timeout=subject.timeout_s,
-            max_retries=0,
-            _strict_response_validation=True,
-        ) as client,
-        _told(sdk),
-    ):
+    client = sdk.AsyncOpenAI(base_url=f"{subject.url}/v1", **_asking(subject))
+    async with client, _told(sdk):
         return await ask(client, subject.model)
 
 
 async def _ask_anthropic(ask: AskAnthropic, subject: Subject) -> str | None:
     sdk = imported(ANTHROPIC)
-    async with (
-        sdk.AsyncAnthropic(
-            base_url=subject.url,
-            api_key=subject.key,
-            timeout=subject.timeout_s,
-            max_retries=0,
-            _strict_response_validation=True,
-        ) as client,
-        _told(sdk),
-    ):
+    client = sdk.AsyncAnthropic(base_url=subject.url, **_asking(subject))
+    async with client, _told(sdk):
         return await ask(client, subject.model)
+
+
+def _asking(subject: Subject) -> dict[str, Any]:
+    """Return what both clients are told: a failure is to be seen, and so is a field of another type."""
+    return {
+        "api_key": subject.key,
+        "timeout": subject.timeout_s,
+        "max_retries": 0,
+        "_strict_response_validation": True,
+    }
 
 
 @asynccontextmanager

@@ -59,7 +59,7 @@ def test_what_these_models_say_depends_on_each_token_of_their_prompt(
     assert not mx.allclose(logits, others, rtol=0, atol=1e-3).item()
 
 
-@pytest.mark.parametrize("length", [1, 48, 256])
+@pytest.mark.parametrize("length", [1, 47, 48, 49, 256])
 def test_logits_from_a_stored_beginning_are_those_of_a_row_that_has_read_it_itself(
     any_model: WatchedModel, length: int
 ) -> None:

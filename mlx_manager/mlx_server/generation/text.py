@@ -12,7 +12,6 @@ from mlx_manager.mlx_server.families.cursor import possible_start
 
 _utf8_decoder = getincrementaldecoder("utf-8")
 
-
 # Tokens that may wait for a character to become whole, which has four bytes at most.
 MAX_HELD_BACK = 16
 
