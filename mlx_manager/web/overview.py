@@ -59,6 +59,6 @@ def _row(model: ModelFiles, state: ServerState, card: Card | None) -> ModelRow:
         aliases=model.settings.aliases,
         is_pinned=state.pool.is_pinned(model),
         memory_bytes=resident.committed_bytes if resident else None,
-        is_demonstration=model.source == "built-in",
+        is_demonstration=model.is_demonstration,
         card=card,
     )

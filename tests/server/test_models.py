@@ -31,6 +31,23 @@ async def test_a_model_is_described(openai: AsyncOpenAI) -> None:
     assert model.created > 1_700_000_000
 
 
+async def test_the_starter_model_is_labelled_a_demonstration_in_both_apis_and_the_list_of_the_administrator(
+    openai: AsyncOpenAI, anthropic: AsyncAnthropic, http: httpx.AsyncClient
+) -> None:
+    labelled = [
+        model.id
+        async for model in openai.models.list()
+        if (model.model_extra or {}).get("is_demonstration")
+    ]
+    names = {model.id: model.display_name async for model in anthropic.models.list()}
+    states = (await http.get("/admin/models")).json()["models"]
+    assert labelled == ["mlx-manager/starter"]
+    assert names == {id_: id_ for id_ in names} | {
+        "mlx-manager/starter": "mlx-manager/starter (demonstration)"
+    }
+    assert [one["id"] for one in states if one["is_demonstration"]] == labelled
+
+
 async def test_an_unknown_model_is_a_404(openai: AsyncOpenAI) -> None:
     with pytest.raises(sdk.NotFoundError, match="test/tiny"):
         await openai.models.retrieve("test/unknown")

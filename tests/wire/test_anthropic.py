@@ -771,7 +771,7 @@ async def test_arguments_that_were_cut_short_are_read_up_to_there(
     ],
 )
 def test_models_come_in_pages(query: dict[str, str], ids: str, has_more: bool) -> None:
-    models = [model_info(model_id, 0, Abilities()) for model_id in "abcde"]
+    models = [model_info(model_id, model_id, 0, Abilities()) for model_id in "abcde"]
     page = models_page(models, models_query(query.items()))
     assert "".join(model["id"] for model in page["data"]) == ids
     assert page["has_more"] is has_more
@@ -785,11 +785,12 @@ def test_models_come_in_pages(query: dict[str, str], ids: str, has_more: bool) -
 def test_a_model_has_every_field_of_the_sdk_s_type_and_no_other(
     kind: Any, abilities: Abilities
 ) -> None:
-    told = json.dumps(model_info("a/b", 1_700_000_000, abilities))
+    told = json.dumps(model_info("a/b", "A B", 1_700_000_000, abilities))
     model = TypeAdapter(kind).validate_json(told, strict=True)
     assert extras_of(model) == set()
     # What is Anthropic's alone.
     assert set(kind.model_fields) - set(json.loads(told)) <= {"allowed_fallback_models"}
+    assert (model.id, model.display_name) == ("a/b", "A B")
     assert model.max_input_tokens == abilities.context_tokens
     assert model.max_tokens == (abilities.context_tokens if abilities.makes_text else None)
     found = model.capabilities

@@ -124,6 +124,7 @@ def model_state(pool: ModelPool, files: ModelFiles, cards: Cards) -> ModelState:
         id=files.id,
         kind=files.kind,
         source=files.source,
+        is_demonstration=files.is_demonstration,
         adapter=files.adapter.name if files.adapter else None,
         aliases=[alias for alias, target in pool.catalog.aliases.items() if target == files.id],
         state="unloaded" if resident is None else resident.state,

@@ -35,6 +35,8 @@ class Memory(BaseModel):
 class ModelState(BaseModel):
     """A model. What stands below `capability_card` is null or empty unless it is in memory, or on its way.
 
+    What `is_demonstration` is there to show that the server works, and not capable of more.
+
     The card says what `mlx-manager doctor conformance` found of it; null until its files, as they are, were checked.
 
     `pin_source` says where `pinned` comes from: what was said `by_hand` holds until the server ends, and the `settings`
@@ -49,6 +51,7 @@ class ModelState(BaseModel):
     id: str
     kind: ModelKind
     source: Source
+    is_demonstration: bool
     adapter: str | None
     aliases: list[str]
     state: State

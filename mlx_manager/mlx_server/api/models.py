@@ -53,12 +53,24 @@ def _named(models: list[ModelFiles], catalog: Catalog) -> list[tuple[str, ModelF
 
 def _infos(models: list[tuple[str, ModelFiles]]) -> list[dict[str, Any]]:
     """Return models in Anthropic's words. It reads files, a few of each."""
-    return [model_info(name, one.created_s, told_abilities(one)) for name, one in models]
+    return [
+        model_info(name, _display_name(name, one), one.created_s, told_abilities(one))
+        for name, one in models
+    ]
+
+
+def _display_name(name: str, model: ModelFiles) -> str:
+    return f"{name} (demonstration)" if model.is_demonstration else name
 
 
 def _described(name: str, model: ModelFiles) -> dict[str, Any]:
-    owner = "mlx-manager" if model.source == "built-in" else model.id.split("/")[0]
-    return model_object(name, model.created_s, owner)
+    """Return a model in OpenAI's words, and that it is a demonstration, for which they have none."""
+    if not model.is_demonstration:
+        return model_object(name, model.created_s, owned_by=model.id.split("/")[0])
+    return {
+        **model_object(name, model.created_s, owned_by="mlx-manager"),
+        "is_demonstration": True,
+    }
 
 
 def _with_card(described: dict[str, Any], model: ModelFiles, cards: Cards) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class ModelFiles:
     settings: ModelSettings = NOTHING_SET
 
     @property
+    def is_demonstration(self) -> bool:
+        """Whether it is the built-in starter model, which nobody is to take for a capable one."""
+        return self.source == "built-in"
+
+    @property
     def revision(self) -> str | None:
         """The commit of a model from the Hugging Face cache; None elsewhere."""
         return self.path.name if self.source == "hub-cache" else None

@@ -28,7 +28,9 @@ def models_query(parameters: Iterable[tuple[str, str]]) -> ModelsQuery:
     return validated(ModelsQuery, {**single, **({LIST: stages} if stages else {})}, "")
 
 
-def model_info(model_id: str, created_s: int, abilities: Abilities) -> dict[str, Any]:
+def model_info(
+    model_id: str, display_name: str, created_s: int, abilities: Abilities
+) -> dict[str, Any]:
     """Return a model as the models endpoints describe it; `created_s` is Unix time.
 
     An answer has whatever room the context leaves, so that there is no other limit of it.
@@ -37,7 +39,7 @@ def model_info(model_id: str, created_s: int, abilities: Abilities) -> dict[str,
     return {
         "type": "model",
         "id": model_id,
-        "display_name": model_id,
+        "display_name": display_name,
         "created_at": created,
         "lifecycle": ACTIVE,
         "deprecated_at": None,
