@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tests.support.running import RunningServer, running, settings_for, wait_unt
 from tests.traces.conftest import PlainTransport
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
+JSON = {"Content-Type": "application/json"}
 PATH = "/otlp/v1/traces"
 START_NS = 1_700_000_000_000_000_001
 
@@ -136,6 +138,28 @@ def test_protobuf_is_taken_gzipped_and_answered_in_kind(
 
 
 @pytest.mark.parametrize(
+    ("trace", "pack", "encoding"),
+    [
+        (0x62, gzip.compress, "gzip"),
+        # What is compressed piece by piece is one body all the same (RFC 1952, 2.2).
+        (0x63, lambda body: gzip.compress(body[:99]) + gzip.compress(body[99:]), "GZIP"),
+    ],
+)
+def test_json_is_taken_gzipped_and_answered_in_kind(
+    http: httpx.Client,
+    spans_of: SpansOf,
+    trace: int,
+    pack: Callable[[bytes], bytes],
+    encoding: str,
+) -> None:
+    body = json.dumps(json_request(*(json_span(trace, number) for number in (1, 2, 3)))).encode()
+    answer = http.post(PATH, content=pack(body), headers=JSON | {"Content-Encoding": encoding})
+    assert (answer.status_code, answer.json()) == (200, {})
+    assert answer.headers["Content-Type"] == "application/json"
+    assert [span.span_id for span in spans_of(trace)] == [hexadecimal(n, 16) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
     ("trace", "wrong"),
     [
         (0x71, {"traceId": "0" * 32}),
@@ -201,13 +225,13 @@ def test_more_attributes_than_a_span_may_have_are_cut(
     ("body", "headers", "status", "said"),
     [
         (b"\xff\xff", PROTOBUF, 400, "Protobuf"),
-        (b"[]", {"Content-Type": "application/json"}, 400, "JSON"),
-        (b'{"resourceSpans": 7}', {"Content-Type": "application/json"}, 400, "JSON"),
-        (b"[" * 100_000, {"Content-Type": "application/json"}, 400, "JSON"),
-        (b'{"\\ud800": 7}', {"Content-Type": "application/json"}, 400, "JSON"),
+        (b"[]", JSON, 400, "JSON"),
+        (b'{"resourceSpans": 7}', JSON, 400, "JSON"),
+        (b"[" * 100_000, JSON, 400, "JSON"),
+        (b'{"\\ud800": 7}', JSON, 400, "JSON"),
         (
             b'{"resourceSpans": [{"scopeSpans": [{"spans": [{"kind": Infinity}]}]}]}',
-            {"Content-Type": "application/json"},
+            JSON,
             400,
             "JSON",
         ),
@@ -223,6 +247,31 @@ def test_more_attributes_than_a_span_may_have_are_cut(
             PROTOBUF | {"Content-Encoding": "gzip"},
             413,
             "unpacked",
+        ),
+        (
+            gzip.compress(b"[" * (50 << 20), mtime=0),
+            JSON | {"Content-Encoding": "gzip"},
+            413,
+            "unpacked",
+        ),
+        # Each member is small, and all together are not.
+        (
+            gzip.compress(bytes(9 << 20), mtime=0) * 2,
+            PROTOBUF | {"Content-Encoding": "gzip"},
+            413,
+            "unpacked",
+        ),
+        (
+            gzip.compress(b"", mtime=0) + b"and more",
+            PROTOBUF | {"Content-Encoding": "gzip"},
+            400,
+            "not gzip",
+        ),
+        (
+            gzip.compress(b"", mtime=0) * 101,
+            PROTOBUF | {"Content-Encoding": "gzip"},
+            400,
+            "more than 100 parts",
         ),
         (bytes(17 << 20), PROTOBUF, 413, "larger than"),
         (b"", {"Content-Type": "text/plain"}, 415, "text/plain"),
