@@ -227,10 +227,13 @@ def prompt_was_tokenized(trace: Trace) -> Iterator[Finding]:
 
 def request_was_admitted(trace: Trace) -> Iterator[Finding]:
     """Checking who asks, and choosing who answers."""
-    for span in _noticeable_phases(trace, names.SPAN_AUTHENTICATE):
-        yield _finding(
-            "authenticate", span, f"Checking the key took {duration_text(_seconds(span))}."
-        )
+    servers = {span.span_id for span in trace.spans if span.kind == "server"}
+    for span in trace.spans:
+        # Beside the chat, and not below it: it decides whether there is one.
+        is_check = span.name == names.SPAN_AUTHENTICATE and span.parent_span_id in servers
+        if is_check and span.duration_ns >= _least_ns(trace):
+            took = duration_text(_seconds(span))
+            yield _finding("authenticate", span, f"Checking the key took {took}.")
     for span in _noticeable_phases(trace, names.SPAN_ROUTE):
         took = duration_text(_seconds(span))
         yield _finding("route", span, f"Choosing the backend took {took}.")

@@ -29,6 +29,7 @@ from opentelemetry import trace
 from mlx_manager.app import create_app
 from mlx_manager.mlx_server.observability.logfire_config import instrument_llm_clients
 from mlx_manager.observability.setup import TelemetryOptions, configure
+from mlx_manager.observability.span_record import SpanRecord
 from tests.support.encoders import make_encoder
 from tests.support.provider import app as provider
 from tests.support.running import RunningServer, running, settings_for, wait_until
@@ -42,17 +43,22 @@ ITEM = {"type": "object", "properties": {"name": {"type": "string"}, "count": {"
 LIST = {"type": "array", "minItems": 3, "items": {**ITEM, "required": ["name", "count"]}}
 SCHEMA = {"type": "object", "properties": {"items": LIST}, "required": ["items"]}
 READ_SLOWLY_TOKENS = 2000
+# As long as tokens that carry a person's groups are.
+LONG_KEY = "somebodys-long-key-" * 2500
+LONG_CHECK_NS, MOST_ATTEMPTS = 2_000_000, 200
 # Who recorded it is nobody's business.
 OF_THE_MACHINE = ("host.", "process.", "os.")
 
 Scenario = Callable[["Stage"], str]
 Call = Callable[[str], None]
+Ask = Callable[[str], str]
 
 
 class Stage:
     """A server on which requests are staged; each scenario returns the id of the trace that it is about."""
 
-    def __init__(self, server: RunningServer, client: httpx.Client) -> None:
+    def __init__(self, folder: Path, server: RunningServer, client: httpx.Client) -> None:
+        self.folder = folder
         self.server = server
         self.client = client
 
@@ -74,16 +80,25 @@ class Stage:
             next(lines)
             yield
 
+    def spans(self, trace_id: str) -> tuple[SpanRecord, ...]:
+        """Return the spans of the trace, once that of the request is among them."""
+        store = self.server.state.traces
+        assert store is not None
+        found = list[SpanRecord]()
+
+        def is_whole() -> bool:
+            kept = store.get_trace(trace_id)
+            found[:] = kept.spans if kept else ()
+            return any(span.kind == "server" for span in found)
+
+        wait_until(is_whole, 60)
+        return tuple(found)
+
     def export(self, trace_id: str) -> bytes:
         """Return the trace as the product exports it, once it is whole."""
         store = self.server.state.traces
         assert store is not None
-
-        def is_whole() -> bool:
-            found = store.get_trace(trace_id)
-            return found is not None and any(span.kind == "server" for span in found.spans)
-
-        wait_until(is_whole, 60)
+        self.spans(trace_id)
         # The phases of an answer are written down a moment after its last byte.
         asyncio.run(self.server.close_books())
         assert store.flush(30)
@@ -114,7 +129,7 @@ def staged(folder: Path) -> Iterator[Stage]:
         running(create_app(settings)) as server,
         httpx.Client(base_url=server.url, timeout=300) as client,
     ):
-        yield Stage(server, client)
+        yield Stage(folder, server, client)
 
 
 def model_load(stage: Stage) -> str:
@@ -188,6 +203,63 @@ def cancelled(stage: Stage) -> str:
 def failed(stage: Stage) -> str:
     """A model that there isn't."""
     return stage.ask(model="nobody/none")
+
+
+def checked_key(stage: Stage) -> str:
+    """Checking a long key lets other threads have their turn, and one of them computes.
+
+    Python gives way while it hashes so much, and has to wait until the other thread gives way in its turn.
+    """
+    with keyed(stage) as ask, busy():
+        for _ in range(MOST_ATTEMPTS):
+            trace_id = ask(LONG_KEY)
+            (check,) = (one for one in stage.spans(trace_id) if one.name == "authenticate")
+            if check.duration_ns > LONG_CHECK_NS:
+                return trace_id
+    raise AssertionError("the other thread never had its turn")
+
+
+def refused(stage: Stage) -> str:
+    """A key that is none of the server's."""
+    with keyed(stage) as ask:
+        return ask("no-key-of-this-server")
+
+
+@contextmanager
+def keyed(stage: Stage) -> Iterator[Ask]:
+    """Give what asks a server that takes requests with a key only, with one; a process's servers share its spans."""
+    folder = Path(tempfile.mkdtemp(dir=stage.folder))
+    settings = settings_for(folder, stage.folder / "models", api_keys={"somebody": LONG_KEY})
+    with (
+        running(create_app(settings)) as server,
+        httpx.Client(base_url=server.url, timeout=300) as client,
+        logfire.suppress_instrumentation(),
+    ):
+
+        def ask(key: str) -> str:
+            answer = client.post(CHAT, json=body(1, model=TINY), headers={"x-api-key": key})
+            return answer.headers["X-Trace-ID"]
+
+        ask(LONG_KEY)
+        yield ask
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Have another thread compute until the block ends."""
+    is_over = threading.Event()
+
+    def compute() -> None:
+        while not is_over.is_set():
+            sum(range(1000))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def overtaken(stage: Stage) -> str:
@@ -313,6 +385,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     overtaken,
     shared_prefix,
     thoughts,
+    checked_key,
+    refused,
     cloud,
     fallback,
     resumed,

@@ -348,13 +348,15 @@ def test_tokenising_counts_when_it_takes_its_time() -> None:
 
 
 def test_checking_the_key_and_choosing_a_backend_count() -> None:
-    found = chat_trace(span("authenticate", 2, 52), span("route", 52, 82))
+    server = "POST /v1/chat/completions"
+    found = chat_trace(span("authenticate", 2, 52, server), span("route", 52, 82))
 
     assert [finding.sentence for finding in rules.request_was_admitted(found)] == [
         "Checking the key took 50.0 ms.",
         "Choosing the backend took 30.0 ms.",
     ]
-    assert silent(rules.request_was_admitted, chat_trace(span("authenticate", 2, 3)))
+    assert silent(rules.request_was_admitted, chat_trace(span("authenticate", 2, 3, server)))
+    assert silent(rules.request_was_admitted, chat_trace(span("authenticate", 2, 52, "another")))
 
 
 def test_a_call_of_a_cloud_provider_is_named() -> None:

@@ -86,6 +86,16 @@ EXPECTED: dict[str, tuple[Rule, str, str]] = {
         r"The model reasoned for TIME, NUMBER tokens, before it answered\.",
         "parse",
     ),
+    "checked_key": (
+        rules.request_was_admitted,
+        r"Checking the key took TIME\.",
+        "authenticate",
+    ),
+    "refused": (
+        rules.work_failed,
+        r"authenticate failed with invalid_api_key after TIME\.",
+        "authenticate",
+    ),
     "cloud": (rules.cloud_was_called, r"The call of openai’s gpt took TIME\.", "chat gpt"),
     "fallback": (
         rules.cloud_was_called,
@@ -96,7 +106,7 @@ EXPECTED: dict[str, tuple[Rule, str, str]] = {
 # Which rule speaks depends on how fast a machine is: the others hold anywhere.
 TIMED = {
     *("prefill_of_others", "grammar", "embeddings", "prefix_miss", "prefix_hit", "slow_reader"),
-    *("shared_prefix", "thoughts"),
+    *("shared_prefix", "thoughts", "checked_key"),
 }
 # What other rules say of the same traces.
 ALSO: dict[Rule, tuple[str, str, str]] = {
@@ -157,7 +167,9 @@ def test_a_rule_speaks_only_where_it_has_something_to_say(name: str) -> None:
     spoken = {
         "model_load": {"model_load", "embeddings", "slow_reader"},
         "prefill_of_others": {"prefill_of_others", "prefix_hit", "slow_reader", "thoughts"},
-        "failed": {"failed", "fallback"},
+        "failed": {"failed", "fallback", "refused"},
+        "refused": {"failed", "fallback", "refused"},
+        "checked_key": {"checked_key", "failed", "fallback"},
         "cloud": {"cloud", "fallback"},
         "fallback": {"cloud", "fallback"},
     }
