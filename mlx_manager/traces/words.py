@@ -4,12 +4,14 @@ from __future__ import annotations
 
 
 def duration_text(seconds: float) -> str:
-    """Three digits or so: `0.4 ms`, `12.3 ms`, `553 ms`, `2.73 s`, `1 min 12 s`, `2 h 5 min`."""
+    """Three digits or so: `4 µs`, `0.4 ms`, `12.3 ms`, `553 ms`, `2.73 s`, `1 min 12 s`, `2 h 5 min`."""
     if seconds == 0:
         return "0 ms"
+    if seconds < 0.0000995:
+        return f"{seconds * 1e6:.0f} µs" if seconds >= 0.0000005 else "<1 µs"
     if seconds < 0.9995:
         milliseconds = seconds * 1000
-        digits = 0 if milliseconds >= 99.95 else 1 if milliseconds >= 0.1 else 2
+        digits = 0 if milliseconds >= 99.95 else 1
         return f"{milliseconds:.{digits}f} ms"
     if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"

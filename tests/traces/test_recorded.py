@@ -131,7 +131,7 @@ def recorded(name: str) -> Trace:
 
 
 def matches(sentence: str, said: str) -> bool:
-    forms = {"TIME": r"[\d.]+ (ms|s)", "NUMBER": r"[\d.,]+", "ID": "[0-9a-f]{8}"}
+    forms = {"TIME": r"[\d.]+ (µs|ms|s)", "NUMBER": r"[\d.,]+", "ID": "[0-9a-f]{8}"}
     for word, form in forms.items():
         said = said.replace(word, form)
     return re.fullmatch(said, sentence) is not None

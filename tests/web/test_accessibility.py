@@ -49,16 +49,24 @@ def page(context: BrowserContext) -> Page:
     return context.new_page()
 
 
+@pytest.mark.parametrize("viewport", ["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out_from_its_ground(site: Site, page: Page, scheme: str) -> None:
+def test_all_text_stands_out_from_its_ground(
+    site: Site, page: Page, scheme: str, viewport: str
+) -> None:
+    page.set_viewport_size(VIEWPORTS[viewport])  # type: ignore[arg-type]
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     for path in paths(site):
         shown(page, site.url + path)
         assert page.evaluate("accessibility.contrast()") == [], path
 
 
+@pytest.mark.parametrize("viewport", ["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_of_empty_pages_stands_out_too(empty_site: str, page: Page, scheme: str) -> None:
+def test_text_of_empty_pages_stands_out_too(
+    empty_site: str, page: Page, scheme: str, viewport: str
+) -> None:
+    page.set_viewport_size(VIEWPORTS[viewport])  # type: ignore[arg-type]
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     for place in PLACES:
         shown(page, empty_site + place.path)

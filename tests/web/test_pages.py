@@ -22,6 +22,13 @@ CUT_OFF = """() => [...document.querySelectorAll(".table-card td")]
     .filter((one) => one.getBoundingClientRect().right > one.closest(".table-card").getBoundingClientRect().right)
     .map((one) => one.innerText)"""
 
+# What one would have to push sideways to see all of it; code keeps its lines.
+SIDEWAYS = """() => [...document.querySelectorAll("body *:not(pre)")]
+    .filter((one) => one.checkVisibility() && /auto|scroll/.test(getComputedStyle(one).overflowX))
+    .filter((one) => one.scrollWidth > one.clientWidth)
+    .map((one) => `${one.tagName} ${one.className} ${one.scrollWidth} > ${one.clientWidth}`)"""
+USAGE = tuple(f"/requests/usage?by={way}" for way in ("key", "session", "endpoint", "day"))
+
 
 @pytest.fixture
 def page(context: BrowserContext) -> Page:
@@ -46,26 +53,55 @@ def test_every_page_fits_its_screen_and_the_console_is_quiet(
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     complaints = Complaints().of(page)
 
-    for path in (*PATHS, f"/traces/{site.chat_id}", f"/traces/{HOSTILE_TRACE}"):
+    traces = (f"/traces/{one}" for one in (site.chat_id, site.missing_id, HOSTILE_TRACE))
+    for path in (*PATHS, *USAGE, *traces):
         page.goto(site.url + path)
         expect(page.locator(".live")).to_have_attribute("data-state", "live")
 
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert page.evaluate(SIDEWAYS) == [], path
         assert page.evaluate(CUT_OFF) == [], path
         assert page.locator("h1").count() == 1
     assert complaints.lines == []
 
 
-def test_every_page_says_that_nobody_is_signed_in(site: Site, page: Page) -> None:
+@pytest.mark.parametrize(("width", "height"), SCREENS.values(), ids=SCREENS)
+def test_every_page_says_that_nobody_is_signed_in(
+    site: Site, page: Page, width: int, height: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": height})
     for path in (*PATHS, f"/traces/{site.chat_id}", f"/traces/{'0' * 32}"):
         page.goto(site.url + path)
 
         account = page.get_by_role("banner").locator(".account")
         expect(account).to_be_visible()
         assert account.inner_text().split("\n") == ["Not signed in", "local only"], path
+        expect(account).to_be_in_viewport(ratio=1)
         expect(account.locator("svg use")).to_have_attribute(
             "href", "/static/vendor/icons.svg#lock"
         )
+
+
+def test_the_rows_of_sums_are_blocks_on_a_phone_and_each_figure_has_its_name(
+    site: Site, page: Page
+) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{site.url}/requests/usage")
+    row = page.locator("tbody tr", has=page.get_by_role("rowheader", name="test/tiny"))
+    cells = row.get_by_role("cell")
+    assert len({round(cell.bounding_box()["y"]) for cell in cells.all()}) == 2  # type: ignore[index]
+    shown = "(cell) => getComputedStyle(cell, '::before').content.replaceAll('\"', '').trim()"
+    names = [cell.evaluate(shown) for cell in cells.all()]
+    assert names == ["Requests", "Failed", "Tokens in", "Cached", "Tokens out"]
+
+    page.goto(f"{site.url}/dashboard?time=15m")
+    row = page.locator("tbody tr", has=page.get_by_role("rowheader", name="test/tiny"))
+    names = [cell.evaluate(shown) for cell in row.get_by_role("cell").all()]
+    measured = ("First token", "Per token", "Whole")
+    assert names == [
+        *("Requests", "Tokens out"),
+        *(f"{what} {which}" for what in measured for which in ("p50", "p95", "p99")),
+    ]
 
 
 def test_a_filter_changes_list_and_address_and_back_undoes_both(site: Site, page: Page) -> None:

@@ -8,6 +8,8 @@ const seconds = (value) => {
   return `${DIGITS.format(value)} s`;
 };
 
+// Steps of an axis that has whole things only: no half of a byte, a request or a token.
+const WHOLE = [1, 2, 5].flatMap((digit) => Array.from({ length: 12 }, (_, zeros) => digit * 10 ** zeros)).sort((a, b) => a - b);
 const POWERS = Array.from({ length: 50 }, (_, power) => 2 ** power);
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 const bytes = (value) => {
@@ -63,6 +65,11 @@ class TimeChart extends HTMLElement {
     return this.dataset.unit === "bytes" ? bytes(value) : DIGITS.format(value);
   }
 
+  #steps() {
+    const incrs = { bytes: POWERS, requests: WHOLE }[this.dataset.unit];
+    return incrs ? { incrs } : {};
+  }
+
   #draw() {
     this.#plot?.destroy();
     const style = getComputedStyle(this);
@@ -81,7 +88,7 @@ class TimeChart extends HTMLElement {
         scales: { x: { time: true, range: () => [Number(this.dataset.since), Number(this.dataset.until)] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
         axes: [
           { ...axis, grid: { show: false }, space: 60, size: 28, values: (_, marks) => marks.map((mark) => this.#when(mark)) },
-          { ...axis, size: 64, space: 32, ...(this.dataset.unit === "bytes" ? { incrs: POWERS } : {}), values: (_, marks) => marks.map((mark) => this.#mark(mark)) },
+          { ...axis, size: 64, space: 32, ...this.#steps(), values: (_, marks) => marks.map((mark) => this.#mark(mark)) },
         ],
         series: [
           { label: "Time", value: (_, at) => (at == null ? "–" : this.#when(at)) },
