@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlx_manager.mlx_server.workers.blas import find_openblas
-from tests.support.browser import BROWSERS, find_browser
+from tests.support.browser import BROWSERS, find_browser, open_browser
 from tools.setup.check_platform import obstacle
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +132,48 @@ def test_set_up_takes_the_browsers_that_the_tests_of_the_pages_take(
 
     assert find_browser() == str(few_tools / browser)
     assert "chromium" not in told
+
+
+@pytest.mark.parametrize(
+    ("required", "outcome"), [("", pytest.skip.Exception), ("required", pytest.fail.Exception)]
+)
+def test_without_a_browser_one_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, required: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("BROWSER_TESTS", required)
+
+    with pytest.raises(outcome, match="apt-get install chromium"), open_browser():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("identity", "apt", "system_packages", "told"),
+    [
+        ("0", True, "yes", "required"),
+        ("0", True, "no", ""),
+        ("0", False, "yes", ""),
+        ("1000", True, "yes", ""),
+    ],
+)
+def test_ci_wants_a_browser_where_set_up_may_install_one(
+    few_tools: Path, identity: str, apt: bool, system_packages: str, told: str
+) -> None:
+    fake(few_tools, "make", 'printf %s "${BROWSER_TESTS:-}"')
+    fake(few_tools, "id", f"echo {identity}")
+    fake(few_tools, "sudo", "exit 1")
+    if apt:
+        fake(few_tools, "apt-get")
+
+    ran = subprocess.run(
+        [str(shutil.which("bash")), str(ROOT / ".ci" / "run")],
+        env={"PATH": str(few_tools), "SYSTEM_PACKAGES": system_packages},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, told, "")
 
 
 @pytest.mark.parametrize(

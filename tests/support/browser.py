@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,10 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 # What `tools/setup/system-packages.sh` takes for one, too: it installs Chromium where none of these is there.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+MISSING = (
+    f"There is no browser here, none of {', '.join(BROWSERS)}. Install one, on Debian and Ubuntu with "
+    "`apt-get install chromium`."
+)
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -28,15 +33,24 @@ def find_browser() -> str | None:
 
 
 @contextmanager
-def open_browser() -> Iterator[Browser]:
-    """Start the browser until the block ends; skips the test where there is none."""
-    found = find_browser()
-    if found is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} on this machine")
+def launched(path: str) -> Iterator[Browser]:
+    """Run the browser at `path` until the block ends."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """Run the browser for tests; where there is none they are skipped, or fail if `BROWSER_TESTS` is `required`."""
+    found = find_browser()
+    if found is None and os.environ.get("BROWSER_TESTS") == "required":
+        pytest.fail(MISSING)
+    if found is None:
+        pytest.skip(MISSING)
+    with launched(found) as browser:
+        yield browser
 
 
 @dataclass(frozen=True)
