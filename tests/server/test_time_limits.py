@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai as sdk
 import pytest
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from opentelemetry.trace import StatusCode
 
@@ -108,6 +110,33 @@ async def test_a_stream_of_a_text_completion_says_no_more_after_its_error(
     last = json.loads(events[-1].removeprefix("data: "))
     assert last["error"]["code"] == "request_timeout"
     assert await outcome(hurried, response) == (200, "failed")
+
+
+async def test_a_stream_of_a_message_ends_with_anthropics_event_of_an_error(
+    hurried: RunningServer, http: httpx.AsyncClient
+) -> None:
+    asked: dict[str, Any] = {"model": TINY, "stream": True, **ASKED[MESSAGE]}
+    greedy = {"temperature": 0}
+    response = await http.post(MESSAGE, json=asked | greedy)
+    events = [event.splitlines() for event in response.text.split("\n\n") if event]
+    assert [event[0] for event in events[:2]] == [
+        "event: message_start",
+        "event: content_block_start",
+    ]
+    assert any(event[0] == "event: content_block_delta" for event in events)
+    name, data = events[-1]
+    assert name == "event: error"
+    said = json.loads(data.removeprefix("data: "))
+    assert (said["type"], said["error"]["type"]) == ("error", "timeout_error")
+    assert "longer than 1 s" in said["error"]["message"]
+    assert await outcome(hurried, response) == (200, "failed")
+
+    url = hurried.url
+    async with AsyncAnthropic(base_url=url, api_key="none", max_retries=0) as client:
+        with pytest.raises(anthropic.APIStatusError, match="longer than 1 s"):
+            async for _ in await client.messages.create(**asked, extra_body=greedy):
+                pass
+    await eventually(lambda: hurried.active(TINY) == 0)
 
 
 async def test_a_stream_of_a_response_ends_as_failed(
