@@ -343,6 +343,15 @@ def ask(server: Started, caller_flag: str | None, body: bytes | None = None) -> 
         return str(answer.headers["X-Trace-ID"])
 
 
+def ask_all(server: Started) -> dict[tuple[str | None, str], str]:
+    """Send a request that passes and one that fails for each thing a caller may say; return the ids of the traces."""
+    return {
+        (flag, outcome): ask(server, flag, body)
+        for flag in (None, "00", "01")
+        for outcome, body in (("passed", None), ("failed", FAILS))
+    }
+
+
 @pytest.mark.parametrize(
     ("ratio", "slow_s", "sent_unasked"),
     [
@@ -361,18 +370,37 @@ def test_failures_and_slow_requests_are_kept_here_whatever_a_caller_says_and_sen
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         }
         with started(tmp_path, "server", **variables) as server:
-            traces = {
-                (flag, outcome): ask(server, flag, body)
-                for flag in (None, "00", "01")
-                for outcome, body in (("passed", None), ("failed", FAILS))
-            }
+            traces = ask_all(server)
         sent = {span.trace_id.hex() for span in collector.spans}
     assert {which for which, trace_id in traces.items() if trace_id in sent} == {
         *((None, outcome) for outcome in sent_unasked),
         ("01", "passed"),
         ("01", "failed"),
     }
-    with TraceReader(tmp_path / "traces.db") as reader:
+    assert_all_are_kept(tmp_path, traces)
+
+
+def test_a_callers_no_counts_for_nothing_where_the_standard_variable_says_so(
+    tmp_path: Path,
+) -> None:
+    """What docs/telemetry.md offers to those who want each failure exported."""
+    with collecting() as collector:
+        variables = {
+            "OTEL_TRACES_SAMPLER": "traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG": "0",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        }
+        with started(tmp_path, "server", **variables) as server:
+            traces = ask_all(server)
+        sent = {span.trace_id.hex() for span in collector.spans}
+    failed = {which for which in traces if which[1] == "failed"}
+    assert {which for which, trace_id in traces.items() if trace_id in sent} == failed
+    assert_all_are_kept(tmp_path, traces)
+
+
+def assert_all_are_kept(folder: Path, traces: dict[tuple[str | None, str], str]) -> None:
+    """The trace store has each, with its status."""
+    with TraceReader(folder / "traces.db") as reader:
         kept = {which: reader.get_trace(trace_id) for which, trace_id in traces.items()}
     outcomes = {which: trace.summary.status for which, trace in kept.items() if trace}
     assert outcomes == {(flag, outcome): STATUS[outcome] for flag, outcome in traces}
