@@ -25,6 +25,8 @@ EXCLUDED_PREFIXES = (
     *("/static/", "/api/traces/", "/otlp/"),
     *("/traces/", "/requests/", "/dashboard/", "/settings/"),
 )
+# What a page reads; who changes it leaves a trace.
+EXCLUDED_READS = frozenset({"/api/settings/timeouts"})
 # nginx's number for a request whose client closed the connection before there was an answer.
 CLIENT_CLOSED_REQUEST = 499
 
@@ -32,6 +34,8 @@ CLIENT_CLOSED_REQUEST = 499
 def is_excluded(scope: MutableMapping[str, Any]) -> bool:
     """Whether a request is too frequent and too dull for a trace."""
     path = route_path(scope)
+    if path in EXCLUDED_READS:
+        return scope["method"] in ("GET", "HEAD")
     return path in EXCLUDED_PATHS or f"{path}/".startswith(EXCLUDED_PREFIXES)
 
 

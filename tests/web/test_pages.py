@@ -477,9 +477,11 @@ def test_every_page_is_bound_by_its_headers(site: Site, path: str) -> None:
 
 
 def test_looking_at_traces_leaves_none(site: Site) -> None:
-    for path in (*PATHS, f"/traces/{site.chat_id}", "/static/style.css"):
+    limits = "/api/settings/timeouts"
+    for path in (*PATHS, f"/traces/{site.chat_id}", "/static/style.css", limits):
         answer = httpx.get(site.url + path)
         assert "X-Trace-ID" not in answer.headers, path
+    assert "X-Trace-ID" in httpx.put(site.url + limits, json={}).headers, "a change does"
 
 
 @pytest.fixture
