@@ -148,35 +148,6 @@ def test_without_a_browser_one_is_told_what_to_install(
 
 
 @pytest.mark.parametrize(
-    ("identity", "apt", "system_packages", "told"),
-    [
-        ("0", True, "yes", "required"),
-        ("0", True, "no", ""),
-        ("0", False, "yes", ""),
-        ("1000", True, "yes", ""),
-    ],
-)
-def test_ci_wants_a_browser_where_set_up_may_install_one(
-    few_tools: Path, identity: str, apt: bool, system_packages: str, told: str
-) -> None:
-    fake(few_tools, "make", 'printf %s "${BROWSER_TESTS:-}"')
-    fake(few_tools, "id", f"echo {identity}")
-    fake(few_tools, "sudo", "exit 1")
-    if apt:
-        fake(few_tools, "apt-get")
-
-    ran = subprocess.run(
-        [str(shutil.which("bash")), str(ROOT / ".ci" / "run")],
-        env={"PATH": str(few_tools), "SYSTEM_PACKAGES": system_packages},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, told, "")
-
-
-@pytest.mark.parametrize(
     ("there", "chosen"),
     [
         (["python3.14", "python3.12", "python3"], "python3.12"),
