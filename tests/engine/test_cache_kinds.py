@@ -171,6 +171,20 @@ def test_what_a_cancelled_request_has_read_stays(stateful: WatchedModel) -> None
     assert driver.tokens[again] == answer_alone(stateful, PROMPT)
 
 
+def test_what_is_read_only_to_be_kept_is_gone_on_from(any_model: WatchedModel) -> None:
+    driver = Driver(any_model, prefix_cache_bytes=LOTS)
+    beside = driver.submit(PROMPT[200:400])
+    kept = driver.submit(PROMPT, 0, borders=[300, LENGTH])
+    driver.finish()
+    assert driver.tokens[beside] == answer_alone(any_model, PROMPT[200:400])
+    assert driver.tokens[kept] == []
+    asked = turned(300)
+    after = driver.submit(asked, borders=[300, len(asked)])
+    driver.finish()
+    assert cached(driver, after) == 300
+    assert driver.tokens[after] == answer_alone(any_model, asked)
+
+
 def test_what_is_stored_is_evicted_while_rows_that_began_from_it_go_on(
     any_model: WatchedModel,
 ) -> None:

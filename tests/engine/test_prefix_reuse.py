@@ -93,6 +93,21 @@ def test_what_a_cancelled_request_has_read_stays(model: WatchedModel) -> None:
     assert driver.tokens[again] == answer_alone(model, PROMPT)
 
 
+def test_a_prompt_that_is_only_to_be_kept_is_read_and_nothing_is_written(
+    model: WatchedModel,
+) -> None:
+    driver = Driver(model, prefix_cache_bytes=LOTS)
+    kept = driver.submit(PROMPT, 0, top_logprobs=1)
+    driver.finish()
+    assert (driver.tokens[kept], driver.logprobs[kept]) == ([], [])
+    assert driver.ended[kept].reason == "length"
+    assert driver.ended[kept].stamps.output_tokens == 0
+    again = driver.submit(turned(600))
+    driver.finish()
+    assert cached(driver, again) == 600
+    assert driver.tokens[again] == answer_alone(model, turned(600))
+
+
 def test_seeded_answers_do_not_depend_on_it(model: WatchedModel) -> None:
     sampling = SamplingParameters(temperature=1.0, seed=11, repetition_penalty=1.3)
     driver = Driver(model, prefix_cache_bytes=LOTS)

@@ -195,7 +195,7 @@ async def test_the_beta_client_is_answered_as_well(anthropic: AsyncAnthropic) ->
 @pytest.mark.parametrize(
     ("changes", "place"),
     [
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"top_k": 1.5}, "top_k"),
         ({"nonsense": 1}, "nonsense"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content"),
@@ -210,6 +210,31 @@ async def test_a_refusal_names_the_place_in_the_shape_that_the_sdk_reads(
         await ask(anthropic, stream=is_streamed, extra_body=changes)
     assert refusal.value.type == "invalid_request_error"
     assert place in message_of(refusal.value)
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"tools": [TOOL], "tool_choice": {"type": "any"}}, {"thinking": {"type": "adaptive"}}],
+    ids=["text", "call", "thoughts"],
+)
+async def test_max_tokens_0_reads_the_prompt_into_the_prefix_cache_and_answers_nothing(
+    anthropic: AsyncAnthropic, asked: dict[str, Any], is_streamed: bool
+) -> None:
+    topic = f"What is kept before it is asked for? {sorted(asked)} {is_streamed} " * 3
+    turns: list[Any] = [{"role": "user", "content": topic}]
+    asked |= {"model": STARTER, "messages": turns}
+    if is_streamed:
+        async with anthropic.messages.stream(**asked, max_tokens=0) as stream:
+            warmed = await stream.get_final_message()
+    else:
+        warmed = await anthropic.messages.create(**asked, max_tokens=0)
+    assert (warmed.content, warmed.stop_reason, warmed.stop_sequence) == ([], "max_tokens", None)
+    assert warmed.usage.output_tokens == 0
+    read = warmed.usage.input_tokens + (warmed.usage.cache_read_input_tokens or 0)
+    answer = await anthropic.messages.create(**asked, max_tokens=3)
+    assert answer.usage.cache_read_input_tokens == read - 1
+    assert answer.usage.input_tokens == 1
 
 
 async def test_a_name_that_is_half_a_surrogate_pair_is_refused(http: httpx.AsyncClient) -> None:

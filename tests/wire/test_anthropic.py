@@ -44,6 +44,7 @@ from mlx_manager.errors import (
     ShuttingDown,
     UnsupportedParameter,
 )
+from mlx_manager.wire.anthropic.bodies import message_body
 from mlx_manager.wire.anthropic.errors import error_body, error_event
 from mlx_manager.wire.anthropic.models import model_info, models_page, models_query
 from mlx_manager.wire.anthropic.parameters import HARMLESS, HARMLESS_TO_A_COUNT, NEUTRAL_VALUES
@@ -496,10 +497,10 @@ def test_values_out_of_range_do_not_validate(fields: dict[str, Any]) -> None:
         request_for(**fields)
 
 
-def test_a_prompt_that_is_only_to_be_kept_is_refused_with_what_does_that_here() -> None:
-    with pytest.raises(UnsupportedParameter, match="send 1") as refusal:
-        request_for(max_tokens=0)
-    assert refusal.value.param == "max_tokens"
+def test_a_prompt_that_is_only_to_be_kept_asks_for_no_token_there_and_back() -> None:
+    request = request_for(max_tokens=0)
+    assert request.max_tokens == 0
+    assert message_body(request, SIGNER)["max_tokens"] == 0
 
 
 def placed(path: str, value: Any) -> dict[str, Any]:

@@ -104,13 +104,14 @@ class Engine:
             self._release(sequence_id, read)
         for sequence_id, proposed, right in output.proposed:
             self._scheduler.running[sequence_id].add_proposals(proposed, right)
+        wanted = [one for one in output.tokens if self._is_wanted(one)]
         for token in output.tokens:
             self._settle(token, now_ns, output)
         for sequence_id in output.scored.done:
             self._end_without_tokens(self._scheduler.running[sequence_id])
         ended, self._ended = self._ended, []
         self._progress += len(output.tokens) + len(ended)
-        pairs = [n for token in output.tokens for n in (token.sequence_id, token.token_id)]
+        pairs = [n for token in wanted for n in (token.sequence_id, token.token_id)]
         ids = [sequence.id for sequence in admitted]
         known = [one for one in admitted if one.stamps.cached_tokens]
         cached = [n for one in known for n in (one.id, one.stamps.cached_tokens)]
@@ -282,9 +283,9 @@ class Engine:
         if sequence.stamps.admitted_ns is None:
             sequence.stamps.admitted_ns = self._clock_ns()
         read, sequence.shared = sequence.shared, None
-        # Nothing is before the first token of a prompt that could score it.
-        has_scores = sequence.submit.scores_prompt and len(sequence.submit.token_ids) > 1
-        if sequence.submit.max_tokens == 0 and not has_scores:
+        # Of a prompt that is neither answered nor scored there is nothing to have but that it is kept.
+        is_scored = sequence.submit.scores_prompt and len(sequence.submit.token_ids) > 1
+        if sequence.submit.max_tokens == 0 and not (is_scored or self._runner.has_room):
             self._end_without_tokens(sequence)
             return True
         try:
@@ -368,6 +369,9 @@ class Engine:
 
     def _settle(self, token: TokenOutput, now_ns: int, output: RunnerOutput) -> None:
         sequence = self._scheduler.running[token.sequence_id]
+        if not self._is_wanted(token):
+            self._end_without_tokens(sequence)
+            return
         sequence.add_token(now_ns, output.rows, bool(output.prefilled))
         self._scheduler.charge(sequence, 1)
         if token.end is not None:
@@ -376,6 +380,10 @@ class Engine:
                 self._end(sequence, "failed", GRAMMAR_TOO_COMPLEX)
             else:
                 self._end(sequence, "stop" if token.end == "stop" else "length")
+
+    def _is_wanted(self, token: TokenOutput) -> bool:
+        """Whether it is part of an answer: what is drawn when a prompt was only to be read is not."""
+        return self._scheduler.running[token.sequence_id].submit.max_tokens > 0
 
     def _end_without_tokens(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence.id)

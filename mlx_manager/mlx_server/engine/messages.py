@@ -82,7 +82,9 @@ class Sibling(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Generate after `token_ids` (at least one) until one of `end_token_ids` or `max_tokens`, which may be 0.
+    """Generate after `token_ids` (at least one) until one of `end_token_ids` or `max_tokens`.
+
+    With 0 of those nothing is generated: the prompt is read where it can be kept for others that begin with it.
 
     `constraint` needs an end token. With `top_logprobs` each token comes with its log-probability and those of so many
     others; None: without any. Its turn comes by its `priority`, and by what others of the same `key_id` have used. With

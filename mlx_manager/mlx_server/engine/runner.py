@@ -195,7 +195,7 @@ class Runner:
         uid: int
         [uid] = self._generator.insert_segments(
             [segments],
-            max_tokens=[submit.max_tokens - len(submit.made_token_ids)],
+            max_tokens=[_most_tokens(submit)],
             caches=[caches],
             all_tokens=[token_ids[:read_tokens]],
             samplers=[sampler],
@@ -208,7 +208,7 @@ class Runner:
         # The last token is read with the first step of decoding, the one before it is the last place.
         ends = accumulate(map(len, segments), initial=read_tokens)
         self._places[submit.sequence_id] = [min(end, len(token_ids) - 1) for end in ends]
-        if submit.top_logprobs is not None:
+        if submit.top_logprobs is not None and submit.max_tokens > 0:
             self._top_logprobs[uid] = submit.top_logprobs
         if matcher is not None:
             self._matchers[uid] = matcher
@@ -216,7 +216,7 @@ class Runner:
 
     def fetch(self, submit: Submit) -> list[Fetch]:
         """Have read from files what `insert` would need of them; nothing where it needs none."""
-        if submit.scores_prompt or not self._has_room:
+        if submit.scores_prompt or not self.has_room:
             return []
         if self.stored_tokens(submit.known_token_ids) < LEAST_REUSED_TOKENS:
             return []
@@ -232,7 +232,7 @@ class Runner:
         uid = self._forget(sequence_id)
         if uid is None:
             return
-        if not self._has_room:
+        if not self.has_room:
             self._generator.remove([uid])
             return
         removed = self._generator.remove([uid], return_prompt_caches=True)
@@ -259,7 +259,7 @@ class Runner:
         ]
         logprobs = self._logprobs(rows) if self._top_logprobs else []
         proposed = self._proposed()
-        if self._has_room:
+        if self.has_room:
             for row in rows:
                 if row.finish_reason is not None:
                     self._store(row.prompt_cache, row.all_tokens)
@@ -274,6 +274,11 @@ class Runner:
             len({row.uid for row in rows}),
             proposed,
         )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether prompts are stored, and have any memory now."""
+        return self._stores_prompts and self._prefix_cache_bytes > 0
 
     @property
     def row_ids(self) -> list[int]:
@@ -294,7 +299,7 @@ class Runner:
 
     def usable_tokens(self, sequence_id: int, tokens: int) -> int:
         """Return how many of the first `tokens` of a row's prompt others can go on from once it has read them."""
-        if not self._has_room:
+        if not self.has_room:
             return 0
         if not self._kinds.needs_states:
             return tokens
@@ -371,13 +376,8 @@ class Runner:
             done, whole = row.progress
             length = self._places[sequence_id][-1] + 1
             self._read_tokens[sequence_id] = length - whole + done
-            if row.end_of_segment and self._has_room and self._kinds.needs_states:
+            if row.end_of_segment and self.has_room and self._kinds.needs_states:
                 self.store(sequence_id)
-
-    @property
-    def _has_room(self) -> bool:
-        """Whether prompts are stored, and have any memory now."""
-        return self._stores_prompts and self._prefix_cache_bytes > 0
 
     def _share_budget(self) -> None:
         """Let the prefix cache have what running rows leave of the bytes for both."""
@@ -392,7 +392,7 @@ class Runner:
     def _match(self, token_ids: list[int]) -> Match:
         if not self._stores_prompts:
             return no_match("off" if self._kinds.is_supported else "unsupported_model")
-        if not self._has_room:
+        if not self.has_room:
             return no_match("no_room")
         # Every chat of a model begins with the same few tokens; to bring those back costs more than to read them.
         return self._prefixes.match(token_ids, LEAST_REUSED_TOKENS)
@@ -405,7 +405,7 @@ class Runner:
         token_ids = submit.known_token_ids
         begin, end = match.tokens, len(token_ids)
         cuts = list[int]()
-        if self._has_room and self._kinds.needs_states:
+        if self.has_room and self._kinds.needs_states:
             cuts = snapshot_places([*submit.borders, match.shared_tokens], begin, end - 1)
         return [token_ids[a:b] for a, b in pairwise([begin, *cuts, end])]
 
@@ -469,3 +469,8 @@ class Runner:
         if key not in self._stop_sequences:
             self._stop_sequences[key] = StopSequences([[token_id] for token_id in key])
         return self._stop_sequences[key]
+
+
+def _most_tokens(submit: Submit) -> int:
+    """Return how many tokens mlx-lm is to make. It makes one at least: a prompt that is only read ends there, too."""
+    return 1 if submit.max_tokens == 0 else submit.max_tokens - len(submit.made_token_ids)

@@ -321,9 +321,9 @@ def reader_for(request: ChatRequest, text: ModelText, prompt: Prompt) -> AnswerR
             prompt.thought_budget, partial(findings.note, "reasoning_cut", None)
         )
     scored = prompt.token_ids if scores_prompt(request) else ()
-    reader = AnswerReader(
-        text, request.stop, request.sampling, parser, prompt.opening, counter, scored
-    )
+    # Where nothing is to be written, not even what was begun for the model is an answer; an echo is.
+    opening = "" if parser is not None and request.max_tokens == 0 else prompt.opening
+    reader = AnswerReader(text, request.stop, request.sampling, parser, opening, counter, scored)
     if prompt.is_begun:
         reader.skip_beginning()
     return reader

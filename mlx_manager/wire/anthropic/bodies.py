@@ -30,7 +30,7 @@ def message_body(request: ChatRequest, signer: Signer) -> dict[str, Any]:
     turns = others if first.role == "system" else conversation.messages
     body = {
         "model": request.model,
-        "max_tokens": request.max_tokens or MAX_TOKENS,
+        "max_tokens": MAX_TOKENS if request.max_tokens is None else request.max_tokens,
         "system": first.content if first.role == "system" else None,
         "messages": [_turn(message, signer) for message in turns],
         "temperature": asked.temperature,

@@ -69,12 +69,6 @@ BILLING = "x-anthropic-billing-header:"
 def message_request(body: MessagesBody, origin: Origin, signer: Signer) -> ChatRequest:
     """Return what a message asks for. Raises InvalidRequest and UnsupportedParameter."""
     check_unsupported(body.model_extra or {})
-    if body.max_tokens == 0:
-        raise UnsupportedParameter(
-            "'max_tokens' is 0, which has Anthropic keep a prompt and answer nothing. Here a prompt is kept when it is "
-            "read for an answer: send 1.",
-            param="max_tokens",
-        )
     request = ChatRequest(
         model=body.model,
         input=_conversation(body, signer),
