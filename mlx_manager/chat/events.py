@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+# What the assistant says while it works, and what it says in the end.
+Phase = Literal["commentary", "final_answer"]
+BETWEEN_MESSAGES = "\n\n"
 # A call may have been written in a way that was repaired, in one that could not be, or with more than it has room for.
 FindingKind = Literal[
     "reasoning_began",
@@ -310,11 +313,14 @@ class TokenLogprobs:
 class TextDelta:
     """Some more text of the answer; always whole characters.
 
-    `logprobs` are those of the tokens that begin in it, when they were asked for.
+    `logprobs` are those of the tokens that begin in it, when they were asked for. Where the model's form tells what it
+    says while it works from its final answer, `phase` is which of them this is; None: the same as before. Text of
+    another message than the one before begins with `BETWEEN_MESSAGES`, which the model did not write.
     """
 
     text: str
     logprobs: tuple[TokenLogprobs, ...] = ()
+    phase: Phase | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mlx_manager.chat.events import Timeline, TraceContext
+from mlx_manager.chat.events import Phase, Timeline, TraceContext
 
 Role = Literal["system", "user", "assistant", "tool"]
 Operation = Literal["chat", "text_completion", "embeddings"]
 Priority = Literal["high", "normal", "low"]
-# What the assistant said while it worked, and what it said in the end.
-Phase = Literal["commentary", "final_answer"]
 
 # What ids of answers begin with, in the API of an endpoint; elsewhere they are OpenAI's.
 ID_PREFIXES: Mapping[str, str] = {"/v1/messages": "msg_", "/v1/responses": "resp_"}

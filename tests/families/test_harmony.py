@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 
-from mlx_manager.chat.events import ReasoningDelta, TextDelta, ToolCallDelta
+from mlx_manager.chat.events import BETWEEN_MESSAGES, ReasoningDelta, TextDelta, ToolCallDelta
 from mlx_manager.chat.request import Tool
 from mlx_manager.mlx_server.families.messages import answer_parser
 from tests.families.test_parser import BERN, Call, cuts, family, read
@@ -113,6 +115,22 @@ def test_one_call_is_enough_where_they_must_not_be_parallel() -> None:
         assert read(pieces, OSS, is_parallel=False)[2] == CALLS
 
 
+def test_what_is_said_meanwhile_is_told_from_the_final_answer() -> None:
+    unknown = "<|start|>assistant<|channel|>comment<|message|>Hm.<|end|>"
+    for pieces in cuts(PREAMBLE + CALL + unknown + FINAL):
+        parser = answer_parser(OSS, (Tool("weather"),))
+        deltas = [delta for piece in pieces for delta in parser.feed(piece)] + parser.finish()
+        said = defaultdict[str | None, str](str)
+        for one in deltas:
+            if isinstance(one, TextDelta):
+                said[one.phase] += one.text
+        assert said == {
+            "commentary": "I look it up.",
+            None: f"{BETWEEN_MESSAGES}Hm.",
+            "final_answer": f"{BETWEEN_MESSAGES}Yes,\n\nit is. ",
+        }, pieces
+
+
 def test_a_message_leaves_as_it_comes() -> None:
     parser = answer_parser(OSS, (Tool("wait"),))
     parser.feed("<|channel|>analysis<|message|>H")
@@ -124,4 +142,4 @@ def test_a_message_leaves_as_it_comes() -> None:
     assert parser.feed("some of it") == [ToolCallDelta(0, "some of it")]
     parser.feed('"}<|end|><|start|>assistant<|channel|>final<|message|>')
     assert not parser.is_reasoning
-    assert parser.feed("Yes, ") == [TextDelta("Yes, ")]
+    assert parser.feed("Yes, ") == [TextDelta("Yes, ", phase="final_answer")]

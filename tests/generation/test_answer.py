@@ -15,7 +15,9 @@ from mlx_manager.chat.events import (
     ToolCallStarted,
 )
 from mlx_manager.chat.request import Sampling, Tool
+from mlx_manager.mlx_server.engine.messages import Logprobs
 from mlx_manager.mlx_server.families.family import family_of
+from mlx_manager.mlx_server.families.messages import answer_parser
 from mlx_manager.mlx_server.families.parser import AnswerParser
 from mlx_manager.mlx_server.generation.answer import AnswerReader
 from mlx_manager.mlx_server.generation.model_text import ModelText, load_model_text
@@ -90,4 +92,26 @@ def test_a_stop_string_does_not_reach_over_what_is_no_text(text: ModelText, betw
 def test_a_stop_string_behind_a_call_ends_the_answer_there(text: ModelText) -> None:
     deltas, reader = deltas_of(text, f"I wait.{CALL} Then END of it", "END")
     assert "".join(one.text for one in deltas if isinstance(one, TextDelta)) == "I wait. Then "
+    assert reader.is_stopped
+
+
+@pytest.mark.parametrize("top_logprobs", [None, 0])
+def test_text_keeps_what_it_is_and_no_stop_string_goes_on_in_another_message(
+    text: ModelText, top_logprobs: int | None
+) -> None:
+    parser = answer_parser(family_of("", "gpt-oss"))
+    reader = AnswerReader(text, ("up.\n\nY", "end"), Sampling(top_logprobs=top_logprobs), parser)
+    answer = (
+        "<|channel|>commentary<|message|>I look it up.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>Yes, in the end.<|return|>"
+    )
+    deltas = list[Delta]()
+    for token_id in text.tokenizer.encode(answer, add_special_tokens=False):
+        deltas += reader.feed([token_id], [Logprobs(1, -0.5, [], [])])
+    said, phase = dict[str | None, str](), None
+    for one in deltas:
+        assert isinstance(one, TextDelta)
+        phase = one.phase or phase
+        said[phase] = said.get(phase, "") + one.text
+    assert said == {"commentary": "I look it up.", "final_answer": "\n\nYes, in the "}
     assert reader.is_stopped

@@ -10,6 +10,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mlx_manager.chat.events import (
+    BETWEEN_MESSAGES,
     ChatEvent,
     Finished,
     FinishReason,
@@ -417,6 +418,49 @@ def test_what_an_assistant_s_message_was_is_kept_and_handed_on() -> None:
     assert said[0].tool_calls
     with pytest.raises(ValidationError):
         body_for(input=[SAID | {"phase": "prologue"}])
+
+
+LOOKED = TextDelta("I look.", phase="commentary")
+ANSWERED = TextDelta(f"{BETWEEN_MESSAGES}A cat.", phase="final_answer")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        [],
+        [ReasoningDelta("Hm.")],
+        [ToolCallStarted(0, "c1", "look"), ToolCallDelta(0, "{}")],
+        # Said of no message by itself: it belongs to the one before.
+        [TextDelta("..")],
+    ],
+    ids=["nothing", "a thought", "a call", "more"],
+)
+def test_what_a_model_says_while_it_works_is_a_message_of_its_own(between: list[ChatEvent]) -> None:
+    events = [LOOKED, *between, ANSWERED, TextDelta("\n\nBlack.", phase="final_answer")]
+    writer, frames = written(events)
+    output = writer.response["output"]
+    more = "".join(one.text for one in between if isinstance(one, TextDelta))
+    found = [
+        (item["phase"], item["content"][0]["text"]) for item in output if item["type"] == "message"
+    ]
+    assert found == [("commentary", f"I look.{more}"), ("final_answer", "A cat.\n\nBlack.")]
+    for frame in frames:
+        if frame["type"] in ("response.output_item.added", "response.output_item.done"):
+            assert frame["item"].get("phase") == output[frame["output_index"]].get("phase")
+    deltas = [one["delta"] for one in frames if one["type"] == "response.output_text.delta"]
+    assert "".join(deltas) == "".join(text for _, text in found)
+    # What goes on from it says of each what it was.
+    Response.model_validate(writer.response)
+    said = [one for one in messages_of(output) if one.role == "assistant"]
+    assert [one.phase for one in said if one.content] == ["commentary", "final_answer"]
+
+
+def test_thoughts_between_two_messages_of_a_kind_part_them() -> None:
+    later = TextDelta(f"{BETWEEN_MESSAGES}I look again.", phase="commentary")
+    writer, _ = written([LOOKED, ReasoningDelta("Hm."), later, ANSWERED])
+    messages = [item for item in writer.response["output"] if item["type"] == "message"]
+    texts = [item["content"][0]["text"] for item in messages]
+    assert texts == ["I look.", "I look again.", "A cat."]
 
 
 def test_what_stands_beside_an_assistant_s_text_is_kept() -> None:

@@ -9,7 +9,10 @@ https://developers.openai.com/cookbook/articles/openai-harmony
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from mlx_manager.chat.events import Phase
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
@@ -24,6 +27,8 @@ FUNCTIONS = "functions."
 WORDS = ("assistant", "analysis", "commentary", "final", "json", "code")
 # Whom a message can be for that is no call.
 PEOPLE = ("assistant", "user", "all")
+# What the messages of a channel are for those that have asked.
+PHASES: Mapping[str, Phase] = {"commentary": "commentary", "final": "final_answer"}
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _MARK = re.compile(r"<\|[a-z]*\|>")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from mlx_manager.chat.events import ReasoningDelta
+from mlx_manager.chat.events import BETWEEN_MESSAGES, ReasoningDelta
 from mlx_manager.chat.request import Tool
 from mlx_manager.mlx_server.families.cursor import Cursor, Reading
 from mlx_manager.mlx_server.families.family import Family
@@ -13,6 +13,7 @@ from mlx_manager.mlx_server.families.harmony import (
     LAST,
     MESSAGE,
     NEXT,
+    PHASES,
     RECIPIENT_BEGINS,
     START,
     Header,
@@ -22,9 +23,6 @@ from mlx_manager.mlx_server.families.harmony import (
 from mlx_manager.mlx_server.families.json_calls import object_call
 from mlx_manager.mlx_server.families.parser import AnswerParser, Note, silent
 from mlx_manager.mlx_server.families.syntax import CallWriter, checked
-
-# Between two messages of an answer that are both text, or both thoughts.
-BLANK_LINE = "\n\n"
 
 
 def answer_parser(
@@ -62,7 +60,7 @@ class MessageParser(AnswerParser):
                 mark = yield from self._analysis()
             else:
                 # Without tools a call is text like any other.
-                self._texts.begin()
+                self._begin_text(header.channel if header.tool is None else None)
                 self._emit_text("" if header.tool is None else before or "")
                 mark = yield from self._cursor.until(LAST + NEXT, self._emit_text)
 
@@ -74,7 +72,7 @@ class MessageParser(AnswerParser):
         if not mark:
             space = yield from self._cursor.space()
             if not (yield from self._is_header()):
-                self._texts.begin()
+                self._begin_text()
                 self._emit_text(space)
                 return (yield from self._cursor.until(LAST + NEXT, self._emit_text)), None
         parts = [mark]
@@ -83,7 +81,7 @@ class MessageParser(AnswerParser):
         if found == MESSAGE:
             return text + MESSAGE, header_of(text)
         if not is_beginning(text):
-            self._texts.begin()
+            self._begin_text()
             self._emit_text(text)
         return found, None
 
@@ -106,13 +104,18 @@ class MessageParser(AnswerParser):
 
     def _tool_message(self, before: str, name: str) -> Reading[str | None]:
         """Read a call and what stands behind its arguments, which is text."""
-        self._texts.begin()
+        self._begin_text()
         self._cursor.mark()
         is_ended = yield from self._calls(before, partial(_object_call, name), LAST)
         if is_ended or self.is_done:
             return ""
         yield from self._cursor.space()
         return (yield from self._cursor.until(LAST + NEXT, self._emit_text))
+
+    def _begin_text(self, channel: str | None = None) -> None:
+        """A message that may be text begins, in the channel that says what it is."""
+        self._phase = PHASES.get(channel or "")
+        self._texts.begin()
 
     def _emit_text(self, text: str) -> None:
         if text:
@@ -136,7 +139,7 @@ class _Joined:
 
     def __call__(self, piece: str) -> None:
         """Some more of it."""
-        self._take(BLANK_LINE + piece if self._is_next else piece)
+        self._take(BETWEEN_MESSAGES + piece if self._is_next else piece)
         self._has_some, self._is_next = True, False
 
 

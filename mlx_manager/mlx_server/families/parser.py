@@ -9,6 +9,7 @@ from typing import Any
 from mlx_manager.chat.events import (
     Delta,
     FindingKind,
+    Phase,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -56,6 +57,7 @@ class AnswerParser:
             is_parallel=is_parallel,
         )
         self._left_out = 0
+        self._phase: Phase | None = None
         self._space = list[str]()
         self._has_tools = bool(tools)
         self._deltas = list[Delta]()
@@ -200,7 +202,7 @@ class AnswerParser:
 
     def _emit_text(self, text: str) -> None:
         if text:
-            self._deltas.append(TextDelta(text))
+            self._deltas.append(TextDelta(text, phase=self._phase))
 
     def _text(self, piece: str) -> None:
         """Emit text, and hold back the white space at its end while a call may follow, to which it would belong."""

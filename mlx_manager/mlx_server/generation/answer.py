@@ -8,6 +8,7 @@ from mlx_manager.chat.events import (
     Delta,
     Finished,
     FinishReason,
+    Phase,
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
@@ -77,6 +78,7 @@ class AnswerReader:
         self._detokenizer = Detokenizer(text.token_bytes, text.shown_ids if parser else frozenset())
         self._stop = StopStrings(stop)
         self._has_stop = bool(stop)
+        self._phase: Phase | None = None
         self._parser = parser
         self._opening = opening
         self._thoughts = thoughts
@@ -204,14 +206,21 @@ class AnswerReader:
         for delta in deltas:
             if self._stop.is_matched:
                 break
+            if self._ends_text(delta) and (held_back := self._stop.finish()):
+                # It stands before this, and no stop string goes on behind it.
+                kept.append(TextDelta(held_back))
             if not isinstance(delta, TextDelta):
-                # What was held back stands before this, and no stop string goes on behind it.
-                if held_back := self._stop.finish():
-                    kept.append(TextDelta(held_back))
                 kept.append(delta)
             elif text := self._stop.feed(delta.text):
-                kept.append(TextDelta(text))
+                kept.append(TextDelta(text, phase=delta.phase))
         return kept
+
+    def _ends_text(self, delta: Delta) -> bool:
+        """Whether no text goes on with `delta`: it is none, or that of another message."""
+        if not isinstance(delta, TextDelta):
+            return True
+        before, self._phase = self._phase, delta.phase or self._phase
+        return self._phase != before
 
 
 def merged(deltas: Iterable[Delta]) -> list[Delta]:
@@ -220,8 +229,8 @@ def merged(deltas: Iterable[Delta]) -> list[Delta]:
     for delta in deltas:
         last = found[-1] if found else None
         match last, delta:
-            case TextDelta(before, some), TextDelta(more, others):
-                found[-1] = TextDelta(before + more, some + others)
+            case TextDelta(before, some, phase), TextDelta(more, others, of) if of in (None, phase):
+                found[-1] = TextDelta(before + more, some + others, phase)
             case ReasoningDelta(before), ReasoningDelta(more):
                 found[-1] = ReasoningDelta(before + more)
             case ToolCallDelta(index, before), ToolCallDelta(of, more) if index == of:

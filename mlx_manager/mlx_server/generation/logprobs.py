@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from mlx_manager.chat.events import Delta, LikelyToken, TextDelta, TokenLogprobs
 from mlx_manager.mlx_server.engine.messages import Logprobs
@@ -38,7 +39,7 @@ class AnswerLogprobs:
         found = list[Delta]()
         for delta in deltas:
             if isinstance(delta, TextDelta):
-                found.append(TextDelta(delta.text, self._take(certain)))
+                found.append(replace(delta, logprobs=self._take(certain)))
             else:
                 self._held.clear()
                 found.append(delta)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from mlx_manager.chat.request import Phase
+from mlx_manager.chat.events import Phase
 from mlx_manager.wire.openai.thinking import Budget, ThinkingFields
 
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]

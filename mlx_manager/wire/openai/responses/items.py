@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from mlx_manager.chat.request import Message, Phase, Role, ToolCall
+from mlx_manager.chat.events import Phase
+from mlx_manager.chat.request import Message, Role, ToolCall
 from mlx_manager.errors import InvalidRequest, ItemNotFound, UnsupportedParameter
 from mlx_manager.wire.left_out import NAMES, remark
 from mlx_manager.wire.openai.responses.namespaces import joined

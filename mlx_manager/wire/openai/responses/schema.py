@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from mlx_manager.chat.request import Phase
+from mlx_manager.chat.events import Phase
 from mlx_manager.wire.openai.schema import (
     MAX_TOOLS,
     GenerationBody,

@@ -12,9 +12,11 @@ from typing import Any
 import msgspec
 
 from mlx_manager.chat.events import (
+    BETWEEN_MESSAGES,
     ChatEvent,
     Finished,
     OfChoice,
+    Phase,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -149,13 +151,23 @@ class ResponseWriter:
         return closed + self._lifecycle(status)
 
     def _text(self, delta: TextDelta) -> bytes:
-        opened = self._open("message")
+        is_next = self._is_next_message(delta)
+        opened = (self._close("completed") if is_next else b"") + self._open("message", delta.phase)
+        text = delta.text.removeprefix(BETWEEN_MESSAGES) if is_next else delta.text
         if not delta.logprobs:
-            return opened + self._delta(delta.text)
-        self._pieces.append(delta.text)
+            return opened + self._delta(text)
+        self._pieces.append(text)
         logprobs = _logprobs(delta.logprobs)
         self._logprobs.extend(logprobs)
-        return opened + self._of_text("delta", delta=delta.text, logprobs=logprobs)
+        return opened + self._of_text("delta", delta=text, logprobs=logprobs)
+
+    def _is_next_message(self, delta: TextDelta) -> bool:
+        """Whether there is a message, and this is known to be of another one: each is an item of its own."""
+        if delta.phase is None:
+            return False
+        if self._item is not None and self._item["type"] == "message":
+            return self._item.get("phase") != delta.phase
+        return any(item["type"] == "message" for item in self.response["output"])
 
     def _call(self, call: ToolCallStarted) -> bytes:
         closed = self._close("completed")
@@ -164,14 +176,15 @@ class ResponseWriter:
         self._cut(f"{_ARGUMENTS}.delta", {"item_id": self._id, "output_index": self._index})
         return closed + opened
 
-    def _open(self, kind: str) -> bytes:
-        """Begin an item that has text, unless it is open already."""
+    def _open(self, kind: str, phase: Phase | None = None) -> bytes:
+        """Begin an item that has text, unless one of its kind is open already."""
         if self._item is not None and self._item["type"] == kind:
             return b""
         closed = self._close("completed")
         content: dict[str, Any] = {"content": []}
         beside: dict[str, Any] = {"role": "assistant"} if kind == "message" else {"summary": []}
-        opened = self._add(kind, content | beside)
+        labelled = {} if phase is None else {"phase": phase}
+        opened = self._add(kind, content | beside | labelled)
         part = self._part("", [])
         opened += self._event("response.content_part.added", **self._place(), part=part)
         nothing: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
