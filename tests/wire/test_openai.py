@@ -320,21 +320,24 @@ async def test_the_same_events_make_the_whole_message() -> None:
     assert (message["content"], message["reasoning_content"]) == (None, "Let me look.")
     assert message["tool_calls"][0] == CALL | {"id": "c0"}
     assert response["choices"][0]["finish_reason"] == "tool_calls"
-    of_answer = response["usage"]["completion_tokens_details"]
+    usage = response["usage"]
+    of_answer, of_prompt = usage["completion_tokens_details"], usage["prompt_tokens_details"]
     assert of_answer == {
         "reasoning_tokens": 4,
         "audio_tokens": 0,
         "accepted_prediction_tokens": 0,
         "rejected_prediction_tokens": 0,
+        "text_tokens": usage["completion_tokens"] - 4,
     }
-    of_prompt = response["usage"]["prompt_tokens_details"]
-    assert of_prompt == {"cached_tokens": 0, "cache_write_tokens": 0, "audio_tokens": 0}
-    # Tokens of text are what is left of the others; there are none of images.
-    assert CompletionTokensDetails.model_fields.keys() - of_answer.keys() == {"text_tokens"}
-    assert PromptTokensDetails.model_fields.keys() - of_prompt.keys() == {
-        "text_tokens",
-        "image_tokens",
+    assert of_prompt == {
+        "cached_tokens": 0,
+        "cache_write_tokens": 0,
+        "audio_tokens": 0,
+        "image_tokens": 0,
+        "text_tokens": usage["prompt_tokens"],
     }
+    assert CompletionTokensDetails.model_fields.keys() == of_answer.keys()
+    assert PromptTokensDetails.model_fields.keys() == of_prompt.keys()
 
 
 async def test_every_chunk_names_its_usage_when_usage_is_asked_for() -> None:

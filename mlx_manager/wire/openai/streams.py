@@ -225,7 +225,7 @@ def _tool_call(call: CalledTool) -> dict[str, Any]:
 
 
 def usage(counts: Usage) -> dict[str, Any]:
-    """Return token counts in OpenAI's form."""
+    """Return token counts in OpenAI's form: all is text, of prompts and, but for thoughts, of answers."""
     return {
         "prompt_tokens": counts.input_tokens,
         "completion_tokens": counts.output_tokens,
@@ -234,12 +234,15 @@ def usage(counts: Usage) -> dict[str, Any]:
             "cached_tokens": counts.cached_tokens,
             "cache_write_tokens": 0,
             "audio_tokens": 0,
+            "image_tokens": 0,
+            "text_tokens": counts.input_tokens,
         },
         "completion_tokens_details": {
             "reasoning_tokens": counts.reasoning_tokens,
             "audio_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
+            "text_tokens": counts.output_tokens - counts.reasoning_tokens,
         },
     }
 
