@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import groupby
@@ -236,3 +237,42 @@ async def test_a_long_prompt_doesn_t_hold_up_the_first_event(
     role, first = found.index(data[0]), found.index(data[1])
     assert '"role":"assistant"' in data[0]
     assert set(found[role + 1 : first]) == {KEEP_ALIVE}
+
+
+async def test_a_client_that_gives_up_while_its_prompt_is_read_gets_there_by_trying_again(
+    tmp_path_factory: pytest.TempPathFactory, model_dir: Path
+) -> None:
+    """Each attempt goes on where the last one was cut off, so a limit that none of them could meet alone is enough."""
+    settings = settings_for(
+        tmp_path_factory.mktemp("retried"),
+        model_dir,
+        idle_prefill_chunk_tokens=16,
+        prefill_chunk_tokens=16,
+    )
+    asked: dict[str, Any] = {"model": TINY, "temperature": 0, "max_tokens": 1}
+    with running(create_app(settings)) as server:
+        async with AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key="none", max_retries=0
+        ) as client:
+
+            async def ask(text: str, timeout_s: float) -> Any:
+                turns: list[Any] = [{"role": "user", "content": text}]
+                hurried = client.with_options(timeout=timeout_s)
+                return await hurried.chat.completions.create(messages=turns, **asked)
+
+            await ask("Hi", 60)
+            began = time.monotonic()
+            patient = await ask("b " * 1900, 60)
+            limit_s = (time.monotonic() - began) / 4
+            attempts = 0
+            while True:
+                attempts += 1
+                assert attempts < 50
+                try:
+                    answer = await ask("Again " + "b " * 1900, limit_s)
+                    break
+                except sdk.APITimeoutError:
+                    continue
+    assert attempts > 1, limit_s
+    assert answer.usage.prompt_tokens > patient.usage.prompt_tokens
+    assert answer.usage.prompt_tokens_details.cached_tokens > 0

@@ -99,6 +99,29 @@ async def test_every_api_tells_of_it_in_its_own_words(
     assert message.usage.input_tokens == 1
 
 
+async def test_a_line_of_billing_that_is_another_one_each_time_costs_no_cached_prompt(
+    anthropic: AsyncAnthropic,
+) -> None:
+    """As Claude Code sends it, the first of its instructions."""
+    found = []
+    for stamp in ("2.1.15.f1b; cch=00000", "2.1.15.a07; cch=5f3c2"):
+        billing = f"x-anthropic-billing-header: cc_version={stamp}; cc_entrypoint=cli;"
+        answer = await anthropic.messages.create(
+            model=MODEL,
+            system=[
+                {"type": "text", "text": billing},
+                {"type": "text", "text": "Say what was billed, and nothing but that. " * 9},
+            ],
+            messages=[{"role": "user", "content": "What was it?"}],
+            max_tokens=2,
+        )
+        found.append(answer.usage)
+    first, again = found
+    whole = first.input_tokens + (first.cache_read_input_tokens or 0)
+    assert again.cache_read_input_tokens == whole - 1
+    assert again.input_tokens == 1
+
+
 async def test_where_a_prompt_leaves_what_is_stored_is_told(
     openai: AsyncOpenAI, spans: Spans
 ) -> None:
