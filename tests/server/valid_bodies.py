@@ -367,6 +367,7 @@ HOW: dict[str, Any] = {
 MESSAGES: list[dict[str, Any]] = [
     MESSAGE,
     MESSAGE | HOW,
+    MESSAGE | {"max_tokens": 0},
     MESSAGE | MESSAGE_LABELS,
     PROMPT | {"max_tokens": 4, "stream": True},
     MESSAGE | {"thinking": {"type": "adaptive"}, "system": "Hi"},

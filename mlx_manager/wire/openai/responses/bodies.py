@@ -26,7 +26,8 @@ def response_body(request: ChatRequest) -> dict[str, Any]:
     """Return the body of a response that asks for the same: `response_request` makes the same request of it.
 
     The request must be a conversation. It is not stored where it is answered: what it goes on from is in its items.
-    Raises UnsupportedParameter for what the API has no word for.
+    Raises UnsupportedParameter for what the API has no word for: the other direction takes none of it either, and left
+    out it would be another request.
     """
     assert isinstance(request.input, Conversation)
     conversation = request.input
