@@ -282,7 +282,10 @@ def _configure_pipeline(
         environment=options.environment,
         console=_console(console),
         additional_span_processors=span_processors,
-        metrics=MetricsOptions(additional_readers=metric_readers, views=_VIEWS),
+        # Without a reader each number would still be looked at, hundreds for each answer.
+        metrics=MetricsOptions(additional_readers=metric_readers, views=_VIEWS)
+        if metric_readers
+        else False,
         sampling=SamplingOptions(head=RecordingSampler(sampling)),
         # `redaction` stands in its place and says why.
         scrubbing=False,
@@ -351,8 +354,9 @@ def _forget_exit_handlers() -> None:
     atexit.unregister(_shut_down_at_exit)
     for proxy in (trace.get_tracer_provider(), metrics.get_meter_provider(), get_logger_provider()):
         provider = getattr(proxy, "provider", None)  # the SDK's own, behind Logfire's
-        if provider is not None:
-            atexit.unregister(provider.shutdown)
+        # None of metrics where nobody reads any.
+        if shut_down := getattr(provider, "shutdown", None):
+            atexit.unregister(shut_down)
 
 
 def _milliseconds(seconds: float) -> int:
