@@ -13,9 +13,9 @@ from mlx_manager.mlx_server.engine.framing import commands_reader, encode
 from mlx_manager.mlx_server.engine.messages import FromEngine, ToEngine
 
 READ_BYTES = 1 << 18
-# What can wait is sent this long after what was sent last: readers are woken more seldom than that anyway, and each
-# message by itself would cost the reader's process as much as a small model's step.
-HELD_S = 0.004
+# What can wait is sent this long after what was sent last: readers are woken no more often than that anyway, and each
+# wake-up of their process costs it, and the engine, with which it shares cores, a tenth of a small model's step.
+HELD_S = 0.016
 
 
 class Channel:

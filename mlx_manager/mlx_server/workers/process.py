@@ -53,10 +53,10 @@ logger = logging.getLogger(__name__)
 ENGINE_MODULE = "mlx_manager.mlx_server.engine"
 EXIT_GRACE_S = 2.0
 WATCH_INTERVAL_S = 1.0
-# Readers get what has come this often, and less often when there are so many that it would be more pieces a second than
-# this. Nobody sees the difference from one token at a time, and where tokens come faster, one write for several of
-# them is what leaves the engine its cores: docs/decisions/0006.
-READERS_WAKE_S = 0.008
+# Readers get what has come this often, as often as a screen is drawn, and less often when there are so many that it
+# would be more pieces a second than this. Nobody sees the difference from one token at a time, and where tokens come
+# faster, one write for several of them is what leaves the engine its cores: docs/decisions/0006.
+READERS_WAKE_S = 0.016
 MOST_PIECES_PER_S = 2000
 # Of those that a request waits behind, so many are told.
 MOST_AHEAD = 8
