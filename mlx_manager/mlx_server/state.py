@@ -213,7 +213,9 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
     options = engine_options(settings)
     ledger = Ledger(
         budget_bytes=memory_budget_bytes(settings),
-        appraise=partial(predict, is_float32=computes_in_float32()),
+        appraise=partial(
+            predict, is_float32=computes_in_float32(), chunk_tokens=options.chunk_tokens
+        ),
         prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
     )
 

@@ -12,11 +12,16 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_manager.mlx_server.engine.kv_cost import measure_kv_cost
 from mlx_manager.mlx_server.engine.loading import load
+from mlx_manager.mlx_server.engine.messages import Ready, Submit
 from mlx_manager.mlx_server.model_settings import ModelSettings
 from mlx_manager.mlx_server.pool.catalog import Catalog, ModelFiles
-from mlx_manager.mlx_server.pool.fit import LEAST_HEAD_ROOM_BYTES, predict
+from mlx_manager.mlx_server.pool.fit import CHUNK_TOKENS, LEAST_HEAD_ROOM_BYTES, predict
 from mlx_manager.mlx_server.pool.memory import machine_bytes
+from mlx_manager.mlx_server.workers.room import check_memory
+from tests.engine.driving import GREEDY, Driver
+from tests.engine.models import WatchedModel
 from tools.random_model import Shape, make_random_model
 
 # More than a window, and a whole number of chunks: a window is kept with the last chunk that was read behind it.
@@ -70,6 +75,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 4,
         "rope_scaling": None,
     },
+    "linear layers": {
+        "model_type": "qwen3_next",
+        "head_dim": 16,
+        "full_attention_interval": 2,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 8,
+        "linear_conv_kernel_dim": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "shared_expert_intermediate_size": 32,
+        "mlp_only_layers": [0, 1, 2, 3],
+        "moe_intermediate_size": 32,
+        "partial_rotary_factor": 0.5,
+    },
 }
 
 
@@ -106,19 +128,40 @@ def test_keys_and_values_are_predicted_as_mlx_lm_allocates_them(tmp_path: Path, 
     need = predict(files, is_float32=True)
 
     assert need.context_tokens == CONTEXT_TOKENS
-    assert need.kv_bytes == used_kv_bytes(model_of(config), CONTEXT_TOKENS)
+    assert need.kv_cost is not None
+    last_pieces = sum(token_bytes * (CHUNK_TOKENS - 1) for token_bytes, _ in need.kv_cost.windows)
+    kept_bytes = need.kv_cost.row_bytes(CONTEXT_TOKENS) + last_pieces
+    assert kept_bytes == used_kv_bytes(model_of(config), CONTEXT_TOKENS)
 
 
-def test_linear_layers_keep_no_keys_and_values(tmp_path: Path) -> None:
-    config = SMALL | {"model_type": "qwen3_next", "full_attention_interval": 2, "head_dim": 16}
-    full = SMALL | {"model_type": "qwen3", "head_dim": 16}
-    (tmp_path / "a").mkdir()
-    for folder, one in (("a", config), ("b", full)):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / "config.json").write_text(json.dumps(one))
-        (tmp_path / folder / "model.safetensors").touch()
-    a, b = (predict(one, is_float32=True) for one in Catalog({}, [tmp_path], None).list())
-    assert a.kv_bytes * 2 == b.kv_bytes
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_a_model_is_let_in_with_serves_a_request_of_its_whole_context(
+    tmp_path: Path, kind: str
+) -> None:
+    """By what the engine measures when the model is in memory, and by what keys and values then take."""
+    config = SMALL | CONFIGS[kind]
+    need = predict(write(tmp_path / "model", config), is_float32=True, chunk_tokens=512)
+    model = model_of(config)
+    measured = measure_kv_cost(model)
+    ready = Ready(0, "float32", "cpu", True, 0.0, measured, need.kv_bytes, chunk_tokens=512)
+    driver = Driver(
+        WatchedModel(model),
+        chunk=512,
+        idle_chunk=512,
+        kv_budget_bytes=need.kv_bytes,
+        kv_shared_bytes=need.kv_bytes,
+    )
+
+    request = driver.submit([at % 64 for at in range(CONTEXT_TOKENS - 4)], 4)
+    check_memory("model", ready, Submit(0, [0] * (CONTEXT_TOKENS - 4), 4, [], GREEDY))
+    held = list[int]()
+    while driver.engine.has_work:
+        driver.step()
+        held.append(driver.engine.vitals().kv_bytes or 0)
+
+    assert need.kv_cost == measured
+    assert len(driver.tokens[request]) == 4
+    assert 0 < max(held) <= need.kv_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -145,9 +188,10 @@ def test_a_set_context_is_planned_for_in_full(tmp_path: Path) -> None:
     for name, settings in own.items():
         [files] = Catalog({}, [tmp_path], None, {"model": settings}).list()
         needs[name] = predict(files, is_float32=True)
-    # Two layers, keys and values, two heads of 16 numbers of four bytes.
-    assert needs["a"].kv_bytes == 512 * 2 * 2 * 2 * 16 * 4
-    assert needs["b"].kv_bytes == 8 * needs["a"].kv_bytes
+    # Two layers, keys and values, two heads of 16 numbers of four bytes; columns to spare begin another 256 tokens, and
+    # a prompt that is read is kept with up to 255 of those.
+    assert needs["a"].kv_bytes == (512 + 256) * 2 * 2 * 2 * 16 * 4
+    assert needs["b"].kv_bytes == (4096 + 256) * 2 * 2 * 2 * 16 * 4
     assert needs["c"].context_tokens == 4096, (
         "the model's own, which is shorter than what is planned"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -623,6 +624,45 @@ async def test_weights_that_are_larger_than_predicted_are_booked_as_they_are(
     pool._start_engine = start
     await use(pool, TWO)
     assert committed_gib(pool) == 3 + 2 / 2
+    await pool.close()
+
+
+async def test_what_requests_cost_is_booked_as_it_is_measured_and_told_to_the_engine(
+    starter: Starter,
+) -> None:
+    """A state that nobody could tell from the config: without it, a request of the whole context would be refused."""
+    starter.ready = Ready(GIB, "float32", "cpu", True, kv_cost=KvCost(GIB // 1024, (), GIB // 2))
+    pool = pool_of(starter, 4)
+    await use(pool, TWO)
+    [resident], [engine] = pool.residents, starter.engines
+    # 1,024 tokens, up to 255 to grow by, and the state.
+    kv_gib = 1 + 255 / 1024 + 0.5
+    assert resident.reservation.need.kv_bytes == kv_gib * GIB
+    await eventually(lambda: engine.rooms_gib != [] and engine.rooms_gib[-1][1] >= kv_gib)
+    assert promised_gib(pool) <= 4
+    await pool.close()
+
+
+async def test_a_shorter_context_that_a_refusal_names_is_one_that_fits(starter: Starter) -> None:
+    """Columns to spare are in it: what is proportional to the tokens would be 256 too many."""
+    cost = KvCost(GIB // 1024)
+
+    def need_of(files: ModelFiles) -> Need:
+        tokens = files.settings.context_tokens or 4096
+        return Need(GIB, 0, GIB, tokens, 512).at(cost)
+
+    ledger = Ledger(int(3.24 * GIB), need_of)
+    pool = ModelPool(Catalog({}, (), None), starter, 9, None, ledger)
+    with pytest.raises(InsufficientMemory, match="Set its context_tokens to 768 ") as refused:
+        await use(pool, ONE)
+    assert refused.value.param == "model"
+
+    shorter, longer = (
+        replace(ONE, settings=ModelSettings(context_tokens=tokens)) for tokens in (768, 1024)
+    )
+    with pytest.raises(InsufficientMemory):
+        await use(pool, longer)
+    await use(pool, shorter)
     await pool.close()
 
 

@@ -176,6 +176,13 @@ class KvCost(msgspec.Struct, frozen=True, array_like=True):
         windows = sum(token_bytes * min(allocated, window) for token_bytes, window in self.windows)
         return self.token_bytes * allocated + windows + self.state_bytes
 
+    def request_bytes(self, prompt_tokens: int, tokens: int, chunk_tokens: int) -> int:
+        """Return the most that a request of so many tokens takes alone; its prompt is read in pieces of `chunk_tokens`.
+
+        A model is let in with so much for its context, a request is refused by it, and the engine lets rows in by it.
+        """
+        return self.batch_bytes(1, tokens, (prompt_tokens,), chunk_tokens)
+
     def batch_bytes(
         self, rows: int, tokens: int, reading: Sequence[int] = (), chunk_tokens: int = 0
     ) -> int:
@@ -220,7 +227,8 @@ class Loading(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The model is in memory, after `load_s` in which its weights were read.
 
-    All sequences together may keep `kv_budget_bytes`, at `kv_cost`; None: it isn't known how much one needs.
+    All sequences together may keep `kv_budget_bytes`, at `kv_cost`; None: it isn't known how much one needs. Prompts
+    are read in pieces of up to `chunk_tokens`.
     """
 
     weights_bytes: int
@@ -230,6 +238,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     load_s: float = 0.0
     kv_cost: KvCost | None = None
     kv_budget_bytes: int | None = None
+    chunk_tokens: int = 0
 
 
 class LoadFailed(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -45,6 +45,11 @@ class Limits:
     kv_cost: KvCost | None = None
     kv_budget_bytes: int | None = None
 
+    @property
+    def chunk_tokens(self) -> int:
+        """Prompt tokens per step in any case: at most."""
+        return max(self.prefill_chunk_tokens, self.idle_prefill_chunk_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -205,8 +210,9 @@ class Scheduler:
             for row in rows
             if not row.is_decoding and row.shared is None
         ]
-        chunk = max(self._limits.prefill_chunk_tokens, self._limits.idle_prefill_chunk_tokens)
-        return self._limits.kv_cost.batch_bytes(len(rows), longest, reading, chunk)
+        return self._limits.kv_cost.batch_bytes(
+            len(rows), longest, reading, self._limits.chunk_tokens
+        )
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether the batch, all rows of which are as long as the longest one, stays within the budget."""

@@ -171,7 +171,10 @@ def make_chat_engine(
         loaded.model, limits.max_batch, prefix_cache_bytes, shared_bytes, disk, lookup_tokens
     )
     ready = msgspec.structs.replace(
-        loaded.ready, kv_cost=limits.kv_cost, kv_budget_bytes=limits.kv_budget_bytes
+        loaded.ready,
+        kv_cost=limits.kv_cost,
+        kv_budget_bytes=limits.kv_budget_bytes,
+        chunk_tokens=limits.chunk_tokens,
     )
     threads = BlasThreads(weights_bytes)
     return Engine(runner, Scheduler(limits), threads, grammars=grammars), ready

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlx_manager.mlx_server.engine.messages import KV_STEP_TOKENS, KvCost
 from mlx_manager.mlx_server.pool.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 
 # What a model's context is taken for where nobody set it: published limits of 256k tokens would fill any machine.
 PLANNED_TOKENS = 8192
 FALLBACK_CONTEXT_TOKENS = 32_768
-# mlx-lm's caches grow by so many tokens, and a window by the longest chunk of a prompt that is read at once.
-GROWTH_TOKENS = 256
+# The longest piece of a prompt that is read at once, where nobody set it.
 CHUNK_TOKENS = 2048
 # For the process, intermediate results and freed memory that MLX keeps for the next ones.
 LEAST_HEAD_ROOM_BYTES = 256 * 2**20
 HEAD_ROOM_SHARE = 0.1
 LONGEST_HEADER_BYTES = 100 * 2**20
+# Memories of linear attention are float32, whatever the model computes in.
+STATE_BYTES = 4
 HALVES = frozenset({"BF16", "F16"})
 
 # Types of models whose layers with a sliding window keep only that in mlx-lm, by their `layer_types`. All others keep
@@ -39,23 +41,48 @@ INTERVALS: Mapping[str, int] = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes that a model will take. `kv_bytes` are keys and values of one request of `context_tokens`."""
+    """Bytes that a model will take.
+
+    `kv_bytes` are keys and values of one request of `context_tokens`, whose prompt is read in pieces of up to
+    `chunk_tokens`, at `kv_cost`.
+    """
 
     weights_bytes: int = 0
     kv_bytes: int = 0
     head_room_bytes: int = 0
     context_tokens: int = 0
+    chunk_tokens: int = 0
+    kv_cost: KvCost | None = None
 
     @property
     def total_bytes(self) -> int:
         """All of them."""
         return self.weights_bytes + self.kv_bytes + self.head_room_bytes
 
+    def at(self, kv_cost: KvCost | None) -> Need:
+        """Return it for keys and values that cost so much, unless that isn't known, or no requests are planned for."""
+        if kv_cost is None or not self.context_tokens:
+            return self
+        return replace(self, kv_cost=kv_cost, kv_bytes=self._kv_bytes(kv_cost, self.context_tokens))
 
-def predict(files: ModelFiles, *, is_float32: bool) -> Need:
+    def context_within(self, kv_bytes: int) -> int:
+        """Return the longest context whose keys and values take no more, a multiple of the steps that they grow by."""
+        longest = self.context_tokens // KV_STEP_TOKENS * KV_STEP_TOKENS
+        if self.kv_cost is None:
+            share = max(kv_bytes, 0) / self.kv_bytes if self.kv_bytes else 0.0
+            return min(longest, int(share * self.context_tokens) // KV_STEP_TOKENS * KV_STEP_TOKENS)
+        while longest and self._kv_bytes(self.kv_cost, longest) > kv_bytes:
+            longest -= KV_STEP_TOKENS
+        return longest
+
+    def _kv_bytes(self, kv_cost: KvCost, tokens: int) -> int:
+        return kv_cost.request_bytes(tokens, tokens, self.chunk_tokens)
+
+
+def predict(files: ModelFiles, *, is_float32: bool, chunk_tokens: int = CHUNK_TOKENS) -> Need:
     """Return what a model will take in memory; with `is_float32` its weights are widened to that, as on a CPU.
 
-    Reads headers and configs: keep it off the event loop.
+    Prompts will be read in pieces of up to `chunk_tokens`. Reads headers and configs: keep it off the event loop.
     """
     config = files.read_json("config.json")
     text = _text_part(config)
@@ -67,7 +94,7 @@ def predict(files: ModelFiles, *, is_float32: bool) -> Need:
         return Need(weights, 0, head_room)
     tokens = files.settings.context_tokens or min(own_context(config), PLANNED_TOKENS)
     element = 4 if is_float32 else _element_bytes(config, text)
-    return Need(weights, kv_bytes(text, tokens, element), head_room, tokens)
+    return Need(weights, 0, head_room, tokens, chunk_tokens).at(kv_cost(text, element))
 
 
 def own_context(config: Mapping[str, Any]) -> int:
@@ -75,25 +102,44 @@ def own_context(config: Mapping[str, Any]) -> int:
     return _number(_text_part(config), "max_position_embeddings") or FALLBACK_CONTEXT_TOKENS
 
 
-def kv_bytes(text: Mapping[str, Any], tokens: int, element_bytes: int) -> int:
-    """Return the bytes of keys and values of `tokens` tokens, by the config of a model's text part.
+def kv_cost(text: Mapping[str, Any], element_bytes: int) -> KvCost:
+    """Return what a model keeps of a sequence, by the config of its text part: what its engine will measure.
 
-    An upper bound where a model's layers aren't known here.
+    Layers that aren't known here are taken to keep everything, and states that aren't to take nothing.
     """
     try:
-        grown = math.ceil(tokens / GROWTH_TOKENS) * GROWTH_TOKENS
-        kept = sum(min(grown, window or grown) for window in _windows(text))
-        return kept * _numbers_per_token(text) * element_bytes
+        token_bytes = _numbers_per_token(text) * element_bytes
+        layers = Counter(_windows(text))
+        everything = layers.pop(None, 0)
+        windows = sorted((window, count) for window, count in layers.items() if window is not None)
+        return KvCost(
+            everything * token_bytes,
+            tuple((count * token_bytes, window) for window, count in windows),
+            _state_bytes(text, element_bytes),
+        )
     except (TypeError, ValueError, ArithmeticError):
         # A config that mlx-lm won't understand either: loading says what is wrong with it.
+        return KvCost(0)
+
+
+def _state_bytes(text: Mapping[str, Any], element_bytes: int) -> int:
+    """Return the bytes of the states of all layers with linear attention: of their convolutions and their memories."""
+    if str(text.get("model_type")) not in INTERVALS:
         return 0
+    layers = (_number(text, "num_hidden_layers") or 0) - len(list(_windows(text)))
+    names = ("key_heads", "value_heads")
+    key_heads, value_heads = (_number(text, f"linear_num_{name}") or 0 for name in names)
+    key, value = (_number(text, f"linear_{name}_head_dim") or 0 for name in ("key", "value"))
+    kept = max((_number(text, "linear_conv_kernel_dim") or 1) - 1, 0)
+    convolution = kept * (2 * key_heads * key + value_heads * value) * element_bytes
+    return layers * (convolution + value_heads * value * key * STATE_BYTES)
 
 
 def _windows(text: Mapping[str, Any]) -> Iterable[int | None]:
     """Yield the longest that each layer with keys and values keeps, in tokens; None: everything."""
     layers = _number(text, "num_hidden_layers", "n_layers", "n_layer", "num_layers") or 0
     model_type = str(text.get("model_type"))
-    window = (_number(text, "sliding_window") or 0) + CHUNK_TOKENS - 1
+    window = _number(text, "sliding_window")
     if (every := PATTERNS.get(model_type)) is not None:
         every = _number(text, "sliding_window_pattern") or every
         return [None if at % every == every - 1 else window for at in range(layers)]

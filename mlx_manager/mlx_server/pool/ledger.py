@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from mlx_manager.mlx_server.engine.messages import Ready
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.pool.fit import Need
 from mlx_manager.mlx_server.workers.process import EngineProcess
@@ -34,9 +35,10 @@ class Reservation:
         """What keys and values of all its requests may take; stored prompts give way to them."""
         return self.need.kv_bytes + self.prefix_cache_bytes + self.extra_bytes
 
-    def corrected(self, weights_bytes: int) -> Reservation:
-        """Return it with the weights as they are, once that is known."""
-        return replace(self, need=replace(self.need, weights_bytes=weights_bytes))
+    def corrected(self, ready: Ready) -> Reservation:
+        """Return it with the weights, and what keys and values cost, as they are: once that is known."""
+        need = replace(self.need, weights_bytes=ready.weights_bytes).at(ready.kv_cost)
+        return replace(self, need=need)
 
     @property
     def entries(self) -> Mapping[str, int]:

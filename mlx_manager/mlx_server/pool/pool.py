@@ -388,11 +388,11 @@ class ModelPool:
             self._share_out_soon()
             raise
         resident.engine, load_s = engine, time.monotonic() - started_s
+        if engine.ready is not None:
+            resident.reservation = resident.reservation.corrected(engine.ready)
         if resident.reservation != reserved:
             tell_room(resident)
         self._share_out_soon()
-        if engine.ready is not None:
-            resident.reservation = resident.reservation.corrected(engine.ready.weights_bytes)
         if engine.is_alive:
             engine.recovery = resident.recovery
             resident.recovery.go_on(engine)

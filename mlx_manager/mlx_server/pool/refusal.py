@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mlx_manager.errors import InsufficientMemory, Overloaded
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
-from mlx_manager.mlx_server.pool.fit import GROWTH_TOKENS, Need
+from mlx_manager.mlx_server.pool.fit import Need
 from mlx_manager.traces.words import bytes_text
 
 RETRY_AFTER_S = 5
@@ -83,8 +83,7 @@ def _needs(files: ModelFiles, need: Need) -> str:
 
 def _smaller(need: Need, excess_bytes: int) -> str:
     """Say how it would fit: with a shorter context, where keys and values are what is too much."""
-    share = 1 - excess_bytes / need.kv_bytes if need.kv_bytes else 0.0
-    tokens = int(share * need.context_tokens) // GROWTH_TOKENS * GROWTH_TOKENS
+    tokens = need.context_within(need.kv_bytes - excess_bytes)
     if tokens <= 0:
         return "Choose a smaller or more quantised model"
     return f"Set its context_tokens to {tokens} (MLX_SERVER_MODELS), choose a smaller or more quantised model"

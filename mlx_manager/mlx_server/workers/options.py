@@ -45,6 +45,11 @@ class EngineOptions:
     blas_library: Path | None = None
     adapter: Path | None = None
 
+    @property
+    def chunk_tokens(self) -> int:
+        """The most tokens of a prompt that are read at once."""
+        return max(self.prefill_chunk_tokens, self.idle_prefill_chunk_tokens)
+
     def words(self, model_id: str) -> list[str]:
         """Return what the command line of a model's worker says of them."""
         disk = self.prefix_disk

@@ -11,7 +11,9 @@ def check_memory(model_id: str, ready: Ready | None, asked: Submit) -> None:
     if ready is None or ready.kv_cost is None or ready.kv_budget_bytes is None:
         return
     prompt_tokens, answer_tokens = len(asked.token_ids), asked.answer_tokens
-    needed_bytes = ready.kv_cost.row_bytes(prompt_tokens + answer_tokens)
+    needed_bytes = ready.kv_cost.request_bytes(
+        prompt_tokens, prompt_tokens + answer_tokens, ready.chunk_tokens
+    )
     if needed_bytes > ready.kv_budget_bytes:
         raise MemoryExceeded(
             f"A prompt of {prompt_tokens} tokens with an answer of up to {answer_tokens} needs "
