@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import falcon_h1, gemma3_text, mamba2, qwen3_next
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.qwen3 import Model, ModelArgs
+
+from tools.random_model import make_random_model
 
 VOCABULARY = 256
 
@@ -148,6 +153,18 @@ MODEL_KINDS: dict[str, Callable[[], Any]] = {
     "hybrid": make_hybrid_model,
     "paired": make_paired_model,
 }
+
+
+def write_model(kind: str, folder: Path) -> Path:
+    """Write such a model, with a tokenizer and so a larger vocabulary, into `folder` and return it."""
+    make_random_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    shape = MODEL_KINDS[kind]()
+    arguments = asdict(shape.args) | {name: config[name] for name in ("vocab_size", "eos_token_id")}
+    model = _with_weights(type(shape)(type(shape.args).from_dict(arguments)))
+    (folder / "config.json").write_text(json.dumps(arguments))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    return folder
 
 
 def _with_weights(model: Any) -> Any:
