@@ -6,9 +6,11 @@ from typing import Any
 
 from mlx_lm.models.cache import KVCache
 
+from mlx_manager.mlx_server.engine.batch_curve import LEAST_STEPS, REMEMBERED_STEPS, BatchCurve
 from mlx_manager.mlx_server.engine.kv_cost import measure_kv_cost
 from mlx_manager.mlx_server.engine.messages import (
     STEP_BOUNDS_S,
+    BatchPoint,
     SamplingParameters,
     StepTimes,
     Submit,
@@ -53,6 +55,32 @@ def test_it_says_how_long_the_steps_since_the_last_time_took(model: WatchedModel
     assert sum(group.count for group in first.steps) >= 20
     assert all(group.total_ns > 0 for group in first.steps)
     assert second.steps == []
+
+
+def test_it_says_how_long_steps_take_by_how_many_rows_decode(model: WatchedModel) -> None:
+    driver = Driver(model)
+    short = driver.submit(PROMPT, max_tokens=20)
+    long = driver.submit(PROMPT, max_tokens=40)
+    driver.step_until(short, 5)
+    assert driver.engine.vitals().batch_curve == [], "too few steps to say anything"
+    driver.finish()
+    alone, together = driver.engine.vitals().batch_curve
+    assert (alone.rows, together.rows) == (1, 2)
+    assert alone.step_ns > 0 < together.step_ns
+    assert len(driver.tokens[long]) == 40
+
+
+def test_the_middle_one_of_the_last_steps_counts_and_those_that_read_do_not() -> None:
+    curve = BatchCurve()
+    for at in range(LEAST_STEPS):
+        curve.note(1_000_000_000 if at == 3 else 4_000_000, 0, rows=1)
+        curve.note(9_000_000, 0, rows=3)
+        curve.note(70_000_000, 256, rows=3)
+        curve.note(80_000_000, 0, rows=0)
+    assert curve.points() == [BatchPoint(1, 4_000_000), BatchPoint(3, 9_000_000)]
+    for _ in range(REMEMBERED_STEPS):
+        curve.note(2_000_000, 0, rows=3)
+    assert curve.points() == [BatchPoint(1, 4_000_000), BatchPoint(3, 2_000_000)]
 
 
 def test_it_says_what_those_that_run_were_promised(model: WatchedModel) -> None:

@@ -154,6 +154,28 @@ async def test_all_models_are_listed_with_their_state_and_memory(
     }
 
 
+async def test_it_is_told_how_fast_a_model_is_alone_and_in_company(
+    admin: httpx.AsyncClient, server: RunningServer, openai: AsyncOpenAI
+) -> None:
+    await did(admin, "load", SHORT)
+    assert (await listed(admin))[SHORT]["batch"] == []
+
+    long: dict[str, Any] = {"max_tokens": 60, "extra_body": {"ignore_eos": True}}
+    await ask(openai, SHORT, **long)
+    await asyncio.gather(*(ask(openai, SHORT, **long) for _ in range(3)))
+    await eventually(lambda: 1 in _widths(server) and len(_widths(server)) > 1)
+
+    batch = (await listed(admin))[SHORT]["batch"]
+    assert [one["rows"] for one in batch] == sorted(_widths(server))
+    for one in batch:
+        assert one["tokens_per_s"] == pytest.approx(one["rows"] * 1000 / one["step_ms"])
+
+
+def _widths(server: RunningServer) -> set[int]:
+    engine = server.resident(SHORT).engine
+    return {one.rows for one in engine.vitals.batch_curve} if engine and engine.vitals else set()
+
+
 async def test_an_unloaded_model_s_memory_is_really_back(
     admin: httpx.AsyncClient, server: RunningServer, models: Path
 ) -> None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from mlx_manager.chat.events import Timeline
 from mlx_manager.errors import AdminForbidden, RequestNotFound
 from mlx_manager.mlx_server.api.admin_schemas import (
+    BatchSpeed,
     Memory,
     ModelName,
     ModelsReport,
@@ -25,6 +26,7 @@ from mlx_manager.mlx_server.pool.catalog import ModelFiles
 from mlx_manager.mlx_server.pool.ledger import held_bytes
 from mlx_manager.mlx_server.pool.pool import ModelPool
 from mlx_manager.mlx_server.state import ServerState
+from mlx_manager.mlx_server.workers.process import EngineProcess
 from mlx_manager.observability.load_span import load_traced
 
 
@@ -144,8 +146,23 @@ def model_state(pool: ModelPool, files: ModelFiles, cards: Cards) -> ModelState:
             "committed_bytes": resident.committed_bytes,
             "reserved_bytes": dict(resident.reservation.entries),
             "held_bytes": dict(held_bytes(resident.engine)),
+            "batch": _batch(resident.engine),
         }
     )
+
+
+def _batch(engine: EngineProcess | None) -> list[BatchSpeed]:
+    """Return how fast an engine has been, by how many rows it decoded; nothing of one that is no more."""
+    if engine is None or not engine.is_alive or engine.vitals is None:
+        return []
+    return [
+        BatchSpeed(
+            rows=point.rows,
+            step_ms=point.step_ns / 1e6,
+            tokens_per_s=point.rows * 1e9 / max(point.step_ns, 1),
+        )
+        for point in engine.vitals.batch_curve
+    ]
 
 
 def _memory(pool: ModelPool) -> Memory:

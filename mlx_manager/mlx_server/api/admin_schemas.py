@@ -32,6 +32,14 @@ class Memory(BaseModel):
     free_bytes: int
 
 
+class BatchSpeed(BaseModel):
+    """What a model makes when so many `rows` decode together and no prompt is read: measured in the last such steps."""
+
+    rows: int
+    step_ms: float
+    tokens_per_s: float
+
+
 class ModelState(BaseModel):
     """A model. What stands below `capability_card` is null or empty unless it is in memory, or on its way.
 
@@ -46,6 +54,8 @@ class ModelState(BaseModel):
     (0 to 1) is there. `reserved_bytes` is set aside for it, by what for (`weights`, `kv`, `prefix_cache`, `head_room`);
     `held_bytes` is what its engine has, by what it is (`weights`, `kv`, `prefix_cache`, `buffers`), as told within the
     last second. `committed_bytes` is the greater of the two, with all head room and all that running requests may take.
+    `batch` has each width that its engine has decoded in: where `tokens_per_s` falls, company makes it slower, and a
+    lower `MLX_SERVER_MAX_BATCH` makes it faster.
     """
 
     id: str
@@ -65,6 +75,7 @@ class ModelState(BaseModel):
     committed_bytes: int = 0
     reserved_bytes: dict[str, int] = {}
     held_bytes: dict[str, int] = {}
+    batch: list[BatchSpeed] = []
 
 
 class ModelsReport(BaseModel):

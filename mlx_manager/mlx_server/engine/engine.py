@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 
+from mlx_manager.mlx_server.engine.batch_curve import BatchCurve
 from mlx_manager.mlx_server.engine.blas_threads import BlasThreads
 from mlx_manager.mlx_server.engine.grammar_compiler import Compiled, GrammarCompiler
 from mlx_manager.mlx_server.engine.messages import (
@@ -56,6 +57,7 @@ class Engine:
         self._following = Following()
         self._restoring = Restoring()
         self._step_clock = StepClock()
+        self._batch_curve = BatchCurve()
         self._last_began_ns = 0
         self._newest_id = 0
         self._progress = 0
@@ -163,6 +165,7 @@ class Engine:
             prefix_files=files,
             progress=self._progress + (files.read if files is not None else 0),
             promised_kv_bytes=self._scheduler.promised_bytes,
+            batch_curve=self._batch_curve.points(),
         )
 
     def close(self) -> None:
@@ -320,6 +323,7 @@ class Engine:
         # Shorter chunks are padded to the longest one.
         computed_tokens = len(chunks) * max(chunks, default=0)
         self._scheduler.note(step_ns, computed_tokens, output.rows, piece.lane)
+        self._batch_curve.note(step_ns, computed_tokens, output.rows)
 
     def _cancel(self, sequence_id: int) -> None:
         if (sequence := self._compiling.pop(sequence_id, None)) and self._grammars is not None:

@@ -410,6 +410,13 @@ class StepTimes(msgspec.Struct, frozen=True, array_like=True):
     total_ns: int
 
 
+class BatchPoint(msgspec.Struct, frozen=True, array_like=True):
+    """A step in which so many rows decode and nothing is read takes `step_ns`: the median of the last ones."""
+
+    rows: int
+    step_ns: int
+
+
 class PrefixFiles(msgspec.Struct, frozen=True, array_like=True):
     """The prefix cache's files: how many bytes there are, and what became of files since the engine began.
 
@@ -432,7 +439,8 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     keeps of freed ones. `kv_bytes` is None for a model whose cache can't tell. `sequence_ids` are those that wait and
     run, `row_ids` those that have a place in the batch's tensors, and `newest_id` is the last that was taken in.
     `progress` grows with each token that is read or made, each file and each end: with work and no growth it hangs.
-    `promised_kv_bytes` is what keys and values of those that run may grow to; 0 where nobody can tell.
+    `promised_kv_bytes` is what keys and values of those that run may grow to; 0 where nobody can tell. `batch_curve` is
+    how long steps take of each width that there has been.
     """
 
     waiting: int
@@ -448,6 +456,7 @@ class Vitals(msgspec.Struct, frozen=True, array_like=True):
     prefix_files: PrefixFiles | None = None
     progress: int = 0
     promised_kv_bytes: int = 0
+    batch_curve: list[BatchPoint] = []
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=True):
