@@ -148,6 +148,7 @@ async def test_what_could_never_fit_is_refused_with_the_numbers(openai: AsyncOpe
     assert refused.value.code == "memory_exceeded"
     assert "MiB for keys and values" in refused.value.message
     assert "1.0 MiB" in refused.value.message
+    assert "or raise MLX_SERVER_KV_BUDGET_MIB." in refused.value.message
 
 
 async def test_an_agent_that_asks_for_more_than_it_needs_is_not_refused(tmp_path: Path) -> None:

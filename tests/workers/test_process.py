@@ -260,8 +260,9 @@ async def test_it_does_with_the_memory_that_it_is_told_it_has(model_dir: Path) -
         await eventually(lambda: bool(it.vitals and not it.vitals.prefix_cache_bytes))
         assert it.ready
         assert it.ready.kv_budget_bytes == mib // 4
-        with pytest.raises(MemoryExceeded, match=r"has 0\.2 MiB for them"):
+        with pytest.raises(MemoryExceeded, match=r"has 0\.2 MiB for them") as refused:
             ask(it, 5, long * 2)
+        assert refused.value.message.endswith("or raise MLX_SERVER_MEMORY_BUDGET_MIB.")
         stream = ask(it, 5, list(range(40, 80)))
         assert len(await read(stream)) == 5
         assert stream.ended

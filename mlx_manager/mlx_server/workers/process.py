@@ -202,7 +202,7 @@ class EngineProcess:
         Overloaded, EngineFailed and MemoryExceeded.
         """
         self.check_room(1 + len(sibling_seeds))
-        check_memory(self.model_id, self.ready, asked)
+        check_memory(self.model_id, self.ready, asked, self._options.kv_budget_bytes)
         ahead = self._ahead(owner)
         submit = msgspec.structs.replace(
             asked,
