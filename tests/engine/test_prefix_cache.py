@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import random
+from collections.abc import Iterator
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_manager.mlx_server.engine.prefix_block import Block
 from mlx_manager.mlx_server.engine.prefix_cache import BLOCK_TOKENS, PrefixCache
 from mlx_manager.mlx_server.engine.row_state import Layers, RowState
 
@@ -124,6 +127,41 @@ def test_a_match_holds_on_to_what_is_dropped_meanwhile() -> None:
     cache.clear()
     assert cache.nbytes == 0
     assert mx.array_equal(match.row.layers[1][1], layers_for(old)[1][1])
+
+
+@pytest.fixture
+def without_collections() -> Iterator[None]:
+    """Nothing frees what holds itself: a collection that looks at old objects may not come for hours."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def blocks() -> int:
+    return sum(isinstance(one, Block) for one in gc.get_objects())
+
+
+@pytest.mark.usefixtures("without_collections")
+def test_what_is_dropped_is_freed_at_once() -> None:
+    bytes_before, blocks_before = mx.get_active_memory(), blocks()
+    budget = 1500 * TOKEN_BYTES
+    cache, asked = PrefixCache(budget), prompt(1, 1000)
+    for length in range(100, 1000, 40):
+        cache.store(asked[:length], row(asked[:length]))
+    # Three whole blocks and the last one, which took the place of shorter ones.
+    assert blocks() - blocks_before == 1 + 4
+    assert mx.get_active_memory() - bytes_before <= 2 * cache.nbytes
+
+    for seed in range(2, 40):
+        asked = prompt(seed, 300)
+        cache.store(asked, row(asked))
+    assert blocks() - blocks_before <= 1 + 2 * 1500 // 300
+    assert mx.get_active_memory() - bytes_before <= 2 * budget
+
+    cache.clear()
+    assert (cache.nbytes, blocks() - blocks_before) == (0, 1)
+    assert mx.get_active_memory() == bytes_before
 
 
 def test_many_random_prompts_are_found_as_a_plain_search_finds_them() -> None:

@@ -165,7 +165,9 @@ class PrefixCache:
             parent, at = path[-1], at + len(chunk)
         self._use(path)
         self._write([block.own for block in path])
-        if self._needs_states and row.tokens == len(tokens):
+        # Where files may take little, what has just been written may have gone again.
+        is_kept = all(block.parent is not None for block in path)
+        if is_kept and self._needs_states and row.tokens == len(tokens):
             self._add_snapshot(path, tuple(tokens), row.states)
         self._trim()
 
@@ -193,11 +195,10 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._root.children.clear()
-        self._root.snapshots.clear()
-        self._memory = Shelf("nbytes")
-        for kept in self._files:
-            self._remove_file(kept)
+        for child in list(self._root.children):
+            self._remove(child)
+        for kept in list(self._root.snapshots.values()):
+            self._drop(kept)
 
     def close(self, timeout_s: float) -> None:
         """Write what waits to be written, as long as there is time."""
@@ -274,13 +275,20 @@ class PrefixCache:
             del kept.block.snapshots[kept.behind]
 
     def _remove(self, block: Block) -> None:
-        """Take a block out of the tree, with all that hangs on it."""
+        """Take a block out of the tree, with all that hangs on it, and have it freed.
+
+        Block and arrays know each other: only a collection of old objects, which seldom comes, would find them.
+        """
         for child in list(block.children):
             self._remove(child)
         assert block.parent is not None
         block.parent.children.remove(block)
         for kept in (block.own, *block.snapshots.values()):
             self._take(kept)
+            kept.arrays = None
+        block.snapshots.clear()
+        del block.own
+        block.parent = None
 
     def _take(self, kept: Kept) -> None:
         self._memory.take(kept)
