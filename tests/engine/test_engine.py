@@ -445,3 +445,21 @@ def test_a_row_that_can_not_be_taken_out_costs_the_batch_and_not_the_engine(
     while engine.has_work:
         last = engine.step()
     assert [(one.sequence_id, one.reason) for one in last.ended] == [(3, "length")]
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_who_is_cancelled_before_anything_of_its_prompt_is_read_costs_nobody_the_batch(
+    any_model: WatchedModel, steps: int
+) -> None:
+    """Prompts stand still while another one's first token is made: they are in the batch then, with nothing in it."""
+    driver = Driver(any_model, prefix_cache_bytes=1 << 20)
+    first = driver.submit([3, 1, 4, 1, 5], 12)
+    driver.step()
+    others = [driver.submit([9, 2, 6, at], 12) for at in range(2)]
+    for _ in range(steps):
+        driver.step()
+    driver.cancel(others[0])
+    driver.finish()
+    assert driver.ended[others[0]].reason == "cancelled"
+    assert {driver.ended[one].reason for one in (first, others[1])} == {"length"}
+    assert {len(driver.tokens[one]) for one in (first, others[1])} == {12}

@@ -229,10 +229,13 @@ class Runner:
     def remove(self, sequence_id: int) -> None:
         """Take a row out at whatever stage it is; what it has read stays in the prefix cache."""
         self._scores.pop(sequence_id, None)
+        # Prompts may stand still before their first piece: mlx-lm can't take out of a batch what isn't in its caches.
+        read_tokens, places = self._read_tokens.get(sequence_id, 0), self._places.get(sequence_id)
+        is_unread = places is not None and read_tokens == 0 < places[-1]
         uid = self._forget(sequence_id)
         if uid is None:
             return
-        if not self.has_room:
+        if not self.has_room or is_unread:
             self._generator.remove([uid])
             return
         removed = self._generator.remove([uid], return_prompt_caches=True)
