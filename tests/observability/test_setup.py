@@ -129,12 +129,15 @@ configure_logfire(console=%s)
 
 
 def test_instrumenting_needs_no_order_of_imports(python: Python) -> None:
-    """httpx, SQLAlchemy and FastAPI are imported and used before; what is made later is traced all the same."""
+    """httpx, SQLAlchemy, FastAPI and both SDKs are imported and used before; what comes later is traced all the same."""
     done = python("""
 import asyncio, httpx, fastapi, openai, anthropic
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 client, app, engine = httpx.Client(), fastapi.FastAPI(), create_engine("sqlite://")
+nowhere = {"api_key": "none", "base_url": "http://127.0.0.1:1", "max_retries": 0}
+one, other = openai.OpenAI(**nowhere), anthropic.Anthropic(**nowhere)
+asked = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
 from mlx_manager.mlx_server.observability import logfire_config
 from mlx_manager.observability.setup import span_sink
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -159,10 +162,26 @@ with span_sink(SimpleSpanProcessor(exporter)):
         ) as inside:
             await inside.get("/openapi.json")
     asyncio.run(ask())
+    for call, error in (
+        (one.chat.completions.create, openai.APIConnectionError),
+        (other.messages.create, anthropic.APIConnectionError),
+    ):
+        try:
+            call(**asked)
+        except error:
+            pass
 print([(span.kind.name, span.name) for span in exporter.get_finished_spans()])
 """)
 
     assert done.stderr == ""
     assert done.stdout.strip() == str(
-        [("CLIENT", "SELECT"), ("CLIENT", "GET"), ("SERVER", "GET /openapi.json")]
+        [
+            ("CLIENT", "SELECT"),
+            ("CLIENT", "GET"),
+            ("SERVER", "GET /openapi.json"),
+            ("CLIENT", "POST"),
+            ("CLIENT", "chat m"),
+            ("CLIENT", "POST"),
+            ("CLIENT", "anthropic.messages.create"),
+        ]
     )
