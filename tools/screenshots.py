@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -25,16 +25,18 @@ SCHEMES: Final[tuple[Literal["dark", "light"], ...]] = ("dark", "light")
 UNKNOWN = f"/traces/{'0' * 32}"
 
 
-def main() -> int:
-    """Take them all and say where they are."""
-    arguments = _arguments()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Take them all and say where they are; `arguments` are those of the command line if not given."""
+    asked = _parser().parse_args(arguments)
+    url = asked.url.rstrip("/")
+    if (reason := _why_no_server(url)) is not None:
+        return _refused(reason)
     found = find_browser()
     if found is None:
-        sys.stderr.write(f"{MISSING}\n")
-        return 1
-    arguments.out.mkdir(parents=True, exist_ok=True)
+        return _refused(MISSING)
+    asked.out.mkdir(parents=True, exist_ok=True)
     with launched(found) as browser:
-        for file in shoot(browser, arguments.url.rstrip("/"), arguments.out):
+        for file in shoot(browser, url, asked.out):
             sys.stdout.write(f"{file}\n")
     return 0
 
@@ -71,6 +73,20 @@ def pages_of(url: str) -> Iterator[tuple[str, str]]:
             yield f"trace-{status}", f"/traces/{trace_id}"
 
 
+def _refused(reason: str) -> int:
+    sys.stderr.write(f"{reason}\n")
+    return 1
+
+
+def _why_no_server(url: str) -> str | None:
+    """Return what to do where nothing answers at `url`."""
+    try:
+        httpx.get(f"{url}/health")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return f"No server answers at {url}: {error}. Start one with `mlx-manager serve`, or give its --url."
+    return None
+
+
 def _longest_trace(url: str, status: str) -> list[str]:
     """Return the id of that which has most spans among the latest of that status, if there is any."""
     answer = httpx.get(f"{url}/api/traces", params={"status": status, "limit": 50})
@@ -89,11 +105,11 @@ def _show(page: Page, address: str) -> None:
         rows.nth(min(1, rows.count() - 1)).click()
 
 
-def _arguments() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.screenshots", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--url", default="http://127.0.0.1:10242", help="address of the server")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ import struct
 from itertools import islice
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser
 
 from mlx_manager.web.shell import PLACES
 from tests.web.conftest import Site
-from tools.screenshots import pages_of, shoot
+from tools.screenshots import main, pages_of, shoot
 
 
 def size(file: Path) -> tuple[int, int]:
@@ -37,3 +38,18 @@ def test_every_page_is_shot_as_tall_as_it_is(site: Site, browser: Browser, tmp_p
     assert min(height for _, height in phone) >= 844
     assert max(height for _, height in phone) > 2000
     assert desk[0] == 1440
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "127.0.0.1:1", "http://[::1"])
+def test_without_a_server_one_line_says_what_to_do(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pictures"
+
+    status = main(["--out", str(out), "--url", url])
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status == 1
+    assert line.startswith(f"No server answers at {url}: ")
+    assert line.endswith("Start one with `mlx-manager serve`, or give its --url.")
+    assert not out.exists()
