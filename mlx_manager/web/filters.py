@@ -23,6 +23,11 @@ class Period:
     name: str
     seconds: int
 
+    @property
+    def last(self) -> str:
+        """How a sentence says it: the last 6 hours, but the last hour."""
+        return f"the last {self.name.removeprefix('1 ')}"
+
 
 PERIODS = (
     Period("15m", "15 minutes", 900),

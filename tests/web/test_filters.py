@@ -6,7 +6,7 @@ import pytest
 
 from mlx_manager.traces.summary import Stats, StatsBucket, TraceFilter
 from mlx_manager.traces.words import bytes_text, duration_text, plural
-from mlx_manager.web.filters import Question, TraceQuestion
+from mlx_manager.web.filters import PERIODS, Question, TraceQuestion
 from mlx_manager.web.sparkline import sparkline
 
 
@@ -19,6 +19,16 @@ def test_a_question_goes_through_an_address_and_back() -> None:
     of_traces = TraceQuestion.read({"session": "a/b", "min_tokens": "7", "status": "ok"})
     assert of_traces.query == "status=ok&min_tokens=7&session=a%2Fb"
     assert (TraceQuestion().is_empty, of_traces.is_empty) == (True, False)
+
+
+def test_a_stretch_of_time_reads_well_in_a_sentence() -> None:
+    assert [one.last for one in PERIODS] == [
+        "the last 15 minutes",
+        "the last hour",
+        "the last 6 hours",
+        "the last 24 hours",
+        "the last 7 days",
+    ]
 
 
 def test_a_question_becomes_a_filter() -> None:

@@ -445,7 +445,7 @@ def test_a_limit_names_every_path_that_keeps_to_it(site: Site, page: Page) -> No
     [
         ("/traces", "No traces yet"),
         ("/requests", "No requests yet"),
-        ("/dashboard", "No requests in the last 1 hour"),
+        ("/dashboard", "No requests in the last hour"),
     ],
 )
 def test_an_empty_page_says_what_to_do_next(
