@@ -75,6 +75,14 @@ class Received:
     rejected: int = 0
     complaint: str = ""
 
+    def without(self, count: int) -> Received:
+        """The same when for the last `count` of its spans there was no room."""
+        if not count:
+            return self
+        reason = f"there was no room for {count} spans: send smaller batches"
+        complaint = "; ".join(filter(None, (self.complaint, reason)))
+        return Received(self.spans[:-count], self.rejected + count, complaint)
+
 
 def gunzip(body: bytes, max_bytes: int) -> bytes:
     """The body without its compression. Raises ContentTooLarge beyond `max_bytes`, InvalidRequest for no gzip."""

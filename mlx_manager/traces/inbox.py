@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mlx_manager.observability.span_record import SpanRecord
 from mlx_manager.traces.samples import Sample
@@ -28,16 +28,19 @@ class Inbox:
 
     def put(self, promise: Promise) -> bool:
         """Take it, or return False when too many wait."""
-        count = len(self._waiting)
-        if count >= self._capacity:
+        if len(self._waiting) >= self._capacity:
             return False
-        self._waiting.append(promise)
+        self.extend((promise,))
+        return True
+
+    def extend(self, promises: Sequence[Promise]) -> None:
+        """Take them all: whoever calls has looked whether there is room."""
+        self._waiting.extend(promises)
         # Looking costs less than setting, and mostly they are set.
         if not self._has_some.is_set():
             self._has_some.set()
-        if count + 1 >= self._batch and not self._has_batch.is_set():
+        if len(self._waiting) >= self._batch and not self._has_batch.is_set():
             self._has_batch.set()
-        return True
 
     def wait(self, timeout_s: float, linger_s: float) -> None:
         """Return when there is something and then a batch is full or `linger_s` over; or after `timeout_s`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from functools import partial
 from ipaddress import IPv6Address, ip_address
 
 from fastapi import APIRouter, Request
@@ -20,7 +19,6 @@ from mlx_manager.errors import (
     UnsupportedMediaType,
 )
 from mlx_manager.observability.otlp_import import failure, gunzip, read_spans, success
-from mlx_manager.observability.span_record import SpanRecord
 from mlx_manager.traces.api import current_store
 
 PROTOBUF = "application/x-protobuf"
@@ -47,23 +45,27 @@ async def _take(request: Request) -> Response:
     store = await current_store(request)
     _check_form(request)
     if not store.has_room_for_others:
-        raise Overloaded("Too many spans wait to be stored.", retry_after_s=RETRY_AFTER_S)
+        raise _full()
     is_json, is_gzip = _is_json(request), bool(request.headers.get("content-encoding"))
     body = await request.body()
 
     def store_them() -> bytes:
         whole = gunzip(body, settings.max_body_bytes) if is_gzip else body
         received = read_spans(whole, is_json=is_json)
-        for span in received.spans:
-            store.put(partial(_same, span))
-        return success(received, is_json=is_json)
+        taken = store.put_others(received.spans)
+        if received.spans and not taken:
+            raise _full()
+        return success(received.without(len(received.spans) - taken), is_json=is_json)
 
     # Reading a batch takes longer than the event loop has time.
     return Response(await asyncio.to_thread(store_them), media_type=_media_type(request))
 
 
-def _same(span: SpanRecord) -> SpanRecord:
-    return span
+def _full() -> Overloaded:
+    return Overloaded(
+        "Too many spans wait to be stored. Send these again a little later.",
+        retry_after_s=RETRY_AFTER_S,
+    )
 
 
 def _check_sender(request: Request, key: SecretStr | None) -> None:

@@ -6,13 +6,15 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from mlx_manager.database import explain
 from mlx_manager.errors import TracesUnavailable
+from mlx_manager.observability.span_record import SpanRecord
 from mlx_manager.traces import writing
 from mlx_manager.traces.inbox import Inbox, Promise, Record
 from mlx_manager.traces.reader import TraceReader
@@ -58,6 +60,8 @@ class TraceStore(TraceReader):
         self._clock_ns = clock_ns
         self._retention = Retention(_limits(self._options))
         self._inbox = Inbox(self._options.capacity, self._options.batch)
+        # The rest of the queue is for our own: others send thousands at once.
+        self._others_capacity = self._options.capacity * 3 // 4
         self._lock = threading.Lock()
         self._dropped = 0
         self._taken = 0
@@ -76,8 +80,8 @@ class TraceStore(TraceReader):
 
     @property
     def has_room_for_others(self) -> bool:
-        """Whether spans of other processes may come in: the second half of the queue is for our own."""
-        return len(self._inbox) < self._options.capacity // 2
+        """Whether spans of other processes may come in: the last quarter of the queue is for our own."""
+        return len(self._inbox) < self._others_capacity
 
     def put(self, promise: Promise) -> bool:
         """Take a record that `promise` makes on the store's thread; False when it was dropped. Never waits."""
@@ -88,6 +92,24 @@ class TraceStore(TraceReader):
                 return False
             self._taken += 1
             return True
+
+    def put_others(self, spans: Sequence[SpanRecord]) -> int:
+        """Take spans of another process, and return how many. Never waits.
+
+        All of them, or none while there is no room for all: whoever sent them can try again. Of more than there is ever
+        room for, as many as there is room for now; the others are dropped.
+        """
+        promises = [partial(_same, span) for span in spans]
+        with self._lock:
+            room = 0 if self._is_closing else max(0, self._others_capacity - len(self._inbox))
+            if room < len(spans) <= self._others_capacity:
+                return 0
+            taken = promises[:room]
+            self._inbox.extend(taken)
+            self._taken += len(taken)
+            if taken:
+                self._dropped += len(spans) - len(taken)
+            return len(taken)
 
     def put_sample(self, sample: Sample) -> bool:
         """Take a sample as it is, in the same way."""
@@ -188,6 +210,10 @@ class TraceStore(TraceReader):
         if time.monotonic() - self._complained_s >= COMPLAIN_EVERY_S:
             self._complained_s = time.monotonic()
             logger.error("trace store can't be written: %(reason)s", {"reason": message})
+
+
+def _same(span: SpanRecord) -> SpanRecord:
+    return span
 
 
 def _limits(options: StoreOptions) -> Limits:
