@@ -80,7 +80,7 @@ def test_logits_from_a_stored_beginning_are_those_of_a_row_that_has_read_it_itse
     assert mx.allclose(whole, expected[:, -1], rtol=1e-3, atol=1e-3).item()
 
 
-def test_an_exact_repeat_has_the_log_probabilities_of_the_first_time(
+def test_an_exact_repeat_has_the_answer_and_log_probabilities_of_the_first_time(
     any_model: WatchedModel,
 ) -> None:
     driver = Driver(any_model, prefix_cache_bytes=LOTS)
@@ -89,11 +89,13 @@ def test_an_exact_repeat_has_the_log_probabilities_of_the_first_time(
     any_model.shapes.clear()
     warm = driver.submit(PROMPT, 8, top_logprobs=3)
     driver.finish()
+    assert driver.tokens[warm] == driver.tokens[cold]
     assert cached(driver, warm) == LENGTH - 1
     assert reason(driver, warm) is None
     assert sum(tokens for _, tokens in any_model.shapes) <= 1 + 8
     for one, other in zip(driver.logprobs[cold], driver.logprobs[warm], strict=True):
         assert (one.logprob, one.top_logprobs) == (other.logprob, other.top_logprobs)
+        assert one.top_token_ids == other.top_token_ids
 
 
 def test_a_conversation_goes_on_from_its_last_answer(any_model: WatchedModel) -> None:
@@ -158,8 +160,8 @@ def test_rows_from_different_snapshots_share_a_batch(any_model: WatchedModel) ->
     assert [driver.tokens[sequence_id] for sequence_id in ids] == expected
 
 
-def test_what_a_cancelled_request_has_read_stays(stateful: WatchedModel) -> None:
-    driver = Driver(stateful, chunk=64, idle_chunk=128, prefix_cache_bytes=LOTS)
+def test_what_a_cancelled_request_has_read_stays(any_model: WatchedModel) -> None:
+    driver = Driver(any_model, chunk=64, idle_chunk=128, prefix_cache_bytes=LOTS)
     left = driver.submit(PROMPT)
     for _ in range(3):
         driver.step()
@@ -168,7 +170,7 @@ def test_what_a_cancelled_request_has_read_stays(stateful: WatchedModel) -> None
     again = driver.submit(PROMPT)
     driver.finish()
     assert cached(driver, again) >= 128
-    assert driver.tokens[again] == answer_alone(stateful, PROMPT)
+    assert driver.tokens[again] == answer_alone(any_model, PROMPT)
 
 
 def test_what_is_read_only_to_be_kept_is_gone_on_from(any_model: WatchedModel) -> None:

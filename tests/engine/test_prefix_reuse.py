@@ -1,4 +1,8 @@
-"""Answers are the same whether or not the beginning of their prompts came from the prefix cache."""
+"""Answers are the same whether or not the beginning of their prompts came from the prefix cache.
+
+What holds for every kind of layer, this one among them, is in `test_cache_kinds`: repeats, conversations, requests
+that were cancelled.
+"""
 
 from __future__ import annotations
 
@@ -45,29 +49,6 @@ def test_an_answer_is_the_same_from_any_length_of_shared_beginning(
     assert computed <= 40 + 12 + 1, "what is cached isn't computed"
 
 
-def test_an_exact_repeat_computes_one_token(model: WatchedModel) -> None:
-    driver = Driver(model, prefix_cache_bytes=LOTS)
-    first = driver.submit(PROMPT)
-    driver.finish()
-    second = driver.submit(PROMPT)
-    driver.finish()
-    assert driver.tokens[second] == driver.tokens[first]
-    assert cached(driver, second) == len(PROMPT) - 1
-    assert driver.ended[second].stamps.cache_miss_reason is None
-
-
-def test_a_conversation_goes_on_from_its_last_answer(model: WatchedModel) -> None:
-    driver, turns = Driver(model, prefix_cache_bytes=LOTS), list(PROMPT[:100])
-    for turn in range(4):
-        expected = answer_alone(model, turns, max_tokens=30)
-        sequence_id = driver.submit(turns, 30)
-        driver.finish()
-        assert driver.tokens[sequence_id] == expected
-        # Of the answer before, all but its last token was computed.
-        assert cached(driver, sequence_id) == (0 if turn == 0 else len(turns) - 20)
-        turns += [*driver.tokens[sequence_id], *PROMPT[turn * 20 : turn * 20 + 20]]
-
-
 def test_rows_with_and_without_a_cached_beginning_share_a_batch(model: WatchedModel) -> None:
     prompts = [turned(shared) for shared in (600, 300, 3)] + [PROMPT[350:500], PROMPT]
     expected = [answer_alone(model, prompt) for prompt in prompts]
@@ -78,19 +59,6 @@ def test_rows_with_and_without_a_cached_beginning_share_a_batch(model: WatchedMo
     driver.finish()
     assert [driver.tokens[sequence_id] for sequence_id in ids] == expected
     assert [cached(driver, one) for one in ids] == [600, 300, 0, 0, 699]
-
-
-def test_what_a_cancelled_request_has_read_stays(model: WatchedModel) -> None:
-    driver = Driver(model, chunk=64, idle_chunk=128, prefix_cache_bytes=LOTS)
-    left = driver.submit(PROMPT)
-    for _ in range(3):
-        driver.step()
-    driver.cancel(left)
-    driver.finish()
-    again = driver.submit(PROMPT)
-    driver.finish()
-    assert cached(driver, again) >= 128
-    assert driver.tokens[again] == answer_alone(model, PROMPT)
 
 
 def test_a_prompt_that_is_only_to_be_kept_is_read_and_nothing_is_written(
@@ -129,19 +97,6 @@ def test_what_is_evicted_is_computed_again(model: WatchedModel) -> None:
     assert cached(driver, sequence_id) == 0
     memory = driver.engine.vitals()
     assert 0 < memory.prefix_cache_bytes <= BLOCK_TOKENS * 2 * 2 * 2 * 16 * 4
-
-
-def test_the_log_probabilities_of_a_cached_beginning_are_those_of_a_computed_one(
-    model: WatchedModel,
-) -> None:
-    driver = Driver(model, prefix_cache_bytes=LOTS)
-    cold = driver.submit(PROMPT, 8, top_logprobs=3)
-    driver.finish()
-    warm = driver.submit(PROMPT, 8, top_logprobs=3)
-    driver.finish()
-    for one, other in zip(driver.logprobs[cold], driver.logprobs[warm], strict=True):
-        assert one.top_token_ids == other.top_token_ids
-        assert one.top_logprobs == pytest.approx(other.top_logprobs, abs=1e-5)
 
 
 def test_a_prompt_that_is_an_earlier_one_with_its_answer_is_answered(model: WatchedModel) -> None:
