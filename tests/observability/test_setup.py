@@ -129,7 +129,7 @@ configure_logfire(console=%s)
 
 
 def test_instrumenting_needs_no_order_of_imports(python: Python) -> None:
-    """httpx, SQLAlchemy, FastAPI and both SDKs are imported and used before; what comes later is traced all the same."""
+    """httpx, SQLAlchemy, FastAPI and both SDKs are imported and used before; what comes later is traced no less."""
     done = python("""
 import asyncio, httpx, fastapi, openai, anthropic
 from sqlalchemy import create_engine, text
