@@ -45,7 +45,7 @@ class ModelSettings(BaseModel):
     )
     kv_bits: int | None = Field(
         None,
-        description="Refused: the batches of this version of mlx-lm can't hold quantised keys and values.",
+        description="Refused: quantised keys and values aren't supported. `context_tokens` saves memory.",
     )
     idle_unload_s: float | None = Field(
         None, gt=0, description="`MLX_SERVER_IDLE_UNLOAD_S` of this model."
@@ -60,6 +60,6 @@ class ModelSettings(BaseModel):
     def _refuse_kv_bits(cls, value: int | None) -> int | None:
         if value is not None:
             raise ValueError(
-                "keys and values can't be quantised: mlx-lm's QuantizedKVCache can't be part of a batch. Leave it out"
+                "quantised keys and values aren't supported. Leave it out; a smaller context_tokens saves memory"
             )
         return value

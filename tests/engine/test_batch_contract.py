@@ -174,7 +174,7 @@ def test_with_chunks_of_nothing_prompts_stand_still_and_all_else_goes_on(
 def test_quantised_keys_and_values_can_not_be_batched(
     model: WatchedModel, generator: Generator
 ) -> None:
-    """Until mlx-lm can, there is no setting for them: docs/decisions/0051."""
+    """When this fails, mlx-lm's own batches can hold them: see docs/decisions/0051."""
     assert not hasattr(QuantizedKVCache, "merge")
     batch = generator(model)
     batch.insert([PROMPT], max_tokens=[3], caches=[[QuantizedKVCache() for _ in model.layers]])
@@ -316,11 +316,6 @@ def test_a_generator_of_other_parts_is_refused(model: WatchedModel) -> None:
     del batch._currently_processing
     with pytest.raises(BatchApiDrifted, match="missing: _currently_processing"):
         check_parts(batch)
-
-
-def test_quantised_keys_and_values_can_not_be_part_of_a_batch() -> None:
-    """When this fails, `kv_bits` of the model settings need no longer be refused."""
-    assert not hasattr(QuantizedKVCache, "merge")
 
 
 def test_all_but_the_last_token_of_a_prompt_can_be_taken_out_before_its_first_token(
