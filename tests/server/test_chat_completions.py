@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import openai as sdk
@@ -65,6 +66,70 @@ async def test_an_answer_has_every_field_that_the_api_reference_promises(
     cached = answer.usage.prompt_tokens_details.cached_tokens
     assert cached is not None
     assert 0 <= cached < answer.usage.prompt_tokens
+
+
+async def test_an_answer_has_these_values_and_nothing_besides(openai: AsyncOpenAI) -> None:
+    before = int(time.time())
+    answer = await ask(openai)
+    told: Any = answer.to_dict()
+    assert before <= told.pop("created") <= time.time()
+    assert told.pop("system_fingerprint").startswith("fp_")
+    read = told["usage"].pop("prompt_tokens")
+    cached = told["usage"]["prompt_tokens_details"].pop("cached_tokens")
+    assert 0 <= cached < read
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": content_of(answer),
+        "refusal": None,
+        "annotations": [],
+    }
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
+    of_prompt = {
+        "text_tokens": read,
+        "cache_write_tokens": 0,
+        "audio_tokens": 0,
+        "image_tokens": 0,
+    }
+    of_answer = {
+        "text_tokens": 40,
+        "reasoning_tokens": 0,
+        "audio_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    }
+    assert told == {
+        "id": f"chatcmpl-{answer._request_id}",
+        "object": "chat.completion",
+        "model": MODEL,
+        "choices": [choice],
+        "usage": {
+            "completion_tokens": 40,
+            "total_tokens": read + 40,
+            "prompt_tokens_details": of_prompt,
+            "completion_tokens_details": of_answer,
+        },
+    }
+
+
+async def test_each_chunk_says_which_answer_it_is_of_and_nothing_besides(
+    openai: AsyncOpenAI,
+) -> None:
+    before = int(time.time())
+    stream = await openai.chat.completions.create(
+        model=MODEL, messages=MESSAGES, temperature=0, max_tokens=40, stream=True
+    )
+    answer_id = f"chatcmpl-{stream.response.headers['X-Request-ID']}"
+    chunks: list[Any] = [chunk.to_dict() async for chunk in stream]
+    created = {chunk["created"] for chunk in chunks}
+    assert len(created) == 1
+    assert before <= created.pop() <= time.time()
+    deltas = [chunk.pop("choices")[0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": "", "refusal": None}
+    assert all(list(delta) == ["content"] for delta in deltas[1:-1])
+    assert deltas[-1] == {}
+    for chunk in chunks:
+        assert set(chunk) == {"id", "object", "created", "model", "system_fingerprint"}
+        assert (chunk["id"], chunk["model"]) == (answer_id, MODEL)
 
 
 async def test_a_stream_carries_the_same_text_as_the_whole_answer(openai: AsyncOpenAI) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import openai as sdk
@@ -24,6 +25,29 @@ async def test_a_text_is_continued_by_16_tokens_when_nothing_else_is_said(
     assert answer.id.startswith("cmpl-")
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 16
+
+
+async def test_an_answer_has_these_values_and_nothing_besides(openai: AsyncOpenAI) -> None:
+    before = int(time.time())
+    answer = await ask(openai)
+    told: Any = answer.to_dict()
+    assert before <= told.pop("created") <= time.time()
+    assert told.pop("system_fingerprint").startswith("fp_")
+    usage = told.pop("usage")
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert told == {
+        "id": f"cmpl-{answer._request_id}",
+        "object": "text_completion",
+        "model": "test/plain",
+        "choices": [
+            {
+                "index": 0,
+                "text": answer.choices[0].text,
+                "logprobs": None,
+                "finish_reason": "length",
+            }
+        ],
+    }
 
 
 async def test_token_ids_and_single_item_lists_are_prompts_too(openai: AsyncOpenAI) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 import mlx_manager
-from tests.server.test_tools import MODEL, WEATHER, ask
+from tests.server.test_tools import CALL_TOKEN, MODEL, WEATHER, ask
 from tests.support.running import RunningServer
 from tests.support.spans import Spans
 
@@ -152,7 +152,6 @@ async def test_with_strict_tools_an_answer_may_still_be_text(openai: AsyncOpenAI
 
 
 # It knows no JSON but that of calls, and would rather call once more.
-CALL_TOKEN = 1532
 NO_CALL = {str(CALL_TOKEN): -100}
 WEATHER_QUESTION = {"role": "user", "content": "What is the weather in Bern?"}
 RESULT = [

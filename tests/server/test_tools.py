@@ -26,6 +26,8 @@ WEATHER = {
     },
 }
 QUESTION = "What is the weather in Bern?"
+# The starter's token that begins a call.
+CALL_TOKEN = 1532
 
 
 async def ask(openai: AsyncOpenAI, *messages: Any, **fields: Any) -> Any:
@@ -193,6 +195,27 @@ async def test_the_trace_has_a_phase_that_says_what_was_found(
     assert dict(parse.attributes or {})["mlx.parse.family"] == "hermes"
     assert (chat.attributes or {})["gen_ai.usage.reasoning.output_tokens"]
     assert (parse.start_time or 0) >= (decode.start_time or 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_no_call_is_text_and_the_trace_says_so(
+    openai: AsyncOpenAI, spans: Spans, stream: bool
+) -> None:
+    # The mark that begins a call, again and again, and never a call behind it.
+    marks: dict[str, Any] = {"logit_bias": {str(CALL_TOKEN): 100}, "max_tokens": 3}
+    if stream:
+        chunks = [one async for one in await ask(openai, tools=[WEATHER], stream=True, **marks)]
+        answer_id, ends = chunks[0].id, chunks[-1].choices[0].finish_reason
+        text = "".join(one.choices[0].delta.content or "" for one in chunks)
+        assert not any(one.choices[0].delta.tool_calls for one in chunks)
+    else:
+        answer = await ask(openai, tools=[WEATHER], **marks)
+        answer_id, ends = answer.id, answer.choices[0].finish_reason
+        text = answer.choices[0].message.content
+        assert answer.choices[0].message.tool_calls is None
+    assert (text, ends) == ("<tool_call>" * 3, "length")
+    [parse] = named("parse", await spans.of_answer(answer_id))
+    assert {event.name for event in parse.events} == {"tool_call.malformed"}
 
 
 async def test_an_answer_of_nothing_but_text_has_no_such_phase(
