@@ -119,6 +119,21 @@ async def test_a_tool_that_must_be_called_is_called(openai: AsyncOpenAI) -> None
     assert required.choices[0].finish_reason == "tool_calls"
 
 
+async def test_a_function_without_parameters_is_called_without_any(openai: AsyncOpenAI) -> None:
+    forced: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False}
+    now: dict[str, Any] = {"name": "get_time", "description": "Tells the time"}
+    chat = await ask(openai, tools=[{"type": "function", "function": now}], **forced)
+    (call,) = chat.choices[0].message.tool_calls
+    assert (call.function.name, arguments_of(call)) == ("get_time", {})
+    flat: Any = {"type": "function", **now, "parameters": None, "strict": None}
+    response = await openai.responses.create(
+        model=MODEL, input=QUESTION, tools=[flat], temperature=0, **forced
+    )
+    [item] = response.output
+    assert item.type == "function_call"
+    assert (item.name, json.loads(item.arguments)) == ("get_time", {})
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

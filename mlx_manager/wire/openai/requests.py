@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from typing import Any
 
 from mlx_manager.chat.request import (
     ChatRequest,
@@ -45,6 +46,12 @@ from mlx_manager.wire.openai.schema import (
 from mlx_manager.wire.openai.thinking import Thinking, thinking_of
 
 DEFAULT_COMPLETION_TOKENS = 16
+# Of a function that says nothing of them: as OpenAI's reference has it, its list of parameters is empty.
+NO_PARAMETERS: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {},
+    "additionalProperties": False,
+}
 
 
 def chat_request(body: ChatCompletionBody, origin: Origin) -> ChatRequest:
@@ -157,9 +164,8 @@ def _is_begun(body: ChatCompletionBody) -> bool:
 def _tool(tool: ToolDefinition, index: int) -> Tool:
     function = tool.function
     check_finite({f"tools[{index}].function.parameters": function.parameters})
-    return Tool(
-        function.name, function.description, function.parameters or {}, bool(function.strict)
-    )
+    parameters = NO_PARAMETERS if function.parameters is None else function.parameters
+    return Tool(function.name, function.description, parameters, bool(function.strict))
 
 
 def _tool_choice(body: ChatCompletionBody) -> ToolChoice:

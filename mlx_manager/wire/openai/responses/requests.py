@@ -21,6 +21,7 @@ from mlx_manager.wire.json_text import check_writable
 from mlx_manager.wire.left_out import hosted_beside_others, is_hosted, not_to_be_chosen
 from mlx_manager.wire.openai.formats import the_only
 from mlx_manager.wire.openai.requests import (
+    NO_PARAMETERS,
     allowed_names,
     check_min_tokens,
     priority,
@@ -191,7 +192,8 @@ def _tool(tool: FunctionTool, place: str) -> Tool:
     check_inside({**extra, **(tool.model_extra or {})}, TOOLS, place)
     if tool.name is None:
         raise InvalidRequest(f"{place}.name is missing.", param=f"{place}.name")
-    return Tool(tool.name, tool.description, tool.parameters or {}, bool(tool.strict))
+    parameters = NO_PARAMETERS if tool.parameters is None else tool.parameters
+    return Tool(tool.name, tool.description, parameters, bool(tool.strict))
 
 
 def _tool_choice(body: ResponsesBody) -> ToolChoice:
