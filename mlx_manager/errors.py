@@ -43,6 +43,13 @@ class UnsupportedParameter(InvalidRequest):
     title = "Unsupported parameter"
 
 
+class ThreadsUnsupported(UnsupportedParameter):
+    """A conversation is to be kept for the next message, which Anthropic's API calls a thread; the code is its own."""
+
+    code = "thread_unsupported_request"
+    title = "Threads are not kept"
+
+
 class WrongModelKind(InvalidRequest):
     """The model makes something else than was asked for; the message lists those that would do."""
 

@@ -59,6 +59,27 @@ async def tools(client: AsyncAnthropic, model: str) -> None:
     expect(second.stop_reason is not None, "no answer")
 
 
+async def runner(client: AsyncAnthropic, model: str) -> str | None:
+    """The client's own loop calls tools and goes on with what they say, with a thread on the server or without."""
+    cities = list[str]()
+
+    async def get_weather(city: str) -> str:
+        """Get the weather of a place."""
+        cities.append(city)
+        return "sunny, 21 degrees"
+
+    tool = imported(ANTHROPIC).beta_async_tool(get_weather)
+    turns = client.beta.messages.tool_runner(
+        model=model, messages=ASKED, tools=[tool], max_tokens=ROOM, max_iterations=2
+    )
+    reasons = [turn.stop_reason async for turn in turns]
+    expect(None not in reasons and len(reasons) > 0, f"turns end with {reasons}")
+    if "tool_use" not in reasons:
+        return "the model used no tool"
+    expect(bool(cities), "its tool was not run")
+    return None
+
+
 async def thinking(client: AsyncAnthropic, model: str) -> str | None:
     """Thinking comes signed, streamed too, and can be sent back."""
     asked: dict[str, Any] = {
@@ -130,6 +151,7 @@ def _text(message: Any) -> str:
 ANTHROPIC_SDK_CHECKS = (
     anthropic_check("messages", "whole and streamed", message),
     anthropic_check("messages", "used and answered", tools),
+    anthropic_check("messages", "the client's tool runner", runner),
     anthropic_check("messages", "thinking, signed", thinking),
     anthropic_check("messages", "typed answer", parsed),
     anthropic_check("messages", "count_tokens", counted),

@@ -7,7 +7,13 @@ from typing import Any
 
 import msgspec
 
-from mlx_manager.errors import MlxManagerError, ModelUnavailable, Overloaded, ShuttingDown
+from mlx_manager.errors import (
+    MlxManagerError,
+    ModelUnavailable,
+    Overloaded,
+    ShuttingDown,
+    ThreadsUnsupported,
+)
 from mlx_manager.wire import sse
 
 # All are worth another try a little later, which is what Anthropic's own status 529 says with this type.
@@ -31,8 +37,10 @@ def error_type(status: int, code: str) -> str:
 
 
 def error_body(message: str, *, status: int, code: str, request_id: str) -> dict[str, Any]:
-    """Return an error as Anthropic's clients read it."""
-    error = {"type": error_type(status, code), "message": message}
+    """Return an error as Anthropic's clients read it; one that their tool runner answers says so in its `details`."""
+    error: dict[str, Any] = {"type": error_type(status, code), "message": message}
+    if code == ThreadsUnsupported.code:
+        error["details"] = {"error_code": code}
     return {"type": "error", "error": error, "request_id": request_id}
 
 

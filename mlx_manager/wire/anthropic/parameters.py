@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_manager.errors import UnsupportedParameter
+from mlx_manager.errors import ThreadsUnsupported, UnsupportedParameter
 
 # Accepted wherever it stands and whatever it says: where a prompt may be cached changes no answer.
 CACHE_CONTROL = "cache_control"
@@ -57,6 +57,9 @@ NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "content[].toolset_name": (),
 }
 
+# The client's tool runner asks for a thread unless it is told not to, and goes on without one when it meets this error.
+REFUSALS: Mapping[str, type[UnsupportedParameter]] = {"thread": ThreadsUnsupported}
+
 
 def check_unsupported(
     extra: Mapping[str, Any],
@@ -81,7 +84,7 @@ def _check_neutral(value: Any, neutral: tuple[Any, ...] | None, param: str) -> N
     if neutral is None:
         raise UnsupportedParameter(f"Unknown parameter {param!r}. Leave it out.", param=param)
     hint = f" or send {' or '.join(map(repr, neutral))}" if neutral else ""
-    raise UnsupportedParameter(
+    raise REFUSALS.get(param, UnsupportedParameter)(
         f"This version does not support {param!r}. Leave it out{hint}.", param=param
     )
 
