@@ -214,6 +214,16 @@ def test_thoughts_in_pieces_are_read_where_they_stand_nowhere_else(pieces: dict[
     assert messages_of(request_for(said | {"reasoning": "Hm."}))[0].reasoning == "Hm."
 
 
+def test_an_answer_is_held_to_its_schema_whether_that_is_strict_or_not() -> None:
+    # OpenAI's strict mode would refuse this one, which allows members that it doesn't name.
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for strict in (None, False, True):
+        named = {"name": "n", "schema": schema, "strict": strict}
+        asked = request_for(response_format={"type": "json_schema", "json_schema": named})
+        assert asked.format is not None
+        assert (asked.format.kind, asked.format.value) == ("json_schema", schema)
+
+
 def test_true_is_not_taken_for_one() -> None:
     with pytest.raises(ValidationError):
         request_for(n=True)
