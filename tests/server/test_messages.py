@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -383,11 +384,13 @@ async def test_the_model_calls_a_tool_and_reads_its_result(anthropic: AsyncAnthr
     call = answer.content[-1]
     assert isinstance(call, ToolUseBlock)
     assert (call.name, set(call.input)) == ("get_weather", {"city"})
+    assert re.fullmatch("toolu_[0-9a-f]{24}", call.id)
 
     async with anthropic.messages.stream(**arguments({"messages": [QUESTION], **asked})) as stream:
         streamed = (await stream.get_final_message()).content[-1]
     assert isinstance(streamed, ToolUseBlock)
     assert (streamed.name, streamed.input) == (call.name, call.input)
+    assert re.fullmatch("toolu_[0-9a-f]{24}", streamed.id)
 
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny, 21 C"}
     turns = [QUESTION, answer.to_param(), {"role": "user", "content": [result]}]

@@ -654,6 +654,19 @@ async def test_arguments_that_are_no_object_reach_the_client_as_they_were_writte
     assert block.input == {"INVALID_JSON": written}
 
 
+@pytest.mark.parametrize(
+    ("made", "told"), [("call_0a1b", "toolu_0a1b"), ("0a1b2c3d4", "0a1b2c3d4")]
+)
+async def test_the_id_of_a_call_begins_as_this_api_s_do(made: str, told: str) -> None:
+    call = (ToolCallStarted(0, made, "look"), ToolCallDelta(0, "{}"))
+    answer = (Started("m", Timeline()), *call, Finished("tool_calls", Usage(3, 1)))
+    [block] = (await whole(*answer))["content"]
+    [begun] = [one for one in await streamed(*answer) if one["type"] == "content_block_start"]
+    assert block["id"] == begun["content_block"]["id"] == told
+    # It comes back as it was told, and so does the result's.
+    assert messages_of(assistant(block))[0].tool_calls[0].id == told
+
+
 async def test_the_same_events_make_the_whole_message() -> None:
     message = await whole(*THOUGHT_SAID_AND_CALLED)
     thinking, *others = message["content"]

@@ -35,6 +35,8 @@ PING = sse.event(b"ping", b'{"type":"ping"}')
 MESSAGE_STOP = sse.event(b"message_stop", b'{"type":"message_stop"}')
 # The key that Anthropic proposes for arguments that are no JSON.
 INVALID = "INVALID_JSON"
+# What the ids of calls begin with, as they are made here and as this API has them.
+CALL_PREFIX, USE_PREFIX = "call_", "toolu_"
 _TAIL = b"}}\n\n"
 # What a message's usage has besides, and the one at a stream's end hasn't: nothing here is written to be paid for.
 OF_A_MESSAGE: dict[str, Any] = {
@@ -88,7 +90,7 @@ class EventWriter:
 
     def call(self, call: ToolCallStarted) -> bytes:
         """Return the events that open the block of a call; it has arguments when they come."""
-        return self._open("tool_use", {"id": call.id, "name": call.name, "input": {}})
+        return self._open("tool_use", {"id": _use_id(call.id), "name": call.name, "input": {}})
 
     def arguments(self, more: ToolCallDelta) -> bytes:
         """Return the event that carries more of the arguments of the call that is open."""
@@ -233,7 +235,13 @@ def _thinking_block(thinking: str, signature: str) -> dict[str, Any]:
 
 def _tool_use(call: CalledTool) -> dict[str, Any]:
     arguments = _arguments(call.arguments) if call.arguments else {}
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
+    return {"type": "tool_use", "id": _use_id(call.id), "name": call.name, "input": arguments}
+
+
+def _use_id(call_id: str) -> str:
+    """Return the id of a call as this API's ids begin; those of a family's own length are that long and stay."""
+    made_here = call_id.removeprefix(CALL_PREFIX)
+    return call_id if made_here == call_id else f"{USE_PREFIX}{made_here}"
 
 
 def _arguments(written: str) -> dict[str, Any]:
