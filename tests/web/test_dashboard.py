@@ -233,7 +233,7 @@ def figures(*models: ModelStats) -> dict[str, tuple[str, ...]]:
     rate = tokens_out / (WEEK_NS / 1e9)
     share = f"{100 * errors / requests:.1f} % of requests{' · show' if errors else ''}"
     return {
-        "Requests": (count_text(requests), "in 7 days"),
+        "Requests": (count_text(requests), "in the last 7 days"),
         "Tokens out": (count_text(tokens_out), f"{rate:.1f} tokens/s on average"),
         "Tokens in": (count_text(tokens_in), f"{100 * cached / tokens_in:.0f} % from the cache"),
         "Errors": (count_text(errors), share),

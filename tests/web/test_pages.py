@@ -348,7 +348,7 @@ def test_the_time_of_the_dashboard_is_chosen_and_kept_in_the_address(
     page.get_by_label("7 days").check()
 
     page.wait_for_url("**/dashboard?time=7d")
-    expect(page.locator(".tiles")).to_contain_text("in 7 days")
+    expect(page.locator(".tiles")).to_contain_text("in the last 7 days")
 
 
 def test_queue_and_memory_of_days_ago_are_on_the_dashboard(site: Site, page: Page) -> None:
