@@ -140,6 +140,23 @@ async def test_requests_run_in_the_order_of_their_priorities_and_those_of_their_
     assert "mlx.queue.overtaken" not in (urgent.attributes or {})
 
 
+async def test_a_key_that_asks_once_does_not_wait_for_all_that_another_has_sent(
+    narrow: RunningServer, openai: AsyncOpenAI, spans: Spans
+) -> None:
+    order, names = list[str](), [f"flood-{number}" for number in range(5)]
+    async with client(narrow, "patient") as once:
+        async with taken(narrow, openai):
+            flood = [ask(openai, order, name) for name in names]
+            tasks = await arrive(narrow, [*flood, ask(once, order, "once", priority="normal")])
+            # From here on it is the flood's key alone that uses anything.
+            await asyncio.sleep(0.05)
+        await asyncio.gather(*tasks)
+    # Clients hear of their ends a moment later, perhaps in another order; the engine says who went first.
+    assert "once" in order[:2]
+    queues = [await queue_of(spans, name) for name in ("once", *names)]
+    assert [(one.attributes or {}).get("mlx.queue.overtaken", 0) for one in queues] == [0, *[1] * 5]
+
+
 async def test_what_could_never_fit_is_refused_with_the_numbers(openai: AsyncOpenAI) -> None:
     with pytest.raises(BadRequestError) as refused:
         await openai.chat.completions.create(
