@@ -289,6 +289,22 @@ async def test_a_model_that_is_larger_than_the_budget_is_told_to_shrink(
     assert "Choose a smaller or more quantised model, or raise" in answer.json()["detail"]
 
 
+async def test_how_far_a_load_has_come_is_told_while_it_goes_on(admin: httpx.AsyncClient) -> None:
+    # On a busy machine a load may be over between two looks.
+    for _ in range(5):
+        loading, shares = asyncio.create_task(did(admin, "load", BIG)), list[float]()
+        while not loading.done():
+            share = (await listed(admin))[BIG]["loaded_share"]
+            shares += [] if share is None else [share]
+        assert (await loading)["loaded_share"] is None
+        if any(share < 1 for share in shares):
+            break
+        await did(admin, "unload", BIG)
+    assert any(0 < share < 1 for share in shares)
+    assert shares == sorted(shares)
+    assert max(shares) <= 1
+
+
 async def test_stored_prompts_make_way_for_a_model_and_come_back_when_it_leaves(
     tmp_path: Path, models: Path
 ) -> None:
