@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Set
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain
+from typing import Any, TypeVar
 
 from mlx_manager.observability.span_record import SpanRecord
 from mlx_manager.traces.inbox import Record
@@ -27,26 +28,22 @@ from mlx_manager.traces.samples import Sample, store_samples
 from mlx_manager.traces.schema import transaction
 from mlx_manager.traces.summarise import model_requests, summarise
 
+_Row = tuple[Any, ...]
+_T = TypeVar("_T")
+
 # A trace is summed up anew from all its spans whenever one arrives: that has to end somewhere.
 MOST_SPANS = 10_000
+# Each statement gives the interpreter to other threads and waits for it again, beside a busy event loop for up to 5 ms:
+# so it takes many rows. Older builds of SQLite allow 32,766 values in one.
+ROWS_AT_ONCE = 250
 
-
-def _insert(table: str, columns: Iterable[str], verb: str = "INSERT") -> str:
-    listed = list(columns)
-    return f"{verb} INTO {table} ({', '.join(listed)}) VALUES ({', '.join('?' * len(listed))})"
-
-
-INSERT_TRACE = _insert("traces", ("stored_ns", *SUMMARY_COLUMNS))
-UPDATE_TRACE = f"UPDATE traces SET {', '.join(f'{name} = ?' for name in SUMMARY_COLUMNS)} WHERE id = ?"  # fmt: skip
-# A span that is sent twice stays one: the key is its trace and its id.
-REPLACE_SPAN = _insert("spans", ("trace", *SPAN_COLUMNS), "REPLACE")
-INSERT_REQUEST = _insert("requests", ("trace", "number", *REQUEST_COLUMNS))
-# Its time stays that of its first coming, or who sends it again and again keeps it for ever.
-UPSERT_CONTENT = (
-    _insert("contents", ("trace", "stored_ns", *CONTENT_COLUMNS))
-    + " ON CONFLICT (trace, span_id) DO UPDATE SET attributes = excluded.attributes"
+TRACE_COLUMNS = ("id", "stored_ns", *SUMMARY_COLUMNS)
+# The time of its first coming stays.
+KEEP_STORED = " ON CONFLICT (id) DO UPDATE SET " + ", ".join(
+    f"{name} = excluded.{name}" for name in SUMMARY_COLUMNS
 )
-DELETE_CONTENT = "DELETE FROM contents WHERE trace = ? AND span_id = ?"
+# Its time stays that of its first coming, or who sends it again and again keeps it for ever.
+KEEP_FIRST_TIME = " ON CONFLICT (trace, span_id) DO UPDATE SET attributes = excluded.attributes"
 SELECT_CONTENTS = "SELECT span_id, attributes FROM contents WHERE trace = ?"
 SELECT_SPANS = f"SELECT {', '.join(SPAN_COLUMNS)} FROM spans WHERE trace = ?"
 SELECT_ORIGINS = (
@@ -71,10 +68,7 @@ def store_records(connection: sqlite3.Connection, records: Iterable[Record], now
             traces[record.trace_id][record.span_id] = record
     with transaction(connection):
         store_samples(connection, samples)
-        batch = _Batch(connection, now_ns)
-        surplus = sum(batch.store(trace_id, found) for trace_id, found in traces.items())
-        batch.keep_origins()
-        return surplus
+        return _Batch(connection, now_ns).store(traces)
 
 
 def read_spans(connection: sqlite3.Connection, trace: int, trace_id: str) -> list[SpanRecord]:
@@ -97,7 +91,7 @@ def read_whole_spans(connection: sqlite3.Connection, trace: int, trace_id: str) 
 
 
 class _Batch:
-    """One transaction's work."""
+    """One transaction's work: what is to be written is gathered, and then written a table at a time."""
 
     def __init__(self, connection: sqlite3.Connection, now_ns: int) -> None:
         self._connection = connection
@@ -106,61 +100,84 @@ class _Batch:
         self._known: dict[tuple[str, str, int], int] = {}
         self._numbers: dict[Origin, int] = {}
         self._last_traces: dict[int, int] = {}
+        self._traces: list[_Row] = []
+        self._spans: list[_Row] = []
+        self._contents: list[_Row] = []
+        self._silent: list[_Row] = []
+        self._requests: list[_Row] = []
 
-    def store(self, trace_id: str, found: dict[str, SpanRecord]) -> int:
-        """Store one trace's spans; return how many were too many."""
-        row = self._connection.execute(
-            "SELECT id FROM traces WHERE trace_id = ?", [bytes.fromhex(trace_id)]
-        ).fetchone()
-        known = read_spans(self._connection, row[0], trace_id) if row else []
+    def store(self, traces: Mapping[str, dict[str, SpanRecord]]) -> int:
+        """Store the spans of each trace; return how many were too many."""
+        numbers = self._trace_numbers(traces)
+        surplus = 0
+        (last,) = self._connection.execute("SELECT ifnull(max(id), 0) FROM traces").fetchone()
+        for trace_id, found in traces.items():
+            if (number := numbers.get(trace_id)) is not None:
+                known = read_spans(self._connection, number, trace_id)
+            else:
+                number, known = (last := last + 1), []
+            surplus += self._gather(number, trace_id, found, known)
+        self._write(numbers.values())
+        return surplus
+
+    def _trace_numbers(self, trace_ids: Iterable[str]) -> dict[str, int]:
+        """The numbers of those that are stored already."""
+        found: dict[str, int] = {}
+        for ids in _in_slices([bytes.fromhex(trace_id) for trace_id in trace_ids]):
+            rows = self._connection.execute(
+                f"SELECT trace_id, id FROM traces WHERE trace_id IN ({_places(len(ids))})", ids
+            )
+            found.update((trace_id.hex(), number) for trace_id, number in rows.fetchall())
+        return found
+
+    def _gather(
+        self, trace: int, trace_id: str, found: dict[str, SpanRecord], known: list[SpanRecord]
+    ) -> int:
         by_id = {span.span_id: span for span in known}
         kept = _with_room(found, by_id.keys())
         whole = list((by_id | kept).values())
-        summary = to_summary_row(summarise(trace_id, whole))
-        trace = self._update(row[0], summary) if row else self._insert(summary)
-        self._connection.executemany(
-            REPLACE_SPAN,
-            [(trace, *to_span_row(span, self._origin(span, trace))) for span in kept.values()],
-        )
-        self._write_contents(trace, kept.values(), by_id.keys())
-        self._write_requests(trace, whole)
+        self._traces.append((trace, self._now_ns, *to_summary_row(summarise(trace_id, whole))))
+        self._spans += [
+            (trace, *to_span_row(span, self._origin(span, trace))) for span in kept.values()
+        ]
+        self._gather_contents(trace, kept.values(), by_id.keys())
+        self._requests += [
+            (trace, number, *(getattr(request, name) for name in REQUEST_COLUMNS))
+            for number, request in enumerate(model_requests(whole))
+        ]
         return len(found) - len(kept)
 
-    def keep_origins(self) -> None:
-        """Note which trace was the last of each origin: it goes when that has gone."""
+    def _gather_contents(self, trace: int, spans: Iterable[SpanRecord], known: Set[str]) -> None:
+        """What a span says last is all that it says: one that comes again in silence has said nothing."""
+        for span in spans:
+            if has_content(span):
+                self._contents.append((trace, self._now_ns, *to_content_row(span)))
+            elif span.span_id in known:
+                self._silent.append((trace, bytes.fromhex(span.span_id)))
+
+    def _write(self, again: Iterable[int]) -> None:
+        """Write what was gathered; the traces of `again` were stored before."""
+        self._insert("INSERT INTO traces", TRACE_COLUMNS, self._traces, KEEP_STORED)
+        # A span that is sent twice stays one: the key is its trace and its id.
+        self._insert("REPLACE INTO spans", ("trace", *SPAN_COLUMNS), self._spans)
+        columns = ("trace", "stored_ns", *CONTENT_COLUMNS)
+        self._insert("INSERT INTO contents", columns, self._contents, KEEP_FIRST_TIME)
+        self._delete("contents", "(trace, span_id)", self._silent)
+        self._delete("requests", "(trace)", [(trace,) for trace in again])
+        self._insert("INSERT INTO requests", ("trace", "number", *REQUEST_COLUMNS), self._requests)
+        # An origin goes when the last of its traces has gone.
         last = [(trace, number) for number, trace in self._last_traces.items()]
         self._connection.executemany(KEEP_ORIGIN, last)
 
-    def _insert(self, summary: tuple[Any, ...]) -> int:
-        trace = self._connection.execute(INSERT_TRACE, (self._now_ns, *summary)).lastrowid
-        assert trace is not None
-        return trace
+    def _insert(self, into: str, columns: Sequence[str], rows: list[_Row], tail: str = "") -> None:
+        for some in _in_slices(rows):
+            statement = f"{into} ({', '.join(columns)}) {_values(some)}{tail}"
+            self._connection.execute(statement, list(chain.from_iterable(some)))
 
-    def _update(self, trace: int, summary: tuple[Any, ...]) -> int:
-        self._connection.execute(UPDATE_TRACE, (*summary, trace))
-        self._connection.execute("DELETE FROM requests WHERE trace = ?", [trace])
-        return trace
-
-    def _write_contents(self, trace: int, spans: Iterable[SpanRecord], known: Set[str]) -> None:
-        """What a span says last is all that it says: one that comes again in silence has said nothing."""
-        said = [span for span in spans if has_content(span)]
-        silent = [span for span in spans if span.span_id in known and not has_content(span)]
-        self._connection.executemany(
-            UPSERT_CONTENT, [(trace, self._now_ns, *to_content_row(span)) for span in said]
-        )
-        self._connection.executemany(
-            DELETE_CONTENT, [(trace, bytes.fromhex(span.span_id)) for span in silent]
-        )
-
-    def _write_requests(self, trace: int, spans: Sequence[SpanRecord]) -> None:
-        requests = model_requests(spans)
-        self._connection.executemany(
-            INSERT_REQUEST,
-            [
-                (trace, number, *(getattr(request, name) for name in REQUEST_COLUMNS))
-                for number, request in enumerate(requests)
-            ],
-        )
+    def _delete(self, table: str, key: str, rows: list[_Row]) -> None:
+        for some in _in_slices(rows):
+            statement = f"DELETE FROM {table} WHERE {key} IN ({_values(some)})"
+            self._connection.execute(statement, list(chain.from_iterable(some)))
 
     def _origin(self, span: SpanRecord, trace: int) -> int:
         key = (span.service, span.scope, id(span.resource))
@@ -175,6 +192,20 @@ class _Batch:
             (number,) = self._connection.execute(UPSERT_ORIGIN, values).fetchone()
             self._numbers[origin] = int(number)
         return int(number)
+
+
+def _in_slices(rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield rows[start : start + ROWS_AT_ONCE]
+
+
+def _places(count: int) -> str:
+    return ", ".join("?" * count)
+
+
+def _values(rows: Sequence[_Row]) -> str:
+    row = f"({_places(len(rows[0]))})"
+    return f"VALUES {', '.join([row] * len(rows))}"
 
 
 def _with_room(found: dict[str, SpanRecord], known: Set[str]) -> dict[str, SpanRecord]:

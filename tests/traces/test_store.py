@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from mlx_manager.observability.span_record import SpanEvent, SpanLink, SpanRecor
 from mlx_manager.traces import writing
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.samples import Sample
-from mlx_manager.traces.schema import ADDITIONS, APPLICATION_ID, VERSION
+from mlx_manager.traces.schema import ADDITIONS, APPLICATION_ID, VERSION, open_for_writing
 from mlx_manager.traces.store import StoreOptions, TraceStore
 from mlx_manager.traces.summary import TraceFilter
 from tests.support.running import wait_until
@@ -90,6 +90,26 @@ def test_a_trace_takes_only_so_many_spans(store: TraceStore) -> None:
     assert trace is not None
     assert len(trace.spans) == writing.MOST_SPANS
     wait_until(lambda: store.dropped == 5)
+
+
+def test_a_batch_of_many_traces_takes_few_statements(tmp_path: Path) -> None:
+    """Each of them waits for the interpreter: beside a busy event loop many take longer than the batch took to come."""
+    traces = range(1, 2 * writing.ROWS_AT_ONCE)
+    wholes = [
+        (server(trace), chat(trace, attributes={"gen_ai.output.messages": f"[{trace}]"}))
+        for trace in traces
+    ]
+    statements: list[str] = []
+    with closing(open_for_writing(tmp_path / "traces.db")) as connection:
+        writing.store_records(connection, wholes[0][:1], now_ns=1)
+        connection.set_trace_callback(statements.append)
+        writing.store_records(connection, chain.from_iterable(wholes), now_ns=2)
+    assert len(statements) < 30
+    with TraceReader(tmp_path / "traces.db") as reader:
+        for trace, whole in zip(traces, wholes, strict=True):
+            found = reader.get_trace(trace_id(trace))
+            assert found is not None
+            assert (found.spans, found.summary.span_count) == (whole, 2)
 
 
 def test_what_the_queue_can_not_hold_is_dropped_and_counted(tmp_path: Path) -> None:
