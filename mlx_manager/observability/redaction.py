@@ -46,18 +46,7 @@ _MOST_NUMBERS = 512
 _URLS = frozenset({"url.full", "url.original", "http.url", "http.target", "url.path"})
 _DROPPED = frozenset({"url.query", "url.fragment", "exception.logfire.data"})
 # What was said; nothing here records it, but an SDK can be told to by an environment variable.
-_CONTENT = frozenset(
-    {
-        "gen_ai.system_instructions",
-        "gen_ai.input.messages",
-        "gen_ai.output.messages",
-        "gen_ai.tool.definitions",
-        "gen_ai.tool.call.arguments",
-        "gen_ai.tool.call.result",
-        "mlx.cache.miss_text",
-        "mlx.cache.stored_text",
-    }
-)
+_CONTENT = names.CONTENT | {"gen_ai.tool.call.arguments", "gen_ai.tool.call.result"}
 _DROPPED_PREFIXES = (
     "http.request.header.",
     "http.response.header.",

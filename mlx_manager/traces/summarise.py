@@ -15,7 +15,7 @@ from mlx_manager.traces.summary import TraceStatus, TraceSummary
 
 # Operations that ask a model for something; an agent's or a tool's span repeats the tokens of those inside it.
 INFERENCE = frozenset({"chat", "text_completion", "embeddings", "generate_content"})
-SESSION_NAMES = ("gen_ai.conversation.id", "session.id")
+SESSION_NAMES = (names.CONVERSATION_ID, "session.id")
 KEY_NAMES = (names.KEY_ID, "enduser.id")
 API_PREFIX = "/v1/"
 # No count of ours is larger, and sums of them fit SQLite's integers.

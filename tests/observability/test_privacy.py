@@ -68,6 +68,8 @@ def headers(secrets: Secrets) -> dict[str, str]:
         "X-Request-ID": f"{secrets.new('request-id')} (not an id)",
         "X-Session-ID": f"sk-{secrets.new('session-id')}",
         "baggage": f"secret={secrets.new('baggage')}",
+        "X-Forwarded-For": secrets.new("forwarded-for"),
+        "Forwarded": f"for={secrets.new('forwarded')}",
         "User-Agent": secrets.new("user-agent"),
         "Referer": f"http://127.0.0.1/?token={secrets.new('referer')}",
         "Origin": f"http://{secrets.new('origin')}",

@@ -12,6 +12,7 @@ import pytest
 from tests.observability.conftest import TOKEN
 from tests.support.collector import Behaviour, collecting
 from tests.support.process import Started, started
+from tests.support.running import wait_until
 
 # 1 to 1.5 s: the end of the engine, and of the second that telemetry has what is left by then.
 STOP_S = 10.0
@@ -47,6 +48,28 @@ def test_a_server_with_a_sick_collector_answers_stops_in_time_and_tells_the_othe
         assert well.span_names.count("POST /v1/chat/completions") == 3
         assert well.span_names.count("decode") == 3
         assert "gen_ai.server.request.duration" in well.metric_names
+    assert "Traceback" not in server.text
+
+
+def test_requests_are_answered_while_a_collector_keeps_its_answer_to_itself(tmp_path: Path) -> None:
+    patient = str(10 * STOP_S)
+    with (
+        collecting("is silent") as silent,
+        started(
+            tmp_path,
+            "serve",
+            OTEL_EXPORTER_OTLP_ENDPOINT=silent.url,
+            OTEL_EXPORTER_OTLP_TIMEOUT=patient,
+            OTEL_METRICS_EXPORTER="none",
+        ) as server,
+    ):
+        ask(server)
+        wait_until(lambda: silent.asked == 1)
+        for _ in range(20):
+            ask(server)
+        # The export that was under way before them still is, and none was begun beside it.
+        assert (silent.asked, silent.answered) == (1, 0)
+        stop(server)
     assert "Traceback" not in server.text
 
 

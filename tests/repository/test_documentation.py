@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import mlx_manager
 from mlx_manager import errors
 from mlx_manager.observability import attributes
 from tools.document import DOCS, documented
@@ -32,6 +34,10 @@ def test_every_error_code_of_the_api_is_listed_with_its_status() -> None:
             assert f"| `{error.code}` | {error.status} |" in text
 
 
+PACKAGE = Path(mlx_manager.__file__).parent
+NAME = re.compile(r"(?:gen_ai|mlx)\.[a-z_.]*")
+
+
 def emitted_names() -> set[str]:
     values = [value for name, value in vars(attributes).items() if name.isupper()]
     metrics = {value.name for value in values if isinstance(value, attributes.Metric)}
@@ -40,7 +46,7 @@ def emitted_names() -> set[str]:
 
 def test_every_name_of_telemetry_is_one_that_something_writes() -> None:
     own = Path(attributes.__file__)
-    code = "\n".join(file.read_text() for file in own.parents[1].rglob("*.py") if file != own)
+    code = "\n".join(file.read_text() for file in PACKAGE.rglob("*.py") if file != own)
     words = set(re.findall(r"\w+", code))
     constants = {
         name
@@ -66,6 +72,26 @@ def test_the_tables_of_spans_have_nothing_that_is_never_emitted() -> None:
     assert len(listed) > 80
     # The span that Anthropic's SDK makes itself.
     assert listed - emitted_names() == {"anthropic.messages.create"}
+
+
+# What others write and we only read or remove, and a type of mlx.
+NOT_OURS = {
+    *("gen_ai.tool.call.arguments", "gen_ai.tool.call.result"),
+    *("gen_ai.prompt.", "gen_ai.completion.", "mlx.core."),
+}
+
+
+def test_names_of_telemetry_stand_in_one_place() -> None:
+    """A name that is written down elsewhere would be emitted and missed by the test above."""
+    for file in PACKAGE.rglob("*.py"):
+        if file != Path(attributes.__file__):
+            texts = [
+                node.value
+                for node in ast.walk(ast.parse(file.read_text()))
+                if isinstance(node, ast.Constant)
+            ]
+            found = {text for text in texts if isinstance(text, str) and NAME.fullmatch(text)}
+            assert found <= NOT_OURS, file
 
 
 ROW = re.compile(

@@ -17,6 +17,7 @@ import numpy as np
 import openai as sdk
 import pytest
 from openai import AsyncOpenAI
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
 from mlx_manager.mlx_server.app import create_app
@@ -337,6 +338,33 @@ async def test_a_client_that_leaves_frees_the_work(
     work = await spans.wait(f"embeddings {ROBERTA}")
     assert (work.attributes or {})["mlx.cancelled"] is True
     assert work.status.status_code is StatusCode.UNSET
+
+
+async def test_a_request_that_waited_links_to_the_one_whose_inputs_were_computed_first(
+    server: RunningServer, client: httpx.AsyncClient, spans: Spans
+) -> None:
+    pid = await held(server, client)
+    await server.close_books()
+    spans.exporter.clear()
+    try:
+        large = {"model": ROBERTA, "input": ["the cat " * 8] * 1000}
+        first = asyncio.create_task(client.post(PATH, json=large))
+        await eventually(lambda: server.active(ROBERTA) == 1)
+        second = asyncio.create_task(client.post(PATH, json={"model": ROBERTA, "input": "a"}))
+        await eventually(lambda: server.active(ROBERTA) == 2)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    before, waited = (await first).headers["X-Trace-ID"], (await second).headers["X-Trace-ID"]
+    await server.close_books()
+
+    def of(trace_id: str, name: str) -> ReadableSpan:
+        [found] = [span for span in spans.named(name) if ids(span.context)[0] == trace_id]
+        return found
+
+    [link] = of(waited, "queue").links
+    assert ids(link.context) == ids(of(before, f"embeddings {ROBERTA}").context)
+    assert dict(link.attributes or {}) == {"mlx.link.reason": "waited_behind"}
+    assert of(before, "queue").links == ()
 
 
 async def test_a_request_whose_engine_is_killed_is_answered_by_a_fresh_one(

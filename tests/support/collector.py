@@ -22,14 +22,35 @@ STATUS = {"answers": 200, "is slow": 200, "fails": 500, "is busy": 429}
 
 
 class Collector:
-    """Keeps every request; `bodies` are unpacked bytes by path, `headers` the latest ones."""
+    """Keeps every request; `bodies` are unpacked bytes by path, `headers` the latest ones.
+
+    `asked` counts the requests that have come, `answered` those that are over.
+    """
 
     def __init__(self, port: int, behaviour: Behaviour, scheme: str) -> None:
         self.behaviour = behaviour
         self.bodies: list[tuple[str, bytes]] = []
         self.headers: dict[str, str] = {}
+        self.asked = 0
+        self.answered = 0
         self.is_over = threading.Event()
         self.url = f"{scheme}://127.0.0.1:{port}"
+
+    def take(self, path: str, headers: dict[str, str], body: bytes) -> int | None:
+        """Do with a request as the `behaviour` is, and return the status to answer with; None for no answer."""
+        self.asked += 1
+        self.headers = headers
+        if self.behaviour == "is silent":
+            self.is_over.wait(60)
+            self.answered += 1
+            return None
+        if self.behaviour == "is slow":
+            self.is_over.wait(0.7)
+        if self.behaviour in ("answers", "is slow"):
+            is_packed = headers.get("Content-Encoding") == "gzip"
+            self.bodies.append((path, gzip.decompress(body) if is_packed else body))
+        self.answered += 1
+        return STATUS[self.behaviour]
 
     @property
     def spans(self) -> list[Span]:
@@ -67,19 +88,10 @@ def collecting(
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            collector.headers = dict(self.headers)
-            if collector.behaviour == "is silent":
-                collector.is_over.wait(60)
-                return
-            if collector.behaviour == "is slow":
-                collector.is_over.wait(0.7)
-            if collector.behaviour in ("answers", "is slow"):
-                collector.bodies.append((self.path, body))
-            self.send_response(STATUS[collector.behaviour])
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            if (status := collector.take(self.path, dict(self.headers), body)) is not None:
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
             pass

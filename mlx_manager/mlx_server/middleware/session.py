@@ -11,10 +11,11 @@ from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 
+from mlx_manager.observability import attributes as names
 from mlx_manager.observability.known_secrets import holds_secret
 
 SESSION_HEADER = "X-Session-ID"
-BAGGAGE_MEMBERS = ("gen_ai.conversation.id", "session.id")
+BAGGAGE_MEMBERS = (names.CONVERSATION_ID, "session.id")
 # Plain enough to stand in spans, rows and filters, and nothing that looks like a key.
 ACCEPTED = re.compile(r"(?!.*\bsk-)[A-Za-z0-9._:@/+-]{1,128}", re.IGNORECASE)
 # What every implementation has to take: https://www.w3.org/TR/baggage/#limits
