@@ -68,7 +68,6 @@ def headers(secrets: Secrets) -> dict[str, str]:
         "X-Request-ID": f"{secrets.new('request-id')} (not an id)",
         "X-Session-ID": f"sk-{secrets.new('session-id')}",
         "baggage": f"secret={secrets.new('baggage')}",
-        "X-Forwarded-For": secrets.new("forwarded-for"),
         "Forwarded": f"for={secrets.new('forwarded')}",
         "User-Agent": secrets.new("user-agent"),
         "Referer": f"http://127.0.0.1/?token={secrets.new('referer')}",
@@ -227,6 +226,10 @@ def send_everything(
                         answer.read()
         with contextlib.suppress(httpx.RemoteProtocolError):
             http.post("/broken-later", json={"secret": secrets.new("broken-later")})
+        # Of somebody on this machine it is believed, and the pages are for this machine alone.
+        forwarded = {"X-Forwarded-For": secrets.new("forwarded-for")}
+        for body in bodies(secrets):
+            http.post("/v1/chat/completions", content=body, headers=forwarded)
     return statuses
 
 

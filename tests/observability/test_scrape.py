@@ -127,6 +127,30 @@ def test_each_chat_counts_once_and_where_it_belongs(server: Started) -> None:
     assert risen("mlx_prefix_cache_tokens_total", outcome="cached") == cached
 
 
+def test_a_long_answer_is_measured_no_more_often_than_a_short_one(server: Started) -> None:
+    def recordings(tokens: int) -> dict[str, float]:
+        before = Scrape.of(server.url)
+        body = {
+            "model": TINY,
+            "prompt": "x",
+            "max_tokens": tokens,
+            "temperature": 0,
+            "stream": True,
+        }
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 200
+        wait_until(lambda: rise(before, Scrape.of(server.url))(DURATION) == 1)
+        after = Scrape.of(server.url)
+        counts = {one.name for one in after.samples if one.name.endswith("_count")}
+        return {name: rise(before, after)(name) for name in counts}
+
+    short, long = recordings(5), recordings(500)
+    # It counts steps, in the engine, which tells them once a second.
+    steps = "mlx_engine_step_duration_seconds_count"
+    assert len(short) > 3
+    assert short | {steps: 0} == long | {steps: 0}
+
+
 def test_a_chat_whose_client_leaves_counts_as_cancelled_with_the_tokens_it_took(
     server: Started,
 ) -> None:

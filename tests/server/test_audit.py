@@ -109,6 +109,20 @@ async def test_what_is_refused_leaves_one_row_with_what_is_known_of_it(
     assert (row.output_tokens, row.finish_reason) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [("203.0.113.7", "203.0.113.7"), ("2001:db8::7", "2001:db8::7"), ("sk-or-any-text", None)],
+)
+async def test_what_a_proxy_on_this_machine_forwards_for_is_an_address_or_nothing(
+    small: RunningServer, forwarded: str, address: str | None
+) -> None:
+    async with httpx.AsyncClient(base_url=small.url) as http:
+        headers = {"X-Forwarded-For": forwarded}
+        response = await http.post(CHAT, json={}, headers=headers)
+    row = await row_of(small, response.headers["X-Request-ID"])
+    assert row.client_address == address
+
+
 async def test_overload_leaves_one_row_and_the_request_before_it_another(
     small: RunningServer, spans: Spans
 ) -> None:

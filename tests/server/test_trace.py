@@ -138,6 +138,22 @@ async def test_the_chat_span_counts_what_the_engine_did(
     assert 20 in decode.values()
 
 
+async def test_the_chat_span_says_how_many_were_computed_beside_it(
+    client: httpx.AsyncClient, spans: Spans
+) -> None:
+    endless = body(max_tokens=ENDLESS_TOKENS, stream=True, ignore_eos=True)
+    asked = body(max_tokens=40, ignore_eos=True)
+    async with client.stream("POST", "/v1/chat/completions", json=endless) as other:
+        # Kept until then: when it goes, the response is closed.
+        lines = other.aiter_lines()
+        await anext(lines)
+        trace = await whole_trace(spans, await client.post("/v1/chat/completions", json=asked))
+    for name in (f"chat {MODEL}", "decode"):
+        attributes: dict[str, Any] = dict(trace[name].attributes or {})
+        assert attributes["mlx.batch.width_max"] == 2
+        assert attributes["mlx.batch.width_mean"] == pytest.approx(2, abs=0.1)
+
+
 async def test_a_traceparent_is_continued(client: httpx.AsyncClient, spans: Spans) -> None:
     trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     headers = {"traceparent": f"00-{trace_id}-{span_id}-01"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers
@@ -56,15 +57,25 @@ class AuditMiddleware:
                 state.audit.close(entry)
 
     def _origin(self, scope: Scope) -> Origin:
-        client, headers = scope["client"], Headers(scope=scope)
+        headers = Headers(scope=scope)
         return Origin(
             scope["state"]["request_id"],
             route_path(scope),
-            client[0] if client else None,
+            _address(scope),
             session_of(headers),
             self._keys.id_of(headers),
             scope.get("server"),
         )
+
+
+def _address(scope: Scope) -> str | None:
+    """Return the client's address; None where there is none, or a proxy's header says something that is none."""
+    host = scope["client"][0] if scope["client"] else ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return str(host)
 
 
 def entry_of(scope: Scope) -> Entry | None:
