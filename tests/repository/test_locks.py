@@ -1,9 +1,12 @@
 """What the lock files promise: exact versions, hashes, no addresses, no torch, in step with pyproject.toml."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +153,37 @@ def test_logfire_comes_with_what_it_instruments() -> None:
 
 def test_the_development_lock_holds_the_runtime_lock() -> None:
     assert set(read(RUNTIME)) <= set(read(DEVELOPMENT))
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(f"{name} is for developers only", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import mlx_manager
+for module in pkgutil.walk_packages(mlx_manager.__path__, "mlx_manager."):
+    # Those are run, and not imported.
+    if not module.name.endswith(("__main__", "migrations.env")):
+        importlib.import_module(module.name)
+        print(module.name)
+"""
+
+
+def test_every_module_is_there_with_what_the_runtime_lock_installs() -> None:
+    """`make serve` installs that alone."""
+    installed = {entry.name for entry in read(RUNTIME)} | {"mlx-manager"}
+    others = [
+        module
+        for module, distributions in packages_distributions().items()
+        if installed.isdisjoint(map(canonicalize_name, distributions))
+    ]
+    assert {"pytest", "openai", "anthropic", "playwright"} <= set(others)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *others], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mlx_manager.mlx_server.engine.engine" in done.stdout
