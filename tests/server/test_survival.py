@@ -28,7 +28,8 @@ from tools.chaos.inside.sitecustomize import ABORT, HANG, RAISE
 
 MODEL = "test/tiny"
 STREAMS = 16
-TOKENS = 400
+# So long that the first of sixteen streams has not ended before the last has begun, however busy the machine is.
+TOKENS = 800
 FAULTS = Path(sitecustomize.__file__).parent
 STALL_S = 3.0
 # In the middle: the last token of a prompt is computed by itself.
