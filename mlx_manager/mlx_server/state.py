@@ -229,6 +229,7 @@ def make_pool(settings: Settings, watch: EngineWatch) -> ModelPool:
             shared_bytes=reserved.shared_bytes if resident else None,
             pooled_bytes=reserved.need.head_room_bytes or None,
             adapter=files.adapter.path if files.adapter else None,
+            kv_bits=files.settings.kv_bits,
         )
         note = partial(pool.note_loading, files.id)
         return await EngineProcess.start(files.id, files.path, own, watch, files.kind, note)

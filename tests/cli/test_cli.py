@@ -251,7 +251,7 @@ def test_a_model_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
         ("[server]\nmax_bach = 3\n", "'max_bach'"),
         ("[sever]\n", "'sever'"),
         ("[server]\nmax_batch = 'many'\n", "MLX_SERVER_MAX_BATCH"),
-        ("[server.models.'a/b']\nkv_bits = 4\n", "MLX_SERVER_MODELS.a/b.kv_bits is 4"),
+        ("[server.models.'a/b']\nkv_bits = 5\n", "MLX_SERVER_MODELS.a/b.kv_bits is 5"),
         (None, "can't be read"),
     ],
 )

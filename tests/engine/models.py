@@ -15,12 +15,13 @@ from mlx_lm.models import falcon_h1, gemma3_text, mamba2, qwen3_next
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.qwen3 import Model, ModelArgs
 
+from mlx_manager.mlx_server.engine.kv_bits import quantise_kv
 from tools.random_model import make_random_model
 
 VOCABULARY = 256
 
 
-def make_lively_model() -> Any:
+def make_lively_model(head_dim: int = 16) -> Any:
     """Return a model in memory whose next token depends on every token before it.
 
     With tied embeddings and plain random weights a model repeats the last token for ever, and a test of equal
@@ -35,7 +36,7 @@ def make_lively_model() -> Any:
             intermediate_size=96,
             num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=16,
+            head_dim=head_dim,
             rms_norm_eps=1e-6,
             vocab_size=VOCABULARY,
             max_position_embeddings=4096,
@@ -47,6 +48,13 @@ def make_lively_model() -> Any:
         layer.self_attn.v_proj.weight *= 6
         layer.self_attn.o_proj.weight *= 6
     mx.eval(model.parameters())
+    return model
+
+
+def make_quantised_model(bits: int = 8, head_dim: int = 32) -> Any:
+    """Return such a model whose keys and values are kept in so many bits."""
+    model = make_lively_model(head_dim)
+    quantise_kv(model, bits)
     return model
 
 
@@ -148,6 +156,7 @@ def make_paired_model() -> Any:
 # Every kind of state that a layer can leave, by the models that have it.
 MODEL_KINDS: dict[str, Callable[[], Any]] = {
     "plain": make_lively_model,
+    "quantised": make_quantised_model,
     "sliding": make_sliding_model,
     "recurrent": make_recurrent_model,
     "hybrid": make_hybrid_model,

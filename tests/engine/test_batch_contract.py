@@ -18,6 +18,7 @@ from mlx_manager.mlx_server.engine.batch_api import (
     check_parts,
 )
 from mlx_manager.mlx_server.engine.decode_batch import SlottedGenerator
+from mlx_manager.mlx_server.engine.row_state import PlainLayers
 from mlx_manager.mlx_server.engine.sampling import greedy
 from tests.engine.models import VOCABULARY, WatchedModel
 
@@ -35,7 +36,7 @@ def generator(request: pytest.FixtureRequest) -> Generator:
         options: dict[str, Any] = {"sampler": greedy, "completion_batch_size": 8}
         if request.param == "mlx-lm":
             return NotingGenerator(model, note_read, **options)
-        layers = len(model.layers)
+        layers = PlainLayers(len(model.layers))
         return SlottedGenerator(model, layers, keeps_rows=True, note_read=note_read, **options)
 
     return make

@@ -74,6 +74,17 @@ def test_an_answer_is_the_same_with_guesses_and_without(
     assert accepted > 0 or sampling.temperature == 1
 
 
+def test_an_answer_whose_keys_and_values_are_quantised_is_the_same_with_guesses(
+    models: dict[str, Any],
+) -> None:
+    model, accepted = WatchedModel(models["quantised"]), 0
+    for prompt in prompts(4):
+        tokens, stamps = answered(model, prompt, max_tokens=TOKENS)
+        assert tokens == answer_alone(model, prompt, max_tokens=TOKENS)
+        accepted += stamps.accepted_tokens
+    assert accepted > 0
+
+
 def test_guesses_save_steps(model: WatchedModel) -> None:
     model.shapes.clear()
     _, stamps = answered(model, prompt_of(9, 1) * 3, max_tokens=TOKENS)
@@ -179,7 +190,9 @@ def test_an_answer_that_is_steered_guesses_nothing(
     assert stamps.proposed_tokens == 0
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODEL_KINDS if kind != "plain"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MODEL_KINDS if kind not in ("plain", "quantised")]
+)
 def test_models_with_other_caches_guess_nothing(kind: str) -> None:
     _, stamps = answered(MODEL_KINDS[kind](), [5] * 30, max_tokens=60)
     assert stamps.output_tokens == 60

@@ -259,13 +259,14 @@ def test_mlx_reads_the_files(lively_model: Any, folder: Path) -> None:
 def test_whatever_decides_on_keys_and_values_is_in_the_root(tmp_path: Path) -> None:
     folder, kept = tmp_path / "model", tmp_path / "kept"
 
-    def root(*folders: Path, dtype: str = "float32") -> str:
-        return root_of(digest_of(folders, kept), dtype)
+    def root(*folders: Path, dtype: str = "float32", kv_bits: int | None = None) -> str:
+        return root_of(digest_of(folders, kept), dtype, kv_bits)
 
     folder.mkdir()
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
         (folder / name).write_bytes(name.encode() * 50_000)
     roots = {root(folder), root(folder, dtype="bfloat16")}
+    roots |= {root(folder, kv_bits=8), root(folder, kv_bits=4)}
     shutil.copytree(folder, tmp_path / "copy")
     assert root(tmp_path / "copy") in roots
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"):
@@ -273,7 +274,7 @@ def test_whatever_decides_on_keys_and_values_is_in_the_root(tmp_path: Path) -> N
         (folder / name).write_bytes(data[:-1] + b"!")
         roots.add(root(folder))
     roots.add(root(folder, tmp_path / "copy"))
-    assert len(roots) == 7
+    assert len(roots) == 9
 
 
 @pytest.mark.parametrize("keeps_times", [False, True])

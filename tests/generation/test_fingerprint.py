@@ -52,8 +52,16 @@ def test_the_same_model_has_the_same_mark(files: ModelFiles) -> None:
         lambda files: replace(files, adapter=Adapter("a", files.path, 1)),
         lambda files: replace(files, settings=ModelSettings(canonical_prompts=True)),
         lambda files: replace(files, settings=ModelSettings(family="mistral")),
+        lambda files: replace(files, settings=ModelSettings(kv_bits=8)),
     ],
-    ids=["model", "newer files", "adapter", "canonical prompts", "family"],
+    ids=[
+        "model",
+        "newer files",
+        "adapter",
+        "canonical prompts",
+        "family",
+        "bits of keys and values",
+    ],
 )
 def test_another_model_has_another_mark(
     files: ModelFiles, other: Callable[[ModelFiles], ModelFiles]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlx_manager.mlx_server.engine.kv_bits import quantise_kv
 from mlx_manager.mlx_server.engine.kv_cost import measure_kv_cost
 from mlx_manager.mlx_server.engine.loading import load
 from mlx_manager.mlx_server.engine.messages import Ready, Submit
@@ -132,6 +134,25 @@ def test_keys_and_values_are_predicted_as_mlx_lm_allocates_them(tmp_path: Path, 
     last_pieces = sum(token_bytes * (CHUNK_TOKENS - 1) for token_bytes, _ in need.kv_cost.windows)
     kept_bytes = need.kv_cost.row_bytes(CONTEXT_TOKENS) + last_pieces
     assert kept_bytes == used_kv_bytes(model_of(config), CONTEXT_TOKENS)
+
+
+@pytest.mark.parametrize(("bits", "head_dim"), [(8, 64), (4, 64), (8, 32), (4, 96)])
+def test_quantised_keys_and_values_are_predicted_as_the_engine_measures_them(
+    tmp_path: Path, bits: Literal[4, 8], head_dim: int
+) -> None:
+    config = SMALL | CONFIGS["everything"] | {"head_dim": head_dim}
+    files = write(tmp_path / "model", config)
+    files = replace(files, settings=ModelSettings(kv_bits=bits))
+    model = model_of(config)
+    whole = measure_kv_cost(model)
+    quantise_kv(model, bits)
+
+    need = predict(files, is_float32=True)
+
+    assert need.kv_cost == measure_kv_cost(model)
+    assert need.kv_cost is not None
+    assert whole is not None
+    assert need.kv_cost.token_bytes < whole.token_bytes / 2.5
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

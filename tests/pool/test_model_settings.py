@@ -32,7 +32,7 @@ def test_they_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ([], "valid dictionary"),
         ({"a": {"contxt": 1}}, "Extra inputs"),
         ({"a": {"context_tokens": 0}}, "greater than or equal to 2"),
-        ({"a": {"kv_bits": 4}}, "quantised keys and values aren't supported. Leave it out"),
+        ({"a": {"kv_bits": 5}}, "Input should be 8 or 4"),
         ({"a": {"aliases": ["x"]}, "b": {"aliases": ["x"]}}, "alias 'x' stands for two"),
         ({"a": {"aliases": ["b"]}, "b": {}}, "alias 'b' stands for two"),
         ({"a@lora": {"adapter": "other"}}, "names its adapter already"),

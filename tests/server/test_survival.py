@@ -112,25 +112,29 @@ class Listener:
 async def ask_all(client: AsyncOpenAI, server: RunningServer, kills: int) -> list[Listener]:
     """Sixteen streams at once, whose engine is killed so many times while all of them are in their answers."""
     listeners = [Listener(client, number) for number in range(STREAMS)]
+    killed = set[int | None]()
     listening = asyncio.gather(*(listener.listen() for listener in listeners))
     for kill_number in range(kills):
-        await eventually(partial(have_made, server, 60 * (1 + kill_number)))
-        kill(server)
+        await eventually(partial(have_made, server, 60 * (1 + kill_number), killed))
+        killed.add(kill(server))
     await listening
     return listeners
 
 
-def have_made(server: RunningServer, tokens: int) -> bool:
-    """Whether all sixteen are in their answers, with so many tokens."""
-    made = made_tokens(server)
-    return len(made) == STREAMS and min(made) > tokens
+def have_made(server: RunningServer, tokens: int, killed: set[int | None]) -> bool:
+    """Whether all sixteen are in their answers, with so many tokens, in an engine that wasn't killed."""
+    engine, made = server.resident(MODEL).engine, made_tokens(server)
+    is_fresh = engine is not None and engine.pid not in killed
+    return is_fresh and len(made) == STREAMS and min(made) > tokens
 
 
-def kill(server: RunningServer) -> None:
+def kill(server: RunningServer) -> int:
+    """Kill the engine, and say which process that was."""
     engine = server.resident(MODEL).engine
     assert engine is not None
     assert engine.pid is not None
     os.kill(engine.pid, signal.SIGKILL)
+    return engine.pid
 
 
 async def test_sixteen_streams_go_on_when_their_engine_is_killed_twice(
@@ -246,10 +250,11 @@ async def test_a_request_that_breaks_its_batch_each_time_is_given_up_and_the_oth
 ) -> None:
     engine = frail.resident(MODEL).engine
     prompts = [list(range(40 + number, 60 + number)) for number in range(6)]
-    alone = [await complete(client, prompt) for prompt in prompts]
-    others = [asyncio.create_task(complete(client, prompt)) for prompt in prompts[1:]]
+    long = partial(complete, client, max_tokens=TOKENS)
+    alone = [await long(prompt) for prompt in prompts]
+    others = [asyncio.create_task(long(prompt)) for prompt in prompts[1:]]
     async with httpx.AsyncClient(base_url=frail.url, timeout=120) as http:
-        body = asked(prompts[0], max_tokens=400, temperature=0)
+        body = asked(prompts[0], max_tokens=TOKENS, temperature=0)
         first = asyncio.create_task(http.post("/v1/completions", json=body))
         await eventually(lambda: len(made := made_tokens(frail)) == 6 and min(made) > 0)
         with pytest.raises(sdk.InternalServerError) as failed:

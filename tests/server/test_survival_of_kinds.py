@@ -36,6 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         adapter_dirs=(folder / "adapters",),
         prefix_cache_mib=8,
         max_loaded_models=1,
+        models={"test/quantised": {"kv_bits": 8}},
     )
     with running(create_app(settings)) as server:
         yield server

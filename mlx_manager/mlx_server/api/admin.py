@@ -128,6 +128,7 @@ def model_state(pool: ModelPool, files: ModelFiles, cards: Cards) -> ModelState:
         source=files.source,
         is_demonstration=files.is_demonstration,
         adapter=files.adapter.name if files.adapter else None,
+        kv_bits=files.settings.kv_bits,
         aliases=[alias for alias, target in pool.catalog.aliases.items() if target == files.id],
         state="unloaded" if resident is None else resident.state,
         pinned=pool.is_pinned(files),

@@ -45,6 +45,8 @@ class ModelState(BaseModel):
 
     What `is_demonstration` is there to show that the server works, and not capable of more.
 
+    Its keys and values have `kv_bits` for each number; null: they are whole.
+
     The card says what `mlx-manager doctor conformance` found of it; null until its files, as they are, were checked.
 
     `pin_source` says where `pinned` comes from: what was said `by_hand` holds until the server ends, and the `settings`
@@ -63,6 +65,7 @@ class ModelState(BaseModel):
     source: Source
     is_demonstration: bool
     adapter: str | None
+    kv_bits: int | None
     aliases: list[str]
     state: State
     pinned: bool

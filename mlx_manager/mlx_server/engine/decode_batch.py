@@ -17,6 +17,7 @@ from mlx_lm.generate import PromptProcessingBatch
 
 from mlx_manager.mlx_server.engine.lanes import LanedGenerator
 from mlx_manager.mlx_server.engine.lookup import Lookup
+from mlx_manager.mlx_server.engine.row_state import PlainLayers
 from mlx_manager.mlx_server.engine.sampling import (
     LogitsProcessor,
     Sampler,
@@ -24,7 +25,7 @@ from mlx_manager.mlx_server.engine.sampling import (
     draw_together,
     is_free,
 )
-from mlx_manager.mlx_server.engine.slotted_cache import Layout, SlottedCache
+from mlx_manager.mlx_server.engine.slotted_cache import Layout, SlottedCache, slots_of
 
 # Slots that are free for so many steps, and as many as the others, are given up: each costs its part of every step.
 IDLE_STEPS = 8
@@ -152,7 +153,7 @@ class DecodeBatch:
     """
 
     model: Any
-    layers: int
+    layers: PlainLayers
     keeps_rows: bool = True
     lookup_tokens: int = 0
     proposed: list[Proposed] = field(default_factory=list)
@@ -170,7 +171,8 @@ class DecodeBatch:
     _idle_steps: int = 0
 
     def __post_init__(self) -> None:
-        self._caches = [SlottedCache(self._layout) for _ in range(self.layers)]
+        quantisation = self.layers.quantisation
+        self._caches = [slots_of(self._layout, quantisation) for _ in range(self.layers.count)]
 
     def __len__(self) -> int:
         return sum(row is not None for row in self._slots)
@@ -438,7 +440,7 @@ class SlottedGenerator(LanedGenerator):
     def __init__(
         self,
         model: Any,
-        layers: int,
+        layers: PlainLayers,
         *,
         keeps_rows: bool,
         lookup_tokens: int = 0,

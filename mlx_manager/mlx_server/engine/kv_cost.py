@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, CacheList, RotatingKVCache, make_prompt_cache
 
 from mlx_manager.mlx_server.engine.messages import KvCost
+from mlx_manager.mlx_server.engine.row_state import is_plain
 
 # Any token will do: it is the shape of what a layer keeps of it that counts.
 PROBE_TOKEN_ID = 0
@@ -31,7 +32,7 @@ def measure_kv_cost(model: Any) -> KvCost | None:
     mx.eval(logits, [cache.state for cache in caches])
     states, layers = 0, list[Layer]()
     for cache in _flat(caches):
-        if type(cache) is KVCache:
+        if is_plain(cache):
             layers.append((_token_bytes(cache), None))
         elif type(cache) is RotatingKVCache:
             layers.append((_token_bytes(cache), cache.max_size))

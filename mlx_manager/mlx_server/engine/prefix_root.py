@@ -60,9 +60,10 @@ def digest_of(folders: Iterable[Path], kept_in: Path, settled_ns: int = SETTLED_
     return digest.hexdigest()
 
 
-def root_of(digest: str, dtype: str) -> str:
-    """Return the root of a model with that digest, whose keys and values are of `dtype`."""
-    told = " ".join([digest, dtype, *map(version, LIBRARIES)])
+def root_of(digest: str, dtype: str, kv_bits: int | None = None) -> str:
+    """Return the root of a model with that digest, whose keys and values are of `dtype`, or kept in `kv_bits` of it."""
+    kept_as = dtype if kv_bits is None else f"{dtype} in {kv_bits} bits"
+    told = " ".join([digest, kept_as, *map(version, LIBRARIES)])
     return _digest(told.encode()).hex()
 
 

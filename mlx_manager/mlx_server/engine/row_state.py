@@ -19,9 +19,12 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-# Of one attention layer: keys and values, `[1, heads, tokens, width]`.
+from mlx_manager.mlx_server.engine.quantised_kv import Quantisation, QuantisedCache
+
+# Of one attention layer: keys and values, `[1, heads, tokens, width]`, whole or as words.
 Layer = tuple[mx.array, mx.array]
 Layers = list[Layer]
+PLAIN = (KVCache, QuantisedCache)
 # Of one layer that can't be cut: a window's last keys and values, or what a recurrent layer keeps; None where a layer
 # keeps nothing.
 State = tuple[mx.array | None, ...]
@@ -49,21 +52,36 @@ def kinds_of(model: Any) -> CacheKinds:
     """Look at a model's empty caches."""
     kinds = [type(cache) for cache in _leaves(make_prompt_cache(model))]
     # Not by `isinstance`: a model's own subclass may keep more than what is taken here.
-    is_supported = all(kind in (KVCache, RotatingKVCache, ArraysCache) for kind in kinds)
-    return CacheKinds(is_supported, any(kind is not KVCache for kind in kinds))
+    is_supported = all(kind in (*PLAIN, RotatingKVCache, ArraysCache) for kind in kinds)
+    return CacheKinds(is_supported, any(kind not in PLAIN for kind in kinds))
 
 
-def plain_layers(model: Any) -> int | None:
-    """Return how many layers a model has, if each keeps keys and values and nothing else; None if not."""
+@dataclass(frozen=True, slots=True)
+class PlainLayers:
+    """So many layers, each of which keeps keys and values and nothing else: whole, or quantised."""
+
+    count: int
+    quantisation: Quantisation | None = None
+
+
+def plain_layers(model: Any) -> PlainLayers | None:
+    """Return a model's layers, if all of them are plain; None if not."""
     caches = make_prompt_cache(model)
-    return len(caches) if all(type(cache) is KVCache for cache in caches) else None
+    if not all(is_plain(cache) for cache in caches):
+        return None
+    return PlainLayers(len(caches), getattr(caches[0], "quantisation", None) if caches else None)
+
+
+def is_plain(cache: Any) -> bool:
+    """Whether a cache keeps keys and values and nothing else. A model's own subclass may keep more."""
+    return type(cache) in PLAIN
 
 
 def state_of(caches: Sequence[Any], tokens: int) -> RowState:
     """Return what a row's caches hold after `tokens` tokens; the arrays may still be the row's own."""
     layers, states = Layers(), States()
     for cache in _leaves(caches):
-        if type(cache) is KVCache:
+        if is_plain(cache):
             keys, values = cache.keys, cache.values
             assert keys is not None
             assert values is not None
@@ -82,7 +100,7 @@ def caches_for(model: Any, row: RowState) -> list[Any]:
         return caches
     layers, states = iter(row.layers), iter(row.states)
     for cache in _leaves(caches):
-        if type(cache) is KVCache:
+        if is_plain(cache):
             cache.keys, cache.values = next(layers)
             cache.offset = row.tokens
         elif type(cache) is RotatingKVCache:

@@ -20,6 +20,7 @@ from mlx_manager.mlx_server.engine.messages import (
     SLOTS_BY_SPARE_ONE,
     SPARE_COLUMNS,
 )
+from mlx_manager.mlx_server.engine.quantised_kv import Quantisation, QuantisedCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +157,15 @@ class SlottedCache:
     """The buffers of one layer, `[slots, heads, columns, width]`; to mlx-lm's models it is a cache as any other."""
 
     def __init__(self, layout: Layout) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        # Of keys and values; none before the first are written.
+        self._buffers: list[mx.array] = []
         self._layout = layout
         self._written_step = -1
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both buffers."""
-        return sum(buffer.nbytes for buffer in (self.keys, self.values) if buffer is not None)
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers)
 
     @property
     def offset(self) -> mx.array:
@@ -179,56 +180,110 @@ class SlottedCache:
         assert tokens == self._layout.width, "a step writes as many columns as it was to"
         return self._layout.mask(window_size, is_needed=return_array)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Write the next columns, `[slots, heads, tokens, width]`, and return all that rows use, with those."""
         layout = self._layout
-        columns, slots = slice(layout.end, layout.end + layout.width), layout.slots
-        if self.keys is None or self.values is None:
-            self.keys, self.values = self._new(keys), self._new(values)
-        self.keys[:slots, :, columns] = keys
-        self.values[:slots, :, columns] = values
+        columns = slice(layout.end, layout.end + layout.width)
+        self._write(slice(0, layout.slots), columns, self._made(keys, values))
         self._written_step = layout.step
         return self.keys_and_values()
 
-    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+    def keys_and_values(self) -> tuple[Any, Any]:
         """Return all that rows use after this layer's part of a step."""
-        assert self.keys is not None
-        assert self.values is not None
         used = slice(self._layout.begin, self._layout.end + self._layout.width)
-        slots = self._layout.slots
-        return self.keys[:slots, :, used], self.values[:slots, :, used]
+        return self._both([buffer[: self._layout.slots, :, used] for buffer in self._buffers])
 
     def put(self, slot: int, keys: mx.array, values: mx.array) -> None:
-        """Write a row that joins, `[1, heads, tokens, width]`, into the slot that the layout gave it."""
-        if self.keys is None or self.values is None:
-            self.keys, self.values = self._new(keys), self._new(values)
-        columns = self._layout.row(slot)
-        self.keys[slot : slot + 1, :, columns] = keys
-        self.values[slot : slot + 1, :, columns] = values
+        """Write a row that joins, `[1, heads, tokens, width]`, into the slot that the layout gave it.
+
+        They are as the caches that read it kept them.
+        """
+        self._write(slice(slot, slot + 1), self._layout.row(slot), self._kept(keys, values))
 
     def extract(self, slot: int, tokens: int) -> Any:
         """Return a row's first tokens in a cache of its own, whose arrays are yet to be copied out of the buffers."""
-        row = KVCache()
-        if self.keys is not None and self.values is not None:
+        row = self._new_row()
+        if self._buffers:
             columns = self._layout.row(slot, tokens)
-            row.keys = self.keys[slot : slot + 1, :, columns]
-            row.values = self.values[slot : slot + 1, :, columns]
+            parts = [buffer[slot : slot + 1, :, columns] for buffer in self._buffers]
+            row.keys, row.values = self._of_row(parts)
             row.offset = columns.stop - columns.start
         return row
 
     def move(self, move: Move) -> None:
         """Copy what is kept into new buffers."""
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = _moved(self.keys, move), _moved(self.values, move)
+        self._buffers = [_moved(buffer, move) for buffer in self._buffers]
 
     def clear(self) -> None:
         """Give the buffers back."""
-        self.keys = self.values = None
+        self._buffers = []
+
+    def _write(self, slots: slice, columns: slice, parts: Sequence[mx.array]) -> None:
+        if not self._buffers:
+            self._buffers = [self._new(part) for part in parts]
+        for buffer, part in zip(self._buffers, parts, strict=True):
+            buffer[slots, :, columns] = part
 
     def _new(self, like: mx.array) -> mx.array:
         _, heads, _, width = like.shape
         layout = self._layout
         return mx.zeros((layout.new_slots, heads, layout.new_columns, width), like.dtype)
+
+    def _made(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
+        """Return what goes into the buffers of keys and values that a layer has made."""
+        return keys, values
+
+    def _kept(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
+        """Return what goes into the buffers of those that a row's own cache has kept."""
+        return keys, values
+
+    def _both(self, parts: list[mx.array]) -> tuple[Any, Any]:
+        """Return keys and values as attention takes them, of what is in the buffers."""
+        keys, values = parts
+        return keys, values
+
+    def _of_row(self, parts: list[mx.array]) -> tuple[mx.array, mx.array]:
+        """Return keys and values as a row's own cache keeps them, of what is in the buffers."""
+        keys, values = parts
+        return keys, values
+
+    def _new_row(self) -> KVCache:
+        return KVCache()
+
+
+class QuantisedSlots(SlottedCache):
+    """Buffers of quantised numbers, scales and biases, which attention takes as they are: mlx-lm asks for `bits`."""
+
+    def __init__(self, layout: Layout, quantisation: Quantisation) -> None:
+        super().__init__(layout)
+        self.bits = quantisation.bits
+        self.group_size = quantisation.group_size
+        self._quantisation = quantisation
+
+    def _made(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
+        return *self._quantisation.quantise(keys), *self._quantisation.quantise(values)
+
+    def _kept(self, keys: mx.array, values: mx.array) -> Sequence[mx.array]:
+        return *self._quantisation.parts(keys), *self._quantisation.parts(values)
+
+    def _both(self, parts: list[mx.array]) -> tuple[Any, Any]:
+        return tuple(parts[:3]), tuple(parts[3:])
+
+    def _of_row(self, parts: list[mx.array]) -> tuple[mx.array, mx.array]:
+        keys, key_scales, key_biases, values, value_scales, value_biases = parts
+        words = self._quantisation.words
+        return (
+            words((keys, key_scales, key_biases)),
+            words((values, value_scales, value_biases)),
+        )
+
+    def _new_row(self) -> KVCache:
+        return QuantisedCache(self._quantisation)
+
+
+def slots_of(layout: Layout, quantisation: Quantisation | None) -> SlottedCache:
+    """Return the buffers of one layer, for whole keys and values or for quantised ones."""
+    return SlottedCache(layout) if quantisation is None else QuantisedSlots(layout, quantisation)
 
 
 def _moved(buffer: mx.array, move: Move) -> mx.array:

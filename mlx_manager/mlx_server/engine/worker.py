@@ -30,6 +30,7 @@ from mlx_manager.mlx_server.engine.embedding_scheduler import EmbeddingScheduler
 from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.grammar import Vocabulary
 from mlx_manager.mlx_server.engine.grammar_compiler import GrammarCompiler
+from mlx_manager.mlx_server.engine.kv_bits import quantise_kv
 from mlx_manager.mlx_server.engine.kv_cost import bytes_beside, measure_kv_cost
 from mlx_manager.mlx_server.engine.loading import Tell, load
 from mlx_manager.mlx_server.engine.messages import (
@@ -111,8 +112,11 @@ def main() -> int:
                 _prefix_disk(arguments),
                 arguments.lookup_tokens,
                 arguments.shared_bytes,
+                arguments.kv_bits,
             )
         else:
+            if arguments.kv_bits is not None:
+                raise ValueError("kv_bits is for models that chat. Leave it out for this one.")
             engine, ready = make_embedding_engine(arguments.model, limits, channel.send)
     except Exception as error:  # noqa: BLE001 - whatever it is, the API process is told
         channel.send(LoadFailed(f"{type(error).__name__}: {error}"))
@@ -141,12 +145,14 @@ def make_chat_engine(
     prefix_disk: tuple[Path, DiskLimits] | None = None,
     lookup_tokens: int = 0,
     shared_bytes: int | None = None,
+    kv_bits: int | None = None,
 ) -> tuple[Stepping, Ready]:
     """Load a language model, with a LoRA adapter or without, and find out how much its sequences need and may have.
 
     `wake` is called, from another thread, when there is something to do; `tell` is told how far the load is. The folder
     of `prefix_disk` is this model's in that of all models. Of `shared_bytes`, by default what the machine has for it,
-    stored prompts get up to `prefix_cache_bytes` as long as no sequence needs them; None: none are stored.
+    stored prompts get up to `prefix_cache_bytes` as long as no sequence needs them; None: none are stored. Keys and
+    values have `kv_bits` for each number; None: they are whole. Raises KvBitsImpossible where they can't have those.
     """
     grammars = GrammarCompiler(Vocabulary(path), wake)
     grammars.prepare()
@@ -154,6 +160,8 @@ def make_chat_engine(
     with ThreadPoolExecutor(1, "prefix-root") as beside:
         digest = prefix_disk and beside.submit(digest_of, folders, prefix_disk[0].parent)
         loaded = load(path, adapter, tell)
+    if kv_bits is not None:
+        quantise_kv(loaded.model, kv_bits)
     weights_bytes = loaded.ready.weights_bytes
     if shared_bytes is None:
         shared_bytes = bytes_beside(weights_bytes)
@@ -165,7 +173,7 @@ def make_chat_engine(
     disk = None
     if prefix_disk is not None and digest is not None:
         folder, disk_limits = prefix_disk
-        root = root_of(digest.result(), loaded.ready.dtype)
+        root = root_of(digest.result(), loaded.ready.dtype, kv_bits)
         disk = PrefixDisk(folder.parent, folder.name, root, disk_limits, wake)
     runner = Runner(
         loaded.model, limits.max_batch, prefix_cache_bytes, shared_bytes, disk, lookup_tokens
@@ -234,6 +242,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--channel", type=int, required=True, help="file descriptor of the socket")
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
     parser.add_argument("--adapter", type=Path, help="folder of a LoRA adapter")
+    parser.add_argument("--kv-bits", type=int, help="left out: keys and values are whole")
     parser.add_argument("--kind", choices=get_args(EngineKind), default="chat")
     parser.add_argument("--max-batch", type=int, required=True)
     parser.add_argument("--chunk", type=int, required=True)

@@ -40,7 +40,8 @@ def fingerprint(
 def traits_of(files: ModelFiles, template: object, family: str) -> str:
     """Return a digest of what makes prompts of requests: files beside the weights, and what was set for the model."""
     beside = [_file_digest(files.path / name) for name in BESIDE_WEIGHTS]
-    own = (family, files.settings.canonical_prompts, files.settings.context_tokens)
+    settings = files.settings
+    own = (family, settings.canonical_prompts, settings.context_tokens, settings.kv_bits)
     text = repr((template, beside, own))
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlx_manager.mlx_server.engine.kv_groups import quantised_bytes
 from mlx_manager.mlx_server.engine.messages import KV_STEP_TOKENS, KvCost
 from mlx_manager.mlx_server.pool.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from mlx_manager.mlx_server.pool.catalog import ModelFiles
@@ -94,7 +95,8 @@ def predict(files: ModelFiles, *, is_float32: bool, chunk_tokens: int = CHUNK_TO
         return Need(weights, 0, head_room)
     tokens = files.settings.context_tokens or min(own_context(config), PLANNED_TOKENS)
     element = 4 if is_float32 else _element_bytes(config, text)
-    return Need(weights, 0, head_room, tokens, chunk_tokens).at(kv_cost(text, element))
+    cost = kv_cost(text, element, files.settings.kv_bits)
+    return Need(weights, 0, head_room, tokens, chunk_tokens).at(cost)
 
 
 def own_context(config: Mapping[str, Any]) -> int:
@@ -102,13 +104,16 @@ def own_context(config: Mapping[str, Any]) -> int:
     return _number(_text_part(config), "max_position_embeddings") or FALLBACK_CONTEXT_TOKENS
 
 
-def kv_cost(text: Mapping[str, Any], element_bytes: int) -> KvCost:
+def kv_cost(text: Mapping[str, Any], element_bytes: int, kv_bits: int | None = None) -> KvCost:
     """Return what a model keeps of a sequence, by the config of its text part: what its engine will measure.
 
     Layers that aren't known here are taken to keep everything, and states that aren't to take nothing.
     """
     try:
-        token_bytes = _numbers_per_token(text) * element_bytes
+        numbers = _numbers_per_token(text)
+        token_bytes = numbers * element_bytes
+        if kv_bits is not None:
+            token_bytes = quantised_bytes(numbers, _head_width(text), kv_bits, element_bytes)
         layers = Counter(_windows(text))
         everything = layers.pop(None, 0)
         windows = sorted((window, count) for window, count in layers.items() if window is not None)
@@ -171,9 +176,14 @@ def _numbers_per_token(text: Mapping[str, Any]) -> int:
             return latent + rope
         width = (_number(text, "qk_nope_head_dim") or 0) + rope
         return heads * (width + (_number(text, "v_head_dim") or width))
+    return 2 * (_number(text, "num_key_value_heads") or heads) * _head_width(text)
+
+
+def _head_width(text: Mapping[str, Any]) -> int:
+    """Return how many numbers a head has, of keys or of values."""
+    heads = _number(text, "num_attention_heads", "n_heads", "n_head") or 1
     hidden = _number(text, "hidden_size", "d_model", "n_embd") or 0
-    kv_heads = _number(text, "num_key_value_heads") or heads
-    return 2 * kv_heads * (_number(text, "head_dim") or hidden // heads)
+    return _number(text, "head_dim") or hidden // heads
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int | None:

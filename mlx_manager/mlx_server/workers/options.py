@@ -22,7 +22,8 @@ class PrefixDiskOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How engine processes are run; see the settings of the same names. `adapter` is the folder of a LoRA adapter.
+    """How engine processes are run; see the settings of the same names. `adapter` is the folder of a LoRA adapter;
+    keys and values have `kv_bits` for each number, None: they are whole.
 
     `shared_bytes` are for keys and values and for stored prompts together; None: what the machine's memory allows. Of
     them `prefix_cache_bytes` are for stored prompts, which may become more; None: no prompts are stored. MLX keeps
@@ -44,6 +45,7 @@ class EngineOptions:
     stall_timeout_s: float = 120.0
     blas_library: Path | None = None
     adapter: Path | None = None
+    kv_bits: int | None = None
 
     @property
     def chunk_tokens(self) -> int:
@@ -55,6 +57,7 @@ class EngineOptions:
         disk = self.prefix_disk
         given = {
             "--adapter": self.adapter,
+            "--kv-bits": self.kv_bits,
             "--max-batch": self.max_batch,
             "--chunk": self.prefill_chunk_tokens,
             "--idle-chunk": self.idle_prefill_chunk_tokens,
