@@ -26,6 +26,12 @@ def models() -> dict[str, Any]:
     return {kind: make() for kind, make in MODEL_KINDS.items()}
 
 
+@pytest.fixture(params=[kind for kind in MODEL_KINDS if kind != "chunked"])
+def any_batched(request: pytest.FixtureRequest, models: dict[str, Any]) -> WatchedModel:
+    """Each of those in turn whose rows can share a batch."""
+    return WatchedModel(models[request.param])
+
+
 @pytest.fixture(params=MODEL_KINDS)
 def any_model(request: pytest.FixtureRequest, models: dict[str, Any]) -> WatchedModel:
     """Each of them in turn, watched anew."""

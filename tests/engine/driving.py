@@ -29,6 +29,7 @@ from mlx_manager.mlx_server.engine.messages import (
     ThoughtBudget,
 )
 from mlx_manager.mlx_server.engine.prefix_disk import PrefixDisk
+from mlx_manager.mlx_server.engine.row_state import kinds_of
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.scheduler import RETURN_NS, Limits, Scheduler
 
@@ -56,6 +57,8 @@ class Driver:
         prefix_disk: PrefixDisk | None = None,
         lookup_tokens: int = 0,
     ) -> None:
+        if not kinds_of(model).are_batchable:
+            max_batch = 1
         cost = None if kv_budget_bytes is None else measure_kv_cost(model)
         limits = Limits(max_batch, chunk, idle_chunk, token_gap_ns, cost, kv_budget_bytes)
         scheduler = Scheduler(limits)

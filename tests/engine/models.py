@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models import falcon_h1, gemma3_text, mamba2, qwen3_next
+from mlx_lm.models import falcon_h1, gemma3_text, llama4, mamba2, qwen3_next
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.qwen3 import Model, ModelArgs
 
@@ -153,6 +153,37 @@ def make_paired_model() -> Any:
     return _with_weights(falcon_h1.Model(arguments))
 
 
+def make_chunked_model() -> Any:
+    """Return a model whose layers look back to the begin of their chunk of 48 tokens, but for every fourth.
+
+    mlx-lm can't batch it.
+    """
+    text = {
+        "model_type": "llama4_text",
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "intermediate_size": 32,
+        "intermediate_size_mlp": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "attention_bias": False,
+        "attention_chunk_size": 48,
+        "interleave_moe_layer_step": 2,
+        "num_experts_per_tok": 1,
+        "num_local_experts": 4,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": None,
+        "rope_theta": 10_000.0,
+        "use_qk_norm": True,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 4096,
+    }
+    return _with_weights(
+        llama4.Model(llama4.ModelArgs.from_dict({"text_config": text, "model_type": "llama4"}))
+    )
+
+
 # Every kind of state that a layer can leave, by the models that have it.
 MODEL_KINDS: dict[str, Callable[[], Any]] = {
     "plain": make_lively_model,
@@ -161,6 +192,7 @@ MODEL_KINDS: dict[str, Callable[[], Any]] = {
     "recurrent": make_recurrent_model,
     "hybrid": make_hybrid_model,
     "paired": make_paired_model,
+    "chunked": make_chunked_model,
 }
 
 
@@ -169,7 +201,13 @@ def write_model(kind: str, folder: Path) -> Path:
     make_random_model(folder)
     config = json.loads((folder / "config.json").read_text())
     shape = MODEL_KINDS[kind]()
-    arguments = asdict(shape.args) | {name: config[name] for name in ("vocab_size", "eos_token_id")}
+    arguments = asdict(shape.args)
+    own = {name: config[name] for name in ("vocab_size", "eos_token_id")}
+    text = arguments.get("text_config", {})
+    text.update(own)
+    # mlx-lm takes a number for it and transformers none.
+    text.pop("attn_temperature_tuning", None)
+    arguments |= own
     model = _with_weights(type(shape)(type(shape.args).from_dict(arguments)))
     (folder / "config.json").write_text(json.dumps(arguments))
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx_lm.models import gemma3_text, mamba, qwen3
-from mlx_lm.models.cache import ChunkedKVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_manager.mlx_server.engine.kv_cost import bytes_beside, measure_kv_cost
 from tests.engine.driving import Driver
@@ -88,12 +88,14 @@ def test_what_a_row_needs_is_what_was_predicted(make: Any, tokens: int) -> None:
 
 
 def test_a_model_whose_layers_keep_something_unknown_is_not_counted() -> None:
+    class MoreKept(KVCache):
+        """A kind that nobody knows."""
+
     class Unknown:
         layers = ()
 
         def make_cache(self) -> list[Any]:
-
-            return [ChunkedKVCache(64)]
+            return [MoreKept()]  # type: ignore[no-untyped-call]
 
         def __call__(self, _inputs: mx.array, cache: list[Any]) -> mx.array:
             cache[0].update_and_fetch(mx.zeros((1, 1, 1, 8)), mx.zeros((1, 1, 1, 8)))
@@ -121,14 +123,14 @@ def test_rows_beyond_the_budget_wait_and_are_answered(model: WatchedModel) -> No
 
 
 def test_a_batch_never_takes_more_than_was_predicted_when_its_rows_were_let_in(
-    any_model: WatchedModel,
+    any_batched: WatchedModel,
 ) -> None:
     """Prompts that are read beside rows, rows that end and longer ones that come: all at their budget."""
-    cost, chosen = measure_kv_cost(any_model), random.Random(1)
+    cost, chosen = measure_kv_cost(any_batched), random.Random(1)
     assert cost is not None
     budget_bytes = 6 * cost.row_bytes(512)
     driver = Driver(
-        any_model,
+        any_batched,
         max_batch=16,
         chunk=128,
         idle_chunk=512,

@@ -29,14 +29,16 @@ def runner_with(model: Any, prompts: dict[int, tuple[list[int], Lane]]) -> Runne
 
 @pytest.mark.parametrize("seed", range(2))
 def test_every_row_says_what_it_says_alone_in_whatever_order_lanes_are_read(
-    any_model: WatchedModel, seed: int
+    any_batched: WatchedModel, seed: int
 ) -> None:
     chosen = random.Random(seed)
     lengths = [1, 2, 40, 150, 299]
     prompts = {at: PROMPT[at : at + length] for at, length in enumerate(lengths, 1)}
     lanes: list[Lane] = [None, None, 3, 4, 4]
-    expected = {at: answer_alone(any_model, prompt, max_tokens=5) for at, prompt in prompts.items()}
-    runner = runner_with(any_model, {at: (prompts[at], lanes[at - 1]) for at in prompts})
+    expected = {
+        at: answer_alone(any_batched, prompt, max_tokens=5) for at, prompt in prompts.items()
+    }
+    runner = runner_with(any_batched, {at: (prompts[at], lanes[at - 1]) for at in prompts})
     told: dict[int, list[int]] = {at: [] for at in prompts}
     while runner.row_ids:
         for token in runner.step(chosen.choice([0, 1, 30, 64]), chosen.choice(lanes)).tokens:
@@ -45,17 +47,19 @@ def test_every_row_says_what_it_says_alone_in_whatever_order_lanes_are_read(
     assert runner.memory().kv_bytes in (0, None)
 
 
-def test_a_step_reads_one_lane_and_pads_nothing_in_it(any_model: WatchedModel) -> None:
-    runner = runner_with(any_model, {1: (PROMPT, 1), 2: (PROMPT[:41], None)})
-    any_model.shapes.clear()
+def test_a_step_reads_one_lane_and_pads_nothing_in_it(any_batched: WatchedModel) -> None:
+    runner = runner_with(any_batched, {1: (PROMPT, 1), 2: (PROMPT[:41], None)})
+    any_batched.shapes.clear()
     assert [runner.step(40, lane).prefilled for lane in (1, None, 1)] == [[1], [2], [1]]
-    assert any_model.shapes[:2] == [(1, 40), (1, 40)]
+    assert any_batched.shapes[:2] == [(1, 40), (1, 40)]
     assert [runner.read_tokens(one) for one in (1, 2)] == [80, 40]
 
 
 @pytest.mark.parametrize("lane", [None, 1, 2])
-def test_a_row_can_be_taken_out_whichever_lane_is_read(any_model: WatchedModel, lane: Lane) -> None:
-    runner = runner_with(any_model, {1: (PROMPT, 1), 2: (PROMPT[7:], 2), 3: (PROMPT[9:30], None)})
+def test_a_row_can_be_taken_out_whichever_lane_is_read(
+    any_batched: WatchedModel, lane: Lane
+) -> None:
+    runner = runner_with(any_batched, {1: (PROMPT, 1), 2: (PROMPT[7:], 2), 3: (PROMPT[9:30], None)})
     for step in (1, 2, lane):
         runner.step(64, step)
     runner.remove(1)
@@ -64,7 +68,7 @@ def test_a_row_can_be_taken_out_whichever_lane_is_read(any_model: WatchedModel, 
     told: list[int] = []
     while 2 in runner.row_ids:
         told += [one.token_id for one in runner.step(64, 2).tokens if one.sequence_id == 2]
-    assert told == answer_alone(any_model, PROMPT[7:], max_tokens=5)
+    assert told == answer_alone(any_batched, PROMPT[7:], max_tokens=5)
 
 
 def test_bytes_of_all_lanes_are_counted_and_given_back(model: WatchedModel) -> None:
@@ -84,10 +88,10 @@ def test_bytes_of_all_lanes_are_counted_and_given_back(model: WatchedModel) -> N
 
 
 def test_who_has_read_everything_is_not_kept_by_others_that_read_on(
-    any_model: WatchedModel,
+    any_batched: WatchedModel,
 ) -> None:
     """A prompt that is stored but for its last token, in a lane that is never read again."""
-    driver = Driver(any_model, chunk=16, idle_chunk=16, prefix_cache_bytes=LOTS)
+    driver = Driver(any_batched, chunk=16, idle_chunk=16, prefix_cache_bytes=LOTS)
     driver.submit(PROMPT[:100], max_tokens=1)
     driver.finish()
     long = driver.submit([*PROMPT[3:], *PROMPT], max_tokens=1)

@@ -353,9 +353,9 @@ class Stuck:
         self._path.read_bytes()
 
 
-def test_others_go_on_while_files_are_written(any_model: WatchedModel, folder: Path) -> None:
+def test_others_go_on_while_files_are_written(any_batched: WatchedModel, folder: Path) -> None:
     disk = PrefixDisk(folder.parent, folder.name, "root", LIMITS)
-    driver = Driver(any_model, prefix_cache_bytes=LOTS, prefix_disk=disk)
+    driver = Driver(any_batched, prefix_cache_bytes=LOTS, prefix_disk=disk)
     name = Label("block", "root", "", tuple(PROMPT[:256])).key
     stuck = Stuck(folder / f"{name}.tmp")
     running = driver.submit([5, 6, 7], 200)
@@ -371,8 +371,8 @@ def test_others_go_on_while_files_are_written(any_model: WatchedModel, folder: P
     written = disk.counts.written
     again = driver.submit(PROMPT)
     driver.finish()
-    assert driver.tokens[running] == answer_alone(any_model, [5, 6, 7], max_tokens=200)
-    assert driver.tokens[again] == driver.tokens[stored] == answer_alone(any_model, PROMPT)
+    assert driver.tokens[running] == answer_alone(any_batched, [5, 6, 7], max_tokens=200)
+    assert driver.tokens[again] == driver.tokens[stored] == answer_alone(any_batched, PROMPT)
     assert driver.ended[again].stamps.cached_tokens == len(PROMPT) - 1
     stuck.let_go()
     disk.close(10)
@@ -380,7 +380,7 @@ def test_others_go_on_while_files_are_written(any_model: WatchedModel, folder: P
     assert disk.counts.failed == 1
     assert disk.counts.written > written
     # Some snapshots are gone again: later ones took their place.
-    assert len(files_in(folder)) == disk.counts.written or kinds_of(any_model).needs_states
+    assert len(files_in(folder)) == disk.counts.written or kinds_of(any_batched).needs_states
     assert not (folder / f"{name}.safetensors").exists()
 
 
@@ -397,10 +397,10 @@ class Slow:
             pipe.write(self._data)
 
 
-def test_others_go_on_while_files_are_read(any_model: WatchedModel, folder: Path) -> None:
-    answered(any_model, folder, PROMPT)
+def test_others_go_on_while_files_are_read(any_batched: WatchedModel, folder: Path) -> None:
+    answered(any_batched, folder, PROMPT)
     disk = PrefixDisk(folder.parent, folder.name, "root", LIMITS)
-    driver = Driver(any_model, prefix_cache_bytes=LOTS, prefix_disk=disk)
+    driver = Driver(any_batched, prefix_cache_bytes=LOTS, prefix_disk=disk)
     slow = Slow(folder / f"{Label('block', 'root', '', tuple(PROMPT[:256])).key}.safetensors")
     before = len(files_in(folder))
     running = driver.submit([5, 6, 7], 200)
@@ -417,9 +417,9 @@ def test_others_go_on_while_files_are_read(any_model: WatchedModel, folder: Path
     slow.let_go()
     driver.finish()
     assert driver.ended[cancelled].reason == "cancelled"
-    assert driver.tokens[running] == answer_alone(any_model, [5, 6, 7], max_tokens=200)
-    assert driver.tokens[first] == answer_alone(any_model, PROMPT)
-    assert driver.tokens[second] == answer_alone(any_model, [*PROMPT, 9])
+    assert driver.tokens[running] == answer_alone(any_batched, [5, 6, 7], max_tokens=200)
+    assert driver.tokens[first] == answer_alone(any_batched, PROMPT)
+    assert driver.tokens[second] == answer_alone(any_batched, [*PROMPT, 9])
     assert driver.ended[first].stamps.cached_tokens == len(PROMPT) - 1
     assert driver.waited == []
     for waited in (first, second, cancelled):

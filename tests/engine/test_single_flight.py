@@ -22,15 +22,15 @@ def computed(model: WatchedModel) -> int:
     return sum(rows * tokens for rows, tokens in model.shapes)
 
 
-def test_identical_prompts_are_read_once(any_model: WatchedModel) -> None:
-    expected = answer_alone(any_model, PROMPT)
-    driver = Driver(any_model, prefix_cache_bytes=LOTS)
-    any_model.shapes.clear()
+def test_identical_prompts_are_read_once(any_batched: WatchedModel) -> None:
+    expected = answer_alone(any_batched, PROMPT)
+    driver = Driver(any_batched, prefix_cache_bytes=LOTS)
+    any_batched.shapes.clear()
     leader, *others = [driver.submit(PROMPT) for _ in range(4)]
     driver.finish()
     assert [driver.tokens[one] for one in (leader, *others)] == [expected] * 4
     assert driver.following == [(other, leader) for other in others]
-    assert computed(any_model) <= len(PROMPT) + 4 * 14
+    assert computed(any_batched) <= len(PROMPT) + 4 * 14
     for other in others:
         stamps = driver.ended[other].stamps
         assert stamps.cached_tokens == len(PROMPT) - 1
@@ -48,10 +48,10 @@ def test_one_that_found_room_is_not_said_to_have_waited_for_any(lively_model: An
     assert driver.ended[second].stamps.queue_reason is None
 
 
-def test_prompts_that_begin_alike_wait_for_what_they_share(any_model: WatchedModel) -> None:
+def test_prompts_that_begin_alike_wait_for_what_they_share(any_batched: WatchedModel) -> None:
     prompts = [turned(400, 150, seed) for seed in range(3)]
-    expected = [answer_alone(any_model, prompt) for prompt in prompts]
-    driver = Driver(any_model, chunk=64, idle_chunk=64, prefix_cache_bytes=LOTS)
+    expected = [answer_alone(any_batched, prompt) for prompt in prompts]
+    driver = Driver(any_batched, chunk=64, idle_chunk=64, prefix_cache_bytes=LOTS)
     ids = [driver.submit(prompt, borders=[400]) for prompt in prompts]
     driver.finish()
     assert [driver.tokens[one] for one in ids] == expected
@@ -64,10 +64,10 @@ def test_prompts_that_begin_alike_wait_for_what_they_share(any_model: WatchedMod
 
 
 def test_one_that_waits_goes_on_where_a_cancelled_one_has_stopped(
-    any_model: WatchedModel,
+    any_batched: WatchedModel,
 ) -> None:
-    expected = answer_alone(any_model, PROMPT)
-    driver = Driver(any_model, chunk=128, idle_chunk=128, prefix_cache_bytes=LOTS)
+    expected = answer_alone(any_batched, PROMPT)
+    driver = Driver(any_batched, chunk=128, idle_chunk=128, prefix_cache_bytes=LOTS)
     first, second, third = (driver.submit(PROMPT) for _ in range(3))
     for _ in range(2):
         driver.step()

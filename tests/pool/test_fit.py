@@ -77,6 +77,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 4,
         "rope_scaling": None,
     },
+    "chunks of attention": {
+        "model_type": "llama4",
+        "text_config": {
+            "model_type": "llama4_text",
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "intermediate_size": 32,
+            "intermediate_size_mlp": 48,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "attention_bias": False,
+            "attention_chunk_size": 512,
+            "interleave_moe_layer_step": 2,
+            "num_experts_per_tok": 1,
+            "num_local_experts": 2,
+            "rms_norm_eps": 1e-6,
+            "rope_scaling": None,
+            "rope_theta": 10_000.0,
+            "use_qk_norm": True,
+            "vocab_size": 64,
+            "max_position_embeddings": CONTEXT_TOKENS,
+        },
+    },
     "linear layers": {
         "model_type": "qwen3_next",
         "head_dim": 16,
@@ -131,7 +155,9 @@ def test_keys_and_values_are_predicted_as_mlx_lm_allocates_them(tmp_path: Path, 
 
     assert need.context_tokens == CONTEXT_TOKENS
     assert need.kv_cost is not None
-    last_pieces = sum(token_bytes * (CHUNK_TOKENS - 1) for token_bytes, _ in need.kv_cost.windows)
+    # A window makes room for the first token of a piece, a chunk of attention doesn't.
+    piece = CHUNK_TOKENS if kind == "chunks of attention" else CHUNK_TOKENS - 1
+    last_pieces = sum(token_bytes * piece for token_bytes, _ in need.kv_cost.windows)
     kept_bytes = need.kv_cost.row_bytes(CONTEXT_TOKENS) + last_pieces
     assert kept_bytes == used_kv_bytes(model_of(config), CONTEXT_TOKENS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 
 # In a model below this size the products of a decode step end before a second thread has woken, and waking it takes
 # a core from the API process: docs/decisions/0005.
@@ -18,7 +19,8 @@ class BlasThreads:
     def __init__(self, weights_bytes: int) -> None:
         self._set, self._most = _openblas()
         self._is_small = weights_bytes < SMALL_MODEL_BYTES and self._most > 1
-        self._now = self._most
+        # Unknown: whoever was in this process before may have set another number.
+        self._now = 0
 
     def suit(self, prompt_tokens: int) -> None:
         """Set the number for a step that computes so many prompt tokens."""
@@ -30,6 +32,7 @@ class BlasThreads:
             self._now = wanted
 
 
+@cache
 def _openblas() -> tuple[Callable[[int], object], int]:
     """Return the setter of the OpenBLAS in this process, and the number of threads that it was started with."""
     process = ctypes.CDLL(None)

@@ -7,7 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    ChunkedKVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
 
 from mlx_manager.mlx_server.engine.messages import KvCost
 from mlx_manager.mlx_server.engine.row_state import is_plain
@@ -36,6 +42,8 @@ def measure_kv_cost(model: Any) -> KvCost | None:
             layers.append((_token_bytes(cache), None))
         elif type(cache) is RotatingKVCache:
             layers.append((_token_bytes(cache), cache.max_size))
+        elif type(cache) is ChunkedKVCache:
+            layers.append((_token_bytes(cache), cache.chunk_size))
         elif type(cache) is ArraysCache:
             states += cache.nbytes
         else:

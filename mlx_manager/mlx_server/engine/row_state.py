@@ -14,17 +14,20 @@ import mlx.core as mx
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
+    ChunkedKVCache,
     KVCache,
     RotatingKVCache,
     make_prompt_cache,
 )
 
 from mlx_manager.mlx_server.engine.quantised_kv import Quantisation, QuantisedCache
+from mlx_manager.mlx_server.engine.single_row import is_batchable
 
 # Of one attention layer: keys and values, `[1, heads, tokens, width]`, whole or as words.
 Layer = tuple[mx.array, mx.array]
 Layers = list[Layer]
 PLAIN = (KVCache, QuantisedCache)
+WITH_SNAPSHOTS = (RotatingKVCache, ChunkedKVCache, ArraysCache)
 # Of one layer that can't be cut: a window's last keys and values, or what a recurrent layer keeps; None where a layer
 # keeps nothing.
 State = tuple[mx.array | None, ...]
@@ -42,18 +45,24 @@ class RowState:
 
 @dataclass(frozen=True, slots=True)
 class CacheKinds:
-    """What a model's caches are: whether all of them can be brought back, and whether any needs snapshots."""
+    """What a model's caches are.
+
+    Whether all of them can be brought back, whether any needs snapshots, and whether rows can share all of them.
+    """
 
     is_supported: bool
     needs_states: bool
+    are_batchable: bool
 
 
 def kinds_of(model: Any) -> CacheKinds:
     """Look at a model's empty caches."""
-    kinds = [type(cache) for cache in _leaves(make_prompt_cache(model))]
+    caches: list[Any] = make_prompt_cache(model)
+    kinds = [type(cache) for cache in _leaves(caches)]
     # Not by `isinstance`: a model's own subclass may keep more than what is taken here.
-    is_supported = all(kind in (*PLAIN, RotatingKVCache, ArraysCache) for kind in kinds)
-    return CacheKinds(is_supported, any(kind not in PLAIN for kind in kinds))
+    is_supported = all(kind in (*PLAIN, *WITH_SNAPSHOTS) for kind in kinds)
+    needs_states = any(kind not in PLAIN for kind in kinds)
+    return CacheKinds(is_supported, needs_states, all(map(is_batchable, caches)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,8 @@ def state_of(caches: Sequence[Any], tokens: int) -> RowState:
             layers.append((keys, values))
         elif type(cache) is RotatingKVCache:
             states.append(_window(cache))
+        elif type(cache) is ChunkedKVCache:
+            states.append(_chunk(cache))
         else:
             states.append(tuple(cache.cache))
     return RowState(tokens, layers, states)
@@ -106,6 +117,11 @@ def caches_for(model: Any, row: RowState) -> list[Any]:
         elif type(cache) is RotatingKVCache:
             cache.keys, cache.values = next(states)
             cache.offset, cache._idx = row.tokens, min(row.tokens, cache.max_size)
+        elif type(cache) is ChunkedKVCache:
+            keys, cache.values = next(states)
+            assert keys is not None
+            cache.keys, cache.offset = keys, row.tokens
+            cache.start_position = row.tokens - keys.shape[2]
         else:
             cache.cache = list(next(states))
     return caches
@@ -116,6 +132,14 @@ def _window(cache: RotatingKVCache) -> State:
     tokens = cache.size()
     both = (cache.keys, cache.values)
     return tuple(cache._temporal_order(one)[..., -tokens:, :] for one in both)
+
+
+def _chunk(cache: ChunkedKVCache) -> State:
+    """Return the keys and values that the next token may look at, and some before: what its model cuts off next."""
+    tokens = cache.offset - cache.start_position
+    first = max(tokens - cache.chunk_size, 0)
+    both: tuple[Any, Any] = (cache.keys, cache.values)
+    return tuple(one[..., first:tokens, :] for one in both)
 
 
 def _leaves(caches: Sequence[Any]) -> Iterator[Any]:

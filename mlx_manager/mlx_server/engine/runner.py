@@ -40,6 +40,7 @@ from mlx_manager.mlx_server.engine.sampling import (
     greedy,
 )
 from mlx_manager.mlx_server.engine.sequence import Lane
+from mlx_manager.mlx_server.engine.single_row import as_batch
 from mlx_manager.mlx_server.engine.snapshots import snapshot_places
 
 LEAST_REUSED_TOKENS = 16
@@ -196,7 +197,7 @@ class Runner:
         [uid] = self._generator.insert_segments(
             [segments],
             max_tokens=[_most_tokens(submit)],
-            caches=[caches],
+            caches=[as_batch(caches)],
             all_tokens=[token_ids[:read_tokens]],
             samplers=[sampler],
             logits_processors=[processors_for(sampler)],

@@ -47,6 +47,7 @@ from mlx_manager.mlx_server.engine.messages import (
 from mlx_manager.mlx_server.engine.orphan import end_with_parent
 from mlx_manager.mlx_server.engine.prefix_disk import DiskLimits, PrefixDisk
 from mlx_manager.mlx_server.engine.prefix_root import digest_of, root_of
+from mlx_manager.mlx_server.engine.row_state import kinds_of
 from mlx_manager.mlx_server.engine.runner import Runner
 from mlx_manager.mlx_server.engine.scheduler import Limits, Scheduler
 
@@ -163,6 +164,8 @@ def make_chat_engine(
     if kv_bits is not None:
         quantise_kv(loaded.model, kv_bits)
     weights_bytes = loaded.ready.weights_bytes
+    if not kinds_of(loaded.model).are_batchable:
+        limits = replace(limits, max_batch=1)
     if shared_bytes is None:
         shared_bytes = bytes_beside(weights_bytes)
     limits = replace(

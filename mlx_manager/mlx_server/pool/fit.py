@@ -31,7 +31,7 @@ HALVES = frozenset({"BF16", "F16"})
 # everything, whatever their config says of windows.
 WINDOWED = frozenset("afmoe exaone_moe gemma3n_text gpt_oss llama ministral3 olmo3".split())
 # Those that tell their layers apart by a pattern, with mlx-lm's own defaults: every how-manieth layer keeps everything.
-PATTERNS: Mapping[str, int] = {"gemma3_text": 6, "gemma3": 6, "cohere2": 4}
+PATTERNS: Mapping[str, int] = {"gemma3_text": 6, "gemma3": 6, "cohere2": 4, "llama4_text": 4}
 # Types with multi-head latent attention for which mlx-lm keeps the latent and not the keys and values.
 LATENT = frozenset("deepseek_v3 deepseek_v32 glm4_moe_lite kimi_k2 longcat_flash mistral4".split())
 # Every how-manieth layer of these has attention; the others have a state of fixed size.
@@ -144,7 +144,8 @@ def _windows(text: Mapping[str, Any]) -> Iterable[int | None]:
     """Yield the longest that each layer with keys and values keeps, in tokens; None: everything."""
     layers = _number(text, "num_hidden_layers", "n_layers", "n_layer", "num_layers") or 0
     model_type = str(text.get("model_type"))
-    window = _number(text, "sliding_window")
+    # Chunks of attention are kept as windows are.
+    window = _number(text, "sliding_window", "attention_chunk_size")
     if (every := PATTERNS.get(model_type)) is not None:
         every = _number(text, "sliding_window_pattern") or every
         return [None if at % every == every - 1 else window for at in range(layers)]
