@@ -39,6 +39,8 @@ async def test_faults_cost_no_request_its_answer(tmp_path: Path) -> None:
     ]
     assert [tally.wrong for tally in tallies] == [[]] * len(tallies), "\n".join(said)
     assert [tally.fates for tally in tallies[:-3]] == [Counter(whole=STREAMS)] * len(faults)
+    assert [tally.rows_lost for tally in tallies] == [0] * len(tallies)
+    assert all(tally.rows_kept >= tally.sent for tally in tallies)
     assert tallies[-3].fates == Counter(whole=1)
     assert tallies[-2].fates["lost"] == STREAMS, "nobody can tell a client of a killed server"
 
@@ -76,7 +78,8 @@ def test_what_an_answer_has_become_is_told_by_what_its_client_has() -> None:
 
 def test_the_report_says_what_is_wrong_below_its_fault() -> None:
     tally = compared("engine killed", [Heard("ab")], [heard()])
+    tally.rows_kept, tally.rows_lost = 16, 1
     tally.wrong.append("lost: 1")
     first, second = line(tally).split("\n")
-    assert first.split() == ["engine", "killed", "1", "0", "0", "0", "1", "0"]
+    assert first.split() == ["engine", "killed", "1", "0", "0", "0", "1", "0", "16", "1"]
     assert second == "  ! lost: 1"

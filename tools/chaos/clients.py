@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
 
 import anthropic
+import httpx
 import openai
 
-from tools.chaos.server import MODEL
+from tools.chaos.books import Fate
+from tools.chaos.server import MODEL, Server
 
-Fate = Literal["whole", "refused", "told", "lost"]
+REQUEST_ID = "X-Request-ID"
 TIMEOUT_S = 180.0
 
 
@@ -25,6 +28,7 @@ class Heard:
     code: str | None = None
     status: int | None = None
     retry_after: str | None = None
+    request_id: str = field(default_factory=lambda: uuid4().hex)
 
     @property
     def fate(self) -> Fate:
@@ -67,17 +71,28 @@ async def hear(clients: Clients, number: int, max_tokens: int) -> Heard:
     return heard
 
 
-async def crowd(url: str, count: int, max_tokens: int) -> list[Heard]:
-    """Ask the first `count` questions at once."""
+async def crowd(server: Server, count: int, max_tokens: int) -> list[Heard]:
+    """Ask the first `count` questions at once, and note in `server` what became of them."""
     # Both retry by themselves otherwise, and what is to be seen is what the server says.
     options: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": TIMEOUT_S}
     async with (
-        openai.AsyncOpenAI(base_url=f"{url}/v1", **options) as of_openai,
-        anthropic.AsyncAnthropic(base_url=url, **options) as of_anthropic,
+        openai.AsyncOpenAI(base_url=f"{server.url}/v1", **options) as of_openai,
+        anthropic.AsyncAnthropic(base_url=server.url, **options) as of_anthropic,
     ):
         clients = Clients(of_openai, of_anthropic)
         asking = (hear(clients, number, max_tokens) for number in range(count))
-        return list(await asyncio.gather(*asking))
+        heard = list(await asyncio.gather(*asking))
+    server.fates |= {one.request_id: one.fate for one in heard}
+    return heard
+
+
+async def complete(server: Server, prompt: list[int], max_tokens: int) -> httpx.Response:
+    """Send one prompt beside the others', note in `server` what became of it, and return the answer."""
+    body, request_id = {"model": MODEL, "prompt": prompt, "max_tokens": max_tokens}, uuid4().hex
+    async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S) as http:
+        answer = await http.post("/v1/completions", json=body, headers={REQUEST_ID: request_id})
+    server.fates[request_id] = "whole" if answer.is_success else "refused"
+    return answer
 
 
 async def _openai(client: openai.AsyncOpenAI, number: int, max_tokens: int, heard: Heard) -> None:
@@ -87,6 +102,7 @@ async def _openai(client: openai.AsyncOpenAI, number: int, max_tokens: int, hear
         "messages": [{"role": "user", "content": f"Question {number}"}],
         "max_tokens": max_tokens,
         "extra_body": {"ignore_eos": True},
+        "extra_headers": {REQUEST_ID: heard.request_id},
     }
     if number % 4 == 2:
         answer = await client.chat.completions.create(**asked, **drawn)
@@ -111,6 +127,7 @@ async def _anthropic(
         messages=[{"role": "user", "content": f"Question {number}"}],
         max_tokens=max_tokens,
         extra_body={"temperature": 0},
+        extra_headers={REQUEST_ID: heard.request_id},
         stream=True,
     )
     async for event in stream:

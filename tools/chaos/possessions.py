@@ -6,12 +6,12 @@ import asyncio
 import math
 import os
 import signal
-import time
 from dataclasses import dataclass
 
 import psutil
 
 from tools.chaos.server import Server
+from tools.chaos.settling import settled
 
 # These say how much there is to do; at rest there is nothing.
 NOTHING_TO_DO = (
@@ -23,7 +23,6 @@ NOTHING_TO_DO = (
 )
 REQUESTS = "requests in engines"
 LOST = "mlx_telemetry_dropped_total"
-REST_S = 15.0
 # An event loop starts the threads of its own pool as it comes to need them, so many at most, and keeps them.
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
 MAY_GROW_BY = {"threads": POOL_THREADS}
@@ -54,13 +53,10 @@ class Held:
 
 async def held_at_rest(server: Server, before: Held | None = None) -> Held:
     """Return what the server holds once that is no more than `before`, or what it still has after some time."""
-    end_s = time.monotonic() + REST_S
-    while True:
-        held = await _held(server)
-        is_settled = not (held.unrest() or (before and held.beyond(before)))
-        if is_settled or time.monotonic() > end_s:
-            return held
-        await asyncio.sleep(0.25)
+    return await settled(
+        lambda: _held(server),
+        lambda held: not (held.unrest() or (before and held.beyond(before))),
+    )
 
 
 async def _held(server: Server) -> Held:

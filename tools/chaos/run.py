@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from tools.chaos.clients import crowd
@@ -12,15 +12,17 @@ from tools.chaos.faults import (
     TOKENS,
     Fault,
     Tally,
+    compared,
     inflict,
     kill_engine_of_one,
     kill_server,
     stop_gently,
 )
+from tools.chaos.kept import Kept, count_rows
 from tools.chaos.server import PREFIX_FILES, Server
 
 GRACE_S = 5.0
-COLUMNS = ("sent", "whole", "refused", "told", "lost", "different")
+COLUMNS = ("sent", "whole", "refused", "told", "lost", "different", "rows kept", "rows lost")
 
 
 async def run(
@@ -31,8 +33,12 @@ async def run(
     `say` is told each as it comes.
     """
     tallies = list[Tally]()
+    kept = Kept()
 
-    def note(tally: Tally) -> None:
+    async def note(doing: Awaitable[Tally]) -> None:
+        nonlocal kept
+        tally = await doing
+        kept = await count_rows(server, tally, kept)
         tallies.append(tally)
         say(line(tally))
 
@@ -48,16 +54,18 @@ async def run(
         prefix_disk_mib=64,
         prefix_disk_path=folder / PREFIX_FILES,
     ) as server:
-        expected = await crowd(server.url, STREAMS, TOKENS)
-        if not all(heard.is_whole for heard in expected):
-            raise AssertionError(f"without any fault: {expected}")
+        expected = await crowd(server, STREAMS, TOKENS)
+        before = compared("before", expected, expected)
+        kept = await count_rows(server, before, kept)
+        if before.fates["whole"] < STREAMS or before.wrong:
+            raise AssertionError(f"without any fault: {before.wrong or expected}")
         say(header())
         for fault in faults:
-            note(await inflict(server, fault, expected))
-        note(await kill_engine_of_one(server))
+            await note(inflict(server, fault, expected))
+        await note(kill_engine_of_one(server))
         await _settled(server, tallies[-1])
-        note(await kill_server(server))
-        note(await stop_gently(server, GRACE_S, expected))
+        await note(kill_server(server))
+        await note(stop_gently(server, GRACE_S, expected))
     return tallies
 
 
@@ -84,6 +92,8 @@ def line(tally: Tally) -> str:
         fates["told"],
         fates["lost"],
         tally.different,
+        tally.rows_kept,
+        tally.rows_lost,
     )
     row = f"{tally.name:28}" + "".join(f"{number:>11}" for number in numbers)
     return "\n".join([row, *(f"  ! {text}" for text in tally.wrong)])

@@ -7,16 +7,16 @@ import ctypes
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import psutil
 
+from tools.chaos.books import Fate
 from tools.chaos.inside import sitecustomize
 from tools.random_model import Shape, make_random_model
 
@@ -37,6 +37,8 @@ class Server:
         self.folder = folder
         self.clock = folder / "clock"
         self.tasks = folder / "tasks"
+        # What became of each request that it was sent, by its id, as its client saw it.
+        self.fates: dict[str, Fate] = {}
         self._models = folder / "models"
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,13 +73,18 @@ class Server:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        """Whether the API process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def engines(self) -> list[psutil.Process]:
         """Its engine processes."""
         return [child for child in psutil.Process(self.pid).children() if _is_engine(child)]
 
     def send(self, number: signal.Signals) -> None:
         """Send the API process a signal, if it is there."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self.is_running:
             self._process.send_signal(number)
 
     def send_engines(self, number: signal.Signals) -> None:
@@ -114,11 +121,6 @@ class Server:
         for name, value in re.findall(r"^([a-z_]+)(?:\{.*\})? (\S+)$", text, re.MULTILINE):
             sums[name] = sums.get(name, 0.0) + float(value)
         return sums
-
-    def outcomes(self) -> list[tuple[str, str]]:
-        """Return request id and outcome of each row of the audit log."""
-        with closing(sqlite3.connect(self.folder / "mlx.db", timeout=30)) as database:
-            return database.execute("SELECT request_id, outcome FROM audit_log").fetchall()
 
     def _spawn(self, log: Path) -> subprocess.Popen[bytes]:
         with log.open("ab") as output:

@@ -18,6 +18,7 @@ from tools.chaos.books import Fate, Line, compared
 from tools.chaos.connection import TIMEOUT_S, Connection, Reply
 from tools.chaos.possessions import Held, held_at_rest
 from tools.chaos.server import MODEL, Server
+from tools.chaos.settling import settled
 from tools.chaos.short import some
 
 CLIENTS = 24
@@ -30,7 +31,6 @@ ROUNDS = 10
 # In the first round caches fill, threads start, and allocators keep what they had at the widest batch.
 MOST_GROWTH = 1.1
 CONTEXT_TOKENS = 1024
-SETTLED_S = 15.0
 
 
 @dataclass(slots=True)
@@ -165,12 +165,11 @@ def _fate(reply: Reply | None) -> Fate:
 
 async def _settled_books(server: Server, soaked: Soaked) -> list[Line]:
     """Return what the books say once they agree, or what they still say after some time: some are closed later."""
-    end_s = time.monotonic() + SETTLED_S
-    while True:
-        lines = compared(server.folder, await server.metrics(), soaked.fates)
-        if all(line.agrees for line in lines) or time.monotonic() > end_s:
-            return lines
-        await asyncio.sleep(0.5)
+
+    async def look() -> list[Line]:
+        return compared(server.folder, await server.metrics(), soaked.fates)
+
+    return await settled(look, lambda lines: all(line.agrees for line in lines))
 
 
 def _wrong(soaked: Soaked) -> list[str]:
