@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from mlx_manager.mlx_server.workers.blas import engine_environment, find_openblas
+from tools.resident import resident_bytes
 
 HOST = "127.0.0.1"
 START_S = 120.0
@@ -57,12 +58,11 @@ class Server:
 
     def rss_bytes(self) -> int:
         """Return the resident memory of the first process alone: the one that talks HTTP."""
-        return int(self.process.memory_info().rss)
+        return resident_bytes([self.process])
 
     def engine_rss_bytes(self) -> int:
         """Return that of its children."""
-        children = self.process.children(recursive=True)
-        return sum(int(child.memory_info().rss) for child in children)
+        return resident_bytes(self.process.children(recursive=True))
 
 
 @contextmanager

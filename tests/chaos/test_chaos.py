@@ -56,6 +56,8 @@ async def test_a_soak_leaves_nothing_behind(tmp_path: Path) -> None:
     said = report(soaked)
     assert said.endswith("nothing differs")
     assert said.count("\n") > len(soaked.books)
+    assert min(soaked.memory.engine) > 0
+    assert len(soaked.memory.lives) == soaked.kills + 1
 
 
 def heard(text: str = "abc", tokens: int = 3) -> Heard:

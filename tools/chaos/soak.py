@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import psutil
 
 from tools.chaos.books import Fate, Line, compared
 from tools.chaos.connection import TIMEOUT_S, Connection, Reply
+from tools.chaos.memory import Memory
 from tools.chaos.possessions import Held, held_at_rest
 from tools.chaos.server import MODEL, Server
 from tools.chaos.settling import settled
@@ -28,8 +29,6 @@ LEFT_SHARE = 0.1
 # A client that leaves does so at once, or in the middle of what is read or written for it.
 LONGEST_PATIENCE_S = 0.05
 ROUNDS = 10
-# In the first round caches fill, threads start, and allocators keep what they had at the widest batch.
-MOST_GROWTH = 1.1
 CONTEXT_TOKENS = 1024
 
 
@@ -41,7 +40,7 @@ class Soaked:
     kills: int = 0
     is_interrupted: bool = False
     seconds: float = 0.0
-    memory_mib: list[float] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
     books: list[Line] = field(default_factory=list)
     at_first: Held | None = None
     at_last: Held | None = None
@@ -65,7 +64,7 @@ async def soak(folder: Path, requests: int, say: Callable[[str], None]) -> Soake
             if soaked.is_interrupted:
                 break
             await _round(server, requests // ROUNDS, number, soaked)
-            soaked.memory_mib.append(_memory_mib(server))
+            soaked.memory.end_round(server)
             say(_progress(number, soaked))
             soaked.at_first = soaked.at_first or await held_at_rest(server)
         soaked.at_last = await held_at_rest(server, soaked.at_first)
@@ -88,7 +87,10 @@ def report(soaked: Soaked) -> str:
             *(_columns(one.name, *(getattr(one, kind) for kind in kinds)) for one in soaked.books),
             _columns("at rest", "first", "last"),
             *(_columns(name, before[name], after[name]) for name in before),
-            _columns("memory, MiB", soaked.memory_mib[0], soaked.memory_mib[-1]),
+            _columns("memory, MiB", "before", "after"),
+            _columns("API process", soaked.memory.api[0], soaked.memory.api[-1]),
+            _columns("engines", *(soaked.memory.engines_before_and_after() or ())),
+            _columns("engine at most", None, max(soaked.memory.engine)),
             *(f"  ! {text}" for text in soaked.wrong),
             "nothing differs" if not soaked.wrong else f"{len(soaked.wrong)} differences",
         ]
@@ -104,7 +106,7 @@ def _columns(name: str, *found: object) -> str:
 
 async def _round(server: Server, requests: int, number: int, soaked: Soaked) -> None:
     began_s = time.monotonic()
-    async with _killing(server, soaked):
+    async with _beside(_kill_now_and_then(server, soaked), soaked.memory.watch(server)):
         shares = [len(range(client, requests, CLIENTS)) for client in range(CLIENTS)]
         await asyncio.gather(
             *(
@@ -116,13 +118,18 @@ async def _round(server: Server, requests: int, number: int, soaked: Soaked) -> 
 
 
 @asynccontextmanager
-async def _killing(server: Server, soaked: Soaked) -> AsyncIterator[None]:
-    killing = asyncio.create_task(_kill_now_and_then(server, soaked))
+async def _beside(*endless: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Have these run until the end of the block. What ends one of them before is raised then."""
+    tasks = [asyncio.create_task(one) for one in endless]
     try:
         yield
     finally:
-        killing.cancel()
-        await asyncio.gather(killing, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    for end in ends:
+        if not isinstance(end, asyncio.CancelledError) and isinstance(end, BaseException):
+            raise end
 
 
 async def _kill_now_and_then(server: Server, soaked: Soaked) -> None:
@@ -174,11 +181,9 @@ async def _settled_books(server: Server, soaked: Soaked) -> list[Line]:
 
 def _wrong(soaked: Soaked) -> list[str]:
     wrong = [f"{line.name}: the books differ" for line in soaked.books if not line.agrees]
-    first, last = soaked.memory_mib[0], soaked.memory_mib[-1]
-    if last > MOST_GROWTH * first:
-        wrong.append(f"memory grew from {first:.0f} to {last:.0f} MiB")
     assert soaked.at_first is not None
     assert soaked.at_last is not None
+    wrong += soaked.memory.growth()
     return wrong + soaked.at_first.unrest() + soaked.at_last.beyond(soaked.at_first)
 
 
@@ -194,14 +199,9 @@ def _orphans(server: Server) -> list[int]:
     return found
 
 
-def _memory_mib(server: Server) -> float:
-    """Of the API process: engines come and go."""
-    return float(psutil.Process(server.pid).memory_info().rss) / 2**20
-
-
 def _progress(number: int, soaked: Soaked) -> str:
-    sent, memory = len(soaked.fates), soaked.memory_mib[-1]
-    rate = sent / soaked.seconds
+    sent, memory = len(soaked.fates), soaked.memory
     return (
-        f"round {number + 1}: {sent} requests, {soaked.kills} kills, {rate:.0f}/s, {memory:.1f} MiB"
+        f"round {number + 1}: {sent} requests, {soaked.kills} kills, {sent / soaked.seconds:.0f}/s,"
+        f" API process {memory.api[-1]:.1f} MiB, engine at most {memory.engine[-1]:.1f} MiB"
     )
