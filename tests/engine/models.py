@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models import falcon_h1, gemma3_text, llama4, mamba2, qwen3_next
+from mlx_lm.models import deepseek_v3, falcon_h1, gemma3_text, llama4, mamba2, qwen3_next
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.qwen3 import Model, ModelArgs
 
@@ -184,6 +184,29 @@ def make_chunked_model() -> Any:
     )
 
 
+def make_latent_model(latent: int = 24, turned: int = 8) -> Any:
+    """Return a model whose attention keeps a latent of each token, and a part turned by its place: so many numbers."""
+    arguments = deepseek_v3.ModelArgs(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        n_shared_experts=1,
+        n_routed_experts=4,
+        kv_lora_rank=latent,
+        q_lora_rank=32,
+        qk_rope_head_dim=turned,
+        v_head_dim=16,
+        qk_nope_head_dim=16,
+        first_k_dense_replace=2,
+        max_position_embeddings=4096,
+    )
+    return _with_weights(deepseek_v3.Model(arguments))
+
+
 # Every kind of state that a layer can leave, by the models that have it.
 MODEL_KINDS: dict[str, Callable[[], Any]] = {
     "plain": make_lively_model,
@@ -193,7 +216,10 @@ MODEL_KINDS: dict[str, Callable[[], Any]] = {
     "hybrid": make_hybrid_model,
     "paired": make_paired_model,
     "chunked": make_chunked_model,
+    "latent": make_latent_model,
 }
+# What their layers keep belongs to one place in the row, so it can't be cut: `row_state`.
+WITH_STATES = ("sliding", "chunked", "recurrent", "hybrid", "paired")
 
 
 def write_model(kind: str, folder: Path) -> Path:

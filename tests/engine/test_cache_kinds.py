@@ -11,12 +11,11 @@ from mlx_manager.mlx_server.engine.prefix_cache import PrefixCache
 from mlx_manager.mlx_server.engine.row_state import caches_for, kinds_of, state_of
 from mlx_manager.mlx_server.engine.snapshots import MOST_SNAPSHOTS, snapshot_places
 from tests.engine.driving import Driver, answer_alone
-from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
+from tests.engine.models import VOCABULARY, WITH_STATES, WatchedModel
 
 LOTS = 1 << 30
 LENGTH = 600
 PROMPT = [(31 * at * at + 7 * at + 5) % VOCABULARY for at in range(LENGTH)]
-WITH_STATES = [kind for kind in MODEL_KINDS if kind not in ("plain", "quantised")]
 
 
 @pytest.fixture(params=WITH_STATES)

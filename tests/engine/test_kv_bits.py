@@ -18,7 +18,9 @@ from tests.engine.driving import Driver, answer_alone
 from tests.engine.models import (
     MODEL_KINDS,
     VOCABULARY,
+    WITH_STATES,
     WatchedModel,
+    make_latent_model,
     make_lively_model,
     make_quantised_model,
 )
@@ -106,10 +108,18 @@ def test_rows_take_what_was_predicted_and_far_less_than_whole_ones(bits: int, sh
     assert driver.engine.vitals().prefix_cache_bytes == costs[0].token_bytes * (len(PROMPT) + 20)
 
 
-@pytest.mark.parametrize("kind", [one for one in MODEL_KINDS if one not in ("plain", "quantised")])
+@pytest.mark.parametrize("kind", WITH_STATES)
 def test_a_model_that_keeps_something_else_is_refused(kind: str) -> None:
     with pytest.raises(KvBitsImpossible, match=r"not all layers .* Leave kv_bits out"):
         quantise_kv(MODEL_KINDS[kind](), 8)
+
+
+def test_latent_attention_is_refused_whatever_its_widths() -> None:
+    """It multiplies with what it keeps itself, past mlx-lm's function."""
+    with pytest.raises(KvBitsImpossible, match="values of 8 and 24 numbers"):
+        quantise_kv(make_latent_model(), 8)
+    with pytest.raises(KvBitsImpossible, match="attention can't compute with quantised"):
+        quantise_kv(make_latent_model(latent=64, turned=32), 8)
 
 
 def test_heads_that_can_not_be_cut_into_groups_are_refused_and_the_model_stays_as_it_is() -> None:

@@ -22,7 +22,7 @@ from mlx_manager.mlx_server.engine.messages import (
 )
 from mlx_manager.mlx_server.engine.slotted_cache import Layout
 from tests.engine.driving import GREEDY, Driver, answer_alone
-from tests.engine.models import MODEL_KINDS, VOCABULARY, WatchedModel
+from tests.engine.models import MODEL_KINDS, VOCABULARY, WITH_STATES, WatchedModel
 
 MOST = 8
 TOKENS = 160
@@ -190,9 +190,20 @@ def test_an_answer_that_is_steered_guesses_nothing(
     assert stamps.proposed_tokens == 0
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in MODEL_KINDS if kind not in ("plain", "quantised")]
-)
+def test_answers_of_latent_attention_are_the_same_with_guesses_and_without(
+    models: dict[str, Any],
+) -> None:
+    """It multiplies its matrices in another order for one token than for several."""
+    proposed = accepted = 0
+    for prompt in prompts(6):
+        tokens, stamps = answered(models["latent"], prompt, max_tokens=TOKENS)
+        assert tokens == answer_alone(models["latent"], prompt, max_tokens=TOKENS)
+        proposed += stamps.proposed_tokens
+        accepted += stamps.accepted_tokens
+    assert proposed > accepted > 0
+
+
+@pytest.mark.parametrize("kind", WITH_STATES)
 def test_models_with_other_caches_guess_nothing(kind: str) -> None:
     _, stamps = answered(MODEL_KINDS[kind](), [5] * 30, max_tokens=60)
     assert stamps.output_tokens == 60

@@ -9,11 +9,10 @@ import pytest
 from openai import AsyncOpenAI
 
 from mlx_manager.mlx_server.app import create_app
-from tests.engine.models import MODEL_KINDS, write_model
+from tests.engine.models import WITH_STATES, write_model
 from tests.support.running import RunningServer, running, settings_for
 
 INSTRUCTIONS = "\n".join(["You are the assistant of one long test."] * 30)
-WITH_STATES = [kind for kind in MODEL_KINDS if kind != "plain"]
 
 
 @pytest.fixture(scope="module")
