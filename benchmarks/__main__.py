@@ -86,6 +86,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _measure(
     part: str, options: argparse.Namespace, folder: Path, report: Report, say: Say
 ) -> None:
+    has_mlx_lm = not options.without_mlx_lm
     if part == "telemetry":
         _measure_telemetry(options, folder, report, say)
     elif part == "memory":
@@ -93,10 +94,14 @@ def _measure(
     elif part == "prefix":
         for model in MODEL_NAMES[:1] if options.quick else MODEL_NAMES:
             report.followups += measure_followups(
-                model, options.rounds, folder / model, say, is_quick=options.quick
+                model,
+                options.rounds,
+                folder / model,
+                say,
+                has_mlx_lm=has_mlx_lm,
+                is_quick=options.quick,
             )
     elif part == "contended":
-        has_mlx_lm = not options.without_mlx_lm
         report.contended += measure_contended(
             options.rounds, folder, say, has_mlx_lm=has_mlx_lm, is_quick=options.quick
         )

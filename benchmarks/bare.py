@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,50 @@ class Row:
 
 @dataclass(slots=True)
 class Record:
-    """What has been seen so far."""
+    """What has been seen so far; the times to the first token are by client."""
 
-    first_token_s: list[float] = field(default_factory=list)
+    first_token_s: list[list[float]]
     gaps_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     requests: int = 0
     tokens: int = 0
+
+
+class Turns:
+    """Whose request is next, and when."""
+
+    def __init__(self, task: BareTask) -> None:
+        self._waiting = [iter(requests) for requests in task.clients]
+        self._due: list[tuple[float, int, BareRequest]] = []
+        self._is_led = task.is_led
+        self._is_over = False
+        self.come(range(len(self._waiting)))
+
+    def come(self, clients: Iterable[int]) -> None:
+        """Have these clients send their next request, each after its pause."""
+        now_s = time.perf_counter()
+        for client in clients:
+            if one := next(self._waiting[client], None):
+                self._due.append((now_s + one.pause_s, client, one))
+            elif self._is_led and client == 0:
+                self._is_over = True
+
+    def take(self) -> list[tuple[int, BareRequest]]:
+        """Return what is due by now."""
+        if not self._due:
+            return []
+        now_s = time.perf_counter()
+        taken = [(client, one) for due_s, client, one in self._due if due_s <= now_s]
+        self._due = [one for one in self._due if one[0] > now_s]
+        return taken
+
+    def wait(self) -> None:
+        """Sleep until something is due."""
+        time.sleep(max(0.0, min(due_s for due_s, _, _ in self._due) - time.perf_counter()))
+
+    def go_on(self, running: int) -> bool:
+        """Return whether there is anything to do, with so many rows that run."""
+        return not self._is_over and bool(running or self._due)
 
 
 class BareLoop:
@@ -55,12 +92,15 @@ class BareLoop:
 
     def run(self, task: BareTask) -> Answers:
         """Run all requests: of each client one at a time, of all clients together."""
-        waiting = [iter(requests) for requests in task.clients]
         rows: dict[int, Row] = {}
-        record = Record()
+        record = Record([[] for _ in task.clients])
         started_s, cpu_s = time.perf_counter(), time.process_time()
-        self._insert_next(range(len(waiting)), waiting, rows)
-        while rows:
+        turns = Turns(task)
+        while turns.go_on(len(rows)):
+            if not rows:
+                turns.wait()
+            if due := turns.take():
+                self._insert(due, rows)
             _, responses = self._generator.next()
             now_s = time.perf_counter()
             ended = [
@@ -68,28 +108,20 @@ class BareLoop:
                 for response in responses
                 if _settle(response, rows[response.uid], now_s, record)
             ]
-            if ended:
-                self._insert_next(ended, waiting, rows)
+            turns.come(ended)
+        self._generator.remove([*rows])
         return Answers(
             wall_s=time.perf_counter() - started_s,
             cpu_s=time.process_time() - cpu_s,
             requests=record.requests,
             tokens=record.tokens,
-            first_token_s=record.first_token_s,
+            first_token_s=[one for own in record.first_token_s for one in own],
             gaps_s=record.gaps_s,
             failures=record.failures,
         )
 
-    def _insert_next(
-        self,
-        clients: range | list[int],
-        waiting: list[Iterator[BareRequest]],
-        rows: dict[int, Row],
-    ) -> None:
-        """Let the next request of each of these clients join the batch."""
-        due = [(client, one) for client in clients if (one := next(waiting[client], None))]
-        if not due:
-            return
+    def _insert(self, due: Sequence[tuple[int, BareRequest]], rows: dict[int, Row]) -> None:
+        """Let these clients' requests join the batch."""
         uids = self._generator.insert(
             [one.prompt for _, one in due], max_tokens=[one.output_tokens for _, one in due]
         )
@@ -103,7 +135,7 @@ class BareLoop:
 def _settle(response: Any, row: Row, now_s: float, record: Record) -> bool:
     """Note one token; return whether it was the row's last."""
     if row.last_token_s is None:
-        record.first_token_s.append(now_s - row.inserted_s)
+        record.first_token_s[row.client].append(now_s - row.inserted_s)
     else:
         record.gaps_s.append(now_s - row.last_token_s)
     row.last_token_s = now_s

@@ -7,26 +7,26 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from benchmarks.child import Child
+from benchmarks.compare import BARE, MLX_LM, OURS
 from benchmarks.contenders import CHAT_PATH
 from benchmarks.models import make_model
-from benchmarks.prompts import WORDS
+from benchmarks.prompts import WORDS, PromptMaker, user
 from benchmarks.rounds import Say
-from benchmarks.servers import HOST, Server, mlx_lm_server, mlx_manager_server
-from benchmarks.work import ModelName
+from benchmarks.servers import HOST, Server, fast_blas, mlx_lm_server, mlx_manager_server
+from benchmarks.work import BareRequest, BareTask, ModelName
 from mlx_manager.observability import attributes as names
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import TraceFilter
 
 MODEL: ModelName = "tiny"
-OURS = "MLX Manager"
-MLX_LM = "mlx_lm.server"
 # Of about four tokens each.
 LONG_WORDS, QUICK_LONG_WORDS, LONGEST_WORDS = 2_000, 1_000, 8_000
 # A prompt of so many words takes most of a minute on a CPU, each time.
@@ -36,12 +36,15 @@ SHORT_WORDS = 16
 ALONE = 12
 # Between two short requests: so much of the time that a long one takes alone.
 PAUSE_SHARE = (0.05, 0.35)
+# More short requests than can be asked beside a long one.
+MOST_BESIDE = 50
+OUTPUT_TOKENS = 4
 BY_ITSELF = "by-itself"
 
 
 @dataclass(slots=True)
 class Contended:
-    """Seconds to the first token of one server's short requests, with the server for themselves and beside a long one.
+    """Seconds to the first token of one contender's short requests, by themselves and beside a long one.
 
     `long_s` are those of the long ones, `alone_long_s` of one that nothing was beside. `piece_s` is what a piece of
     that took, on average: what a short request finds under way. None where the server doesn't say. `long_words` is how
@@ -66,33 +69,64 @@ def measure_longest(rounds: int, folder: Path, say: Say) -> list[Contended]:
     """Measure MLX Manager beside prompts of some 32,000 tokens, a few at most."""
     path = make_model(folder / "models", MODEL, LONGEST_CONTEXT)
     rounds = min(rounds, MOST_LONGEST_ROUNDS)
-    return _measured(rounds, folder, path, LONGEST_WORDS, say, has_mlx_lm=False)
+    return [_measure_ours(path, folder, rounds, LONGEST_WORDS, say)]
 
 
 def measure_contended(
     rounds: int, folder: Path, say: Say, *, has_mlx_lm: bool = True, is_quick: bool = False
 ) -> list[Contended]:
-    """Measure each server by itself: `rounds` long prompts, beside which short ones are sent one after the other."""
+    """Measure each contender by itself: `rounds` long prompts, beside which short ones come one after the other."""
     path = make_model(folder / "models", MODEL)
     words = QUICK_LONG_WORDS if is_quick else LONG_WORDS
-    return _measured(rounds, folder, path, words, say, has_mlx_lm=has_mlx_lm)
-
-
-def _measured(
-    rounds: int, folder: Path, path: Path, words: int, say: Say, *, has_mlx_lm: bool
-) -> list[Contended]:
-    with ExitStack() as stack:
-        ours = stack.enter_context(mlx_manager_server(path, folder / "mlx-manager"))
-        servers = {OURS: ours}
-        if has_mlx_lm:
-            servers[MLX_LM] = stack.enter_context(mlx_lm_server(path, folder / "mlx-lm"))
-        found = [
-            asyncio.run(_measure(name, server, rounds, words, say))
-            for name, server in servers.items()
-        ]
-    # The store is complete when its server has ended.
-    found[0].piece_s = _piece_s(folder / "mlx-manager" / "traces.db")
+    found = [
+        _measure_ours(path, folder, rounds, words, say),
+        _measure_bare(path, rounds, words, say),
+    ]
+    if has_mlx_lm:
+        with mlx_lm_server(path, folder / "mlx-lm") as server:
+            found.append(asyncio.run(_measure(MLX_LM, server, rounds, words, say)))
     return found
+
+
+def _measure_ours(path: Path, folder: Path, rounds: int, words: int, say: Say) -> Contended:
+    own = folder / "mlx-manager"
+    with mlx_manager_server(path, own) as server:
+        found = asyncio.run(_measure(OURS, server, rounds, words, say))
+    # The store is complete when its server has ended.
+    found.piece_s = _piece_s(own / "traces.db")
+    return found
+
+
+def _measure_bare(path: Path, rounds: int, words: int, say: Say) -> Contended:
+    """Measure the bare loop: short prompts join the batch while the long one is read."""
+    found, maker, chance = Contended(BARE, words), PromptMaker(path), random.Random(0)
+
+    def one(words: int, pause_s: float = 0.0) -> BareRequest:
+        token_ids = maker.encode([user(_text(words, chance))])
+        return BareRequest(token_ids, OUTPUT_TOKENS, pause_s)
+
+    with Child("benchmarks.bare", [str(path)], fast_blas()) as child:
+        first_tokens_s(child, [[one(SHORT_WORDS)]])
+        found.alone_s = first_tokens_s(child, [[one(SHORT_WORDS) for _ in range(ALONE)]])
+        [found.alone_long_s] = first_tokens_s(child, [[one(words)]])
+        for number in range(1, rounds + 1):
+            say(f"{BARE}, long prompt {number} of {rounds}")
+            pauses_s = [chance.uniform(*PAUSE_SHARE) for _ in range(MOST_BESIDE)]
+            short = [one(SHORT_WORDS, share * found.alone_long_s) for share in pauses_s]
+            long_s, *beside_s = first_tokens_s(child, [[one(words)], short], is_led=True)
+            found.long_s.append(long_s)
+            found.beside_s += beside_s
+    return found
+
+
+def first_tokens_s(
+    bare: Child, clients: list[list[BareRequest]], *, is_led: bool = False
+) -> list[float]:
+    """Return the bare loop's seconds to each first token, client by client. Raises RuntimeError when one went wrong."""
+    answers = bare.ask(BareTask(clients, is_led))
+    if answers.failures:
+        raise RuntimeError(answers.failures[0])
+    return answers.first_token_s
 
 
 async def _measure(name: str, server: Server, rounds: int, words: int, say: Say) -> Contended:
@@ -122,11 +156,15 @@ async def _client(server: Server) -> AsyncIterator[Any]:
     async with httpx.AsyncClient(base_url=f"http://{HOST}:{server.port}", timeout=600) as client:
 
         async def ask(words: int, session: str = "any") -> float:
-            text = f"{chance.random()} {' '.join(chance.choices(WORDS, k=words))}"
-            messages = [{"role": "user", "content": text}]
+            messages = [user(_text(words, chance))]
             return await first_token_s(client, server.model_id, messages, session)
 
         yield ask
+
+
+def _text(words: int, chance: random.Random) -> str:
+    """Return so many words behind a number that hardly comes twice."""
+    return f"{chance.random()} {' '.join(chance.choices(WORDS, k=words))}"
 
 
 async def first_token_s(
@@ -139,7 +177,7 @@ async def first_token_s(
     body = {
         "model": model,
         "messages": messages,
-        "max_tokens": 4,
+        "max_tokens": OUTPUT_TOKENS,
         "temperature": 0,
         "stream": True,
     }

@@ -90,9 +90,9 @@ def contended_goals(rows: Sequence[Contended]) -> Iterator[Goal]:
 
 
 def followup_goals(rows: Sequence[FollowUp]) -> Iterator[Goal]:
-    """Yield whether what was read before is not read again."""
+    """Yield whether MLX Manager doesn't read again what was read before."""
     for row in rows:
-        if row.tokens < FOLLOWUP_TOKENS:
+        if row.tokens < FOLLOWUP_TOKENS or row.contender != OURS:
             continue
         shares = {
             "warm": (row.warm_s, WARM_SHARE),

@@ -14,6 +14,12 @@ from tools.random_model import CHAT_TEMPLATE
 
 WORDS = "model token batch layer prompt answer server client engine weight stream memory".split()
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+Message = dict[str, str]
+
+
+def user(text: str) -> Message:
+    """Return a user's message."""
+    return {"role": "user", "content": text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +49,19 @@ class PromptMaker:
             for number, tokens in enumerate(lengths)
         ]
 
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Return the token ids of a conversation, up to where its next answer begins."""
+        rendered = self._template.render(messages=messages, add_generation_prompt=True)
+        return list(self._tokenizer.encode(rendered, add_special_tokens=False).ids)
+
     def _prompt(self, tokens: int, chance: random.Random) -> Prompt:
         """Return a mark that hardly comes twice, and words."""
         text = "".join(chance.choices(LETTERS, k=8))
-        missing = tokens - len(self._encode(text))
+        missing = tokens - len(self.encode([user(text)]))
         while fitting := [word for word in WORDS if self._word_tokens[word] <= missing]:
             word = chance.choice(fitting)
             text += f" {word}"
             missing -= self._word_tokens[word]
-        token_ids = self._encode(text)
+        token_ids = self.encode([user(text)])
         # The mark was too long, or nothing short enough for the rest: begin anew with another one.
         return Prompt(text, token_ids) if len(token_ids) == tokens else self._prompt(tokens, chance)
-
-    def _encode(self, text: str) -> list[int]:
-        message = {"role": "user", "content": text}
-        rendered = self._template.render(messages=[message], add_generation_prompt=True)
-        return list(self._tokenizer.encode(rendered, add_special_tokens=False).ids)

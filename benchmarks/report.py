@@ -17,6 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.compare import BARE, MLX_LM, OURS
 from benchmarks.contended import Contended
 from benchmarks.figures import (
     Figures,
@@ -53,7 +54,7 @@ COLUMNS = (
     "client's\nCPU",
 )
 CONTENDED_COLUMNS = (
-    "server",
+    "contender",
     "short alone ms\np50 / p99",
     "short beside ms\np50 / p99",
     "requests",
@@ -63,8 +64,9 @@ CONTENDED_COLUMNS = (
 )
 CHANGE_COLUMNS = ("", "then", "now", "")
 FOLLOWUP_COLUMNS = (
-    *("prompt", "cold ms", "warm ms", "restarted ms"),
-    *("warm", "range", "restarted", "range"),
+    *("model, tokens,\ncontender", "cold\nms", "warm\nms", "restart\nms"),
+    *("warm of cold\n(range)", "restart of cold\n(range)"),
+    *("warm of bare's\n(range)", "warm of mlx_lm's\n(range)"),
 )
 TELEMETRY_COLUMNS = (
     "telemetry",
@@ -168,9 +170,9 @@ def print_report(report: Report, screen: Console) -> None:
         cells = map(_contended_cells, report.contended)
         screen.print(_filled(_table(title), CONTENDED_COLUMNS, cells))
     if report.followups:
-        title = "first token of a second turn, as a share of the first turn's"
-        cells = map(_followup_cells, report.followups)
-        screen.print(_filled(_table(title), FOLLOWUP_COLUMNS, cells))
+        title = "first token of a second turn, as a share of the first turn's and of others' second turn"
+        turns = [_followup_cells(row, report.followups) for row in report.followups]
+        screen.print(_filled(_table(title), FOLLOWUP_COLUMNS, turns))
     for figures in report.memory:
         screen.print(_memory_lines(figures), highlight=False)
     if report.earlier is not None:
@@ -251,16 +253,25 @@ def _contended_cells(row: Contended) -> Sequence[str]:
     )
 
 
-def _followup_cells(row: FollowUp) -> Sequence[str]:
-    warm, restarted = row.ratios(row.warm_s), row.ratios(row.restart_s)
+def _followup_cells(row: FollowUp, rows: Iterable[FollowUp]) -> Sequence[str]:
+    alike = {
+        one.contender: one for one in rows if (one.model, one.tokens) == (row.model, row.tokens)
+    }
+    others = [alike.get(name) if row.contender == OURS else None for name in (BARE, MLX_LM)]
+    times = (row.cold_s, row.warm_s, row.restart_s)
     return (
-        f"{row.model}, {row.tokens:,} tokens",
-        *(f"{median(times) * 1e3:,.1f}" for times in (row.cold_s, row.warm_s, row.restart_s)),
-        f"{median(warm):.2f}",
-        f"{min(warm):.2f} … {max(warm):.2f}",
-        f"{median(restarted):.2f}",
-        f"{min(restarted):.2f} … {max(restarted):.2f}",
+        f"{row.model}, {row.tokens:,}, {row.contender}",
+        *(f"{median(one) * 1e3:,.1f}" if one else "-" for one in times),
+        _ratio_cell(row.ratios(row.warm_s)),
+        _ratio_cell(row.ratios(row.restart_s) if row.restart_s else []),
+        *(_ratio_cell(row.warm_ratios(one) if one else []) for one in others),
     )
+
+
+def _ratio_cell(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return "-"
+    return f"{median(ratios):.3f} ({min(ratios):.3f} … {max(ratios):.3f})"
 
 
 def _change_cells(change: Change) -> Sequence[str]:

@@ -6,11 +6,13 @@ import itertools
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from benchmarks.contenders import Contender, Measured
 from benchmarks.work import Load
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 _seeds = itertools.count()
 
 
@@ -60,7 +62,7 @@ def measure(
     return series
 
 
-def orders(contenders: Sequence[Contender], rounds: int) -> Iterator[Iterable[Contender]]:
+def orders(contenders: Sequence[T], rounds: int) -> Iterator[Iterable[T]]:
     """Yield an order for each round: each forwards and then backwards, then rotated by one.
 
     Twice as many rounds as there are contenders have each of them in each place twice.

@@ -64,16 +64,21 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class BareRequest(msgspec.Struct, frozen=True):
-    """A prompt as token ids, and how many tokens its answer has."""
+    """A prompt as token ids, and how many tokens its answer has. Its client waits `pause_s` before it."""
 
     prompt: list[int]
     output_tokens: int
+    pause_s: float = 0.0
 
 
 class BareTask(msgspec.Struct, frozen=True):
-    """The load without HTTP: for each client its requests, one after the other."""
+    """The load without HTTP: for each client its requests, one after the other.
+
+    With `is_led` all is over when the first client has its last answer, whatever the others still wait for.
+    """
 
     clients: list[list[BareRequest]]
+    is_led: bool = False
 
 
 class Posted(msgspec.Struct, frozen=True):
@@ -96,7 +101,8 @@ class Answers(msgspec.Struct, frozen=True):
     """What came of a load, as the process saw that ran it.
 
     `gaps_s` are the times between the tokens of an answer; both it and `first_token_s` are empty for answers that
-    came whole. `failures` has a line for each request whose answer was not what it should be.
+    came whole. `first_token_s` of the bare loop are the first client's, then the second's, and so on. `failures` has a
+    line for each request whose answer was not what it should be.
     """
 
     wall_s: float

@@ -12,9 +12,12 @@ import pytest
 from rich.console import Console
 
 from benchmarks.__main__ import DEFAULT_PARTS, main, parse
+from benchmarks.child import Child
+from benchmarks.compare import BARE, MLX_LM, OURS
 from benchmarks.connection import Reply
 from benchmarks.contenders import Measured, deal
 from benchmarks.figures import Figures, Spread, percentile, telemetry_figures
+from benchmarks.followup import FollowUp
 from benchmarks.goals import telemetry_goals
 from benchmarks.history import Earlier
 from benchmarks.memory import Growth
@@ -22,11 +25,20 @@ from benchmarks.models import make_model
 from benchmarks.prompts import PromptMaker
 from benchmarks.receiver import otlp_receiver
 from benchmarks.replies import read
-from benchmarks.report import Report, print_report
+from benchmarks.report import WIDTH, Report, print_report
 from benchmarks.rounds import measure, orders, throughput_ratio
-from benchmarks.servers import Cpu
+from benchmarks.servers import Cpu, fast_blas
 from benchmarks.telemetry import OFF, SPANS, STORE, STORE_AND_OTLP, TelemetryCost, measure_telemetry
-from benchmarks.work import CLIENT_COUNTS, Answers, Length, Load, even_load, mixed_load
+from benchmarks.work import (
+    CLIENT_COUNTS,
+    Answers,
+    BareRequest,
+    BareTask,
+    Length,
+    Load,
+    even_load,
+    mixed_load,
+)
 from mlx_manager.traces.reader import TraceReader
 from mlx_manager.traces.summary import TraceFilter
 
@@ -98,25 +110,74 @@ def test_short_requests_are_timed_beside_a_long_prompt(tmp_path: Path) -> None:
     status = main([*"contended --without-mlx-lm --rounds 1 --quick --json".split(), str(file)])
 
     report = json.loads(file.read_text())
-    [row] = report["contended"]
+    own, bare = report["contended"]
     assert status == 0
-    assert len(row["alone_s"]) > 5
-    assert len(row["beside_s"]) >= 1
-    assert max(row["beside_s"]) < min(row["long_s"])
-    assert 0 < row["piece_s"] <= row["alone_long_s"]
+    assert (own["server"], bare["server"]) == ("MLX Manager", "bare loop")
+    for row in (own, bare):
+        assert len(row["alone_s"]) > 5
+        assert len(row["beside_s"]) >= 1
+        assert max(row["beside_s"]) < min(row["long_s"])
+    assert 0 < own["piece_s"] <= own["alone_long_s"]
+    assert bare["piece_s"] is None
     assert report["goals"][0]["name"].startswith("MLX Manager: first token")
 
 
-def test_a_second_turn_is_timed_warm_and_after_a_restart(tmp_path: Path) -> None:
+def test_a_second_turn_is_timed_warm_and_after_a_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "report.json"
 
     status = main([*"prefix --rounds 1 --quick --json".split(), str(file)])
 
-    [row] = json.loads(file.read_text())["followups"]
+    own, bare, theirs = rows = json.loads(file.read_text())["followups"]
     assert status == 0
-    assert (row["model"], row["tokens"]) == ("tiny", 1000)
-    assert row["warm_s"][0] < row["cold_s"][0]
-    assert row["restart_s"][0] < row["cold_s"][0]
+    assert {(row["model"], row["tokens"]) for row in rows} == {("tiny", 1000)}
+    assert [row["contender"] for row in rows] == ["MLX Manager", "bare loop", "mlx_lm.server"]
+    assert own["warm_s"][0] < own["cold_s"][0]
+    assert own["restart_s"][0] < own["cold_s"][0]
+    assert (len(bare["cold_s"]), len(bare["warm_s"]), bare["restart_s"]) == (1, 1, [])
+    assert own["warm_s"][0] < bare["warm_s"][0]
+    assert len(theirs["cold_s"]) == len(theirs["warm_s"]) == len(theirs["restart_s"]) == 1
+    of_bare, of_theirs = (f"{own['warm_s'][0] / row['warm_s'][0]:.3f}" for row in (bare, theirs))
+    printed = capsys.readouterr().out
+    assert re.search(rf"1,000, MLX Manager .* {of_bare} .* {of_theirs} ", printed)
+    assert main([*"prefix --rounds 1 --quick --without-mlx-lm --against".split(), str(file)]) == 0
+    assert "mlx_lm.server" not in capsys.readouterr().out
+
+
+def test_the_table_of_second_turns_has_room_for_slow_ones(tmp_path: Path) -> None:
+    own = FollowUp("small", 8_000, OURS, [60.0, 70.0, 80.0], [0.6, 0.7, 1.6], [1.2, 0.7, 0.8])
+    bare = FollowUp("small", 8_000, BARE, [60.0, 70.0, 80.0], [90.0, 70.0, 80.0])
+    theirs = FollowUp("small", 8_000, MLX_LM, [60.0] * 3, [0.3, 0.7, 0.8], [60.0] * 3)
+    with (tmp_path / "printed").open("w") as printed:
+        print_report(Report(3, followups=[own, bare, theirs]), Console(file=printed, width=WIDTH))
+    text = (tmp_path / "printed").read_text()
+
+    assert re.search(
+        r"small, 8,000, MLX Manager +70,000.0 +700.0 +800.0 +0.010 \(0.010 … 0.020\) "
+        r"+0.010 \(0.010 … 0.020\) +0.010 \(0.007 … 0.020\) +2.000 \(1.000 … 2.000\)",
+        text,
+    )
+    assert re.search(r"bare loop +70,000.0 +80,000.0 +- +1.000 \(1.000 … 1.500\) +- +- +-", text)
+    assert re.search(
+        r"mlx_lm.server +60,000.0 +700.0 +60,000.0 +0.012 \(0.005 … 0.013\) +1.000 \(", text
+    )
+
+
+def test_a_led_task_ends_with_its_first_client_and_the_others_come_after_their_pauses(
+    tmp_path: Path,
+) -> None:
+    path = make_model(tmp_path, "tiny")
+    led = [BareRequest([5] * 40, 6)] * 2
+    soon, late = BareRequest([7] * 9, 2, pause_s=0.001), BareRequest([7] * 9, 2, pause_s=600)
+    with Child("benchmarks.bare", [str(path)], fast_blas()) as child:
+        answers = child.ask(BareTask([led, [soon, late]], is_led=True))
+        again = child.ask(BareTask([[soon] * 3]))
+
+    assert len(answers.first_token_s) == 3
+    assert answers.failures == again.failures == []
+    assert answers.wall_s < 600
+    assert (again.requests, again.tokens, len(again.first_token_s)) == (3, 6, 3)
 
 
 def test_an_unknown_part_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:

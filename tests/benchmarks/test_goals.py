@@ -90,7 +90,8 @@ def test_a_second_turn_takes_little_of_what_the_first_took() -> None:
     met = FollowUp("tiny", 2_000, cold_s=[1.0, 2.0], warm_s=[0.1, 0.2], restart_s=[0.2, 0.4])
     missed = FollowUp("tiny", 8_000, cold_s=[1.0, 2.0], warm_s=[0.1, 0.21], restart_s=[0.2, 0.41])
     short = FollowUp("tiny", 1_000, cold_s=[1.0], warm_s=[1.0], restart_s=[1.0])
-    goals = followup_goals([met, missed, short])
+    bare = FollowUp("tiny", 2_000, BARE, cold_s=[1.0], warm_s=[1.0])
+    goals = followup_goals([met, missed, short, bare])
     assert [goal.is_met for goal in goals] == [True, True, False, False]
 
 
