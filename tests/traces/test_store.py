@@ -15,6 +15,7 @@ from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mlx_manager.errors import TracesUnavailable
@@ -112,6 +113,17 @@ def test_a_batch_of_many_traces_takes_few_statements(tmp_path: Path) -> None:
             assert (found.spans, found.summary.span_count) == (whole, 2)
 
 
+def test_batches_of_every_size_leave_little_in_memory(tmp_path: Path) -> None:
+    """Each size has statements of its own, and SQLite keeps some of them ready."""
+    process, grown = psutil.Process(), list[int]()
+    with closing(open_for_writing(tmp_path / "traces.db")) as connection:
+        for trace, spans in enumerate([240, 240, *range(1, 240, 2)], start=1):
+            batch = [server(trace), *(span(trace, n, 1) for n in range(2, spans + 2))]
+            writing.store_records(connection, batch, now_ns=trace)
+            grown.append(process.memory_info().rss)
+    assert grown[-1] - grown[1] < 8 * 2**20
+
+
 def test_what_the_queue_can_not_hold_is_dropped_and_counted(tmp_path: Path) -> None:
     is_free = threading.Event()
 
@@ -165,6 +177,8 @@ def test_spans_that_a_full_disk_has_no_room_for_are_counted_and_later_ones_store
 ) -> None:
     """SQLite itself says that the disk is full where a file has all the pages that it may have."""
     with TraceStore(tmp_path / "traces.db", StoreOptions(linger_s=0)) as store:
+        # Behind the first sweep, which its thread makes with the same connection.
+        put(store, span(3, 1))
         pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
         store._connection.execute(f"PRAGMA max_page_count = {pages}")
         put(store, *(span(1, n, attributes={"text": "x" * 4000}) for n in range(1, 30)))
