@@ -20,7 +20,8 @@ router = APIRouter(include_in_schema=False)
 class ModelRow:
     """A model as the page shows it; `card` is None until its files, as they are now, have been checked.
 
-    `memory_bytes` is what it counts for in the memory budget, None unless it is in memory.
+    Keys and values have `kv_bits`, or are whole. `memory_bytes` is what it counts for in the memory budget, None unless
+    it is in memory.
     """
 
     id: str
@@ -30,6 +31,7 @@ class ModelRow:
     is_pinned: bool
     memory_bytes: int | None
     is_demonstration: bool
+    kv_bits: int | None
     card: Card | None
 
 
@@ -60,5 +62,6 @@ def _row(model: ModelFiles, state: ServerState, card: Card | None) -> ModelRow:
         is_pinned=state.pool.is_pinned(model),
         memory_bytes=resident.committed_bytes if resident else None,
         is_demonstration=model.is_demonstration,
+        kv_bits=model.settings.kv_bits,
         card=card,
     )

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 import mlx_manager
 from mlx_manager import errors
+from mlx_manager.mlx_server.api.admin_schemas import BatchSpeed, Memory, ModelState, RequestState
 from mlx_manager.observability import attributes
 from tools.document import DOCS, documented
 
@@ -32,6 +34,13 @@ def test_every_error_code_of_the_api_is_listed_with_its_status() -> None:
     for error in drawn_errors(errors.MlxManagerError):
         if error.__module__ == errors.__name__:
             assert f"| `{error.code}` | {error.status} |" in text
+
+
+@pytest.mark.parametrize("kind", [ModelState, Memory, RequestState, BatchSpeed])
+def test_every_field_that_administration_tells_is_described(kind: type[BaseModel]) -> None:
+    text = (DOCS / "api.md").read_text()
+    section = text[text.index("## Administration") : text.index("## The audit log")]
+    assert [name for name in kind.model_fields if f"`{name}`" not in section] == []
 
 
 PACKAGE = Path(mlx_manager.__file__).parent

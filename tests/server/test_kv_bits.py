@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import httpx
 import openai
 import pytest
 
-from mlx_manager.mlx_server.app import create_app
+from mlx_manager.app import create_app
+from mlx_manager.config import Settings
 from mlx_manager.mlx_server.model_settings import ModelSettings
 from tests.engine.models import write_model
 from tests.support.running import RunningServer, running, settings_for, wait_until
@@ -38,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         },
         prefix_cache_mib=8,
     )
-    with running(create_app(settings)) as server:
+    with running(create_app(settings, Settings())) as server:
         yield server
 
 
@@ -90,6 +92,12 @@ def test_a_model_answers_nearly_as_it_does_with_whole_ones_in_far_less_memory(
     wait_until(lambda: all(stored_bytes(server, one) for one in (WHOLE, QUANTISED)))
     held = [stored_bytes(server, one) for one in (QUANTISED, WHOLE)]
     assert held[0] / held[1] == pytest.approx(10 / 32, abs=0.02)
+
+
+def test_the_first_page_says_which_models_have_it(server: RunningServer) -> None:
+    page = httpx.get(server.url).text
+    tags = re.findall(r"<code>(test/\w+)</code>(?: <span class=\"tag\"[^>]*>([^<]+)</span>)?", page)
+    assert dict(tags) == {WHOLE: "", QUANTISED: "8-bit KV", SLIDING: "4-bit KV"}
 
 
 def test_a_model_that_can_not_have_it_is_refused_with_what_to_do(
