@@ -16,9 +16,11 @@ from mlx_manager.app import create_app
 from mlx_manager.config import Settings
 from mlx_manager.mlx_server.model_settings import ModelSettings
 from tests.engine.models import write_model
+from tests.support.encoders import make_encoder
 from tests.support.running import RunningServer, running, settings_for, wait_until
 
 WHOLE, QUANTISED, SLIDING = "test/plain", "test/quantised", "test/sliding"
+VECTORS = "test/vectors"
 QUESTION = "Why is that so, and not otherwise? " * 20
 CONTEXT_TOKENS = 2048
 
@@ -30,6 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     # The same weights twice.
     for name, kind in ((WHOLE, "quantised"), (QUANTISED, "quantised"), (SLIDING, "sliding")):
         write_model(kind, models / Path(name))
+    make_encoder(models / VECTORS)
     settings = settings_for(
         folder,
         models,
@@ -37,6 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
             WHOLE: ModelSettings(context_tokens=CONTEXT_TOKENS),
             QUANTISED: ModelSettings(context_tokens=CONTEXT_TOKENS, kv_bits=8),
             SLIDING: ModelSettings(kv_bits=4),
+            VECTORS: ModelSettings(kv_bits=8),
         },
         prefix_cache_mib=8,
     )
@@ -97,7 +101,12 @@ def test_a_model_answers_nearly_as_it_does_with_whole_ones_in_far_less_memory(
 def test_the_first_page_says_which_models_have_it(server: RunningServer) -> None:
     page = httpx.get(server.url).text
     tags = re.findall(r"<code>(test/\w+)</code>(?: <span class=\"tag\"[^>]*>([^<]+)</span>)?", page)
-    assert dict(tags) == {WHOLE: "", QUANTISED: "8-bit KV", SLIDING: "4-bit KV"}
+    assert dict(tags) == {
+        WHOLE: "",
+        QUANTISED: "8-bit KV",
+        SLIDING: "4-bit KV",
+        VECTORS: "8-bit KV",
+    }
 
 
 def test_a_model_that_can_not_have_it_is_refused_with_what_to_do(
@@ -105,7 +114,7 @@ def test_a_model_that_can_not_have_it_is_refused_with_what_to_do(
 ) -> None:
     with pytest.raises(openai.APIStatusError) as failed:
         answered(client, SLIDING)
-    assert "kv_bits is 4" in failed.value.message
+    assert "could not be loaded: kv_bits is 4, and not all layers" in failed.value.message
     assert "Leave kv_bits out for it" in failed.value.message
     with (
         anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as other,
@@ -114,3 +123,5 @@ def test_a_model_that_can_not_have_it_is_refused_with_what_to_do(
         other.messages.create(
             model=SLIDING, max_tokens=4, messages=[{"role": "user", "content": "Hi"}]
         )
+    with pytest.raises(openai.APIStatusError, match="kv_bits is for models that chat"):
+        client.embeddings.create(model=VECTORS, input="Hi")

@@ -30,7 +30,7 @@ from mlx_manager.mlx_server.engine.embedding_scheduler import EmbeddingScheduler
 from mlx_manager.mlx_server.engine.engine import Engine
 from mlx_manager.mlx_server.engine.grammar import Vocabulary
 from mlx_manager.mlx_server.engine.grammar_compiler import GrammarCompiler
-from mlx_manager.mlx_server.engine.kv_bits import quantise_kv
+from mlx_manager.mlx_server.engine.kv_bits import KvBitsImpossible, quantise_kv
 from mlx_manager.mlx_server.engine.kv_cost import bytes_beside, measure_kv_cost
 from mlx_manager.mlx_server.engine.loading import Tell, load
 from mlx_manager.mlx_server.engine.messages import (
@@ -117,17 +117,26 @@ def main() -> int:
             )
         else:
             if arguments.kv_bits is not None:
-                raise ValueError("kv_bits is for models that chat. Leave it out for this one.")
+                raise KvBitsImpossible(
+                    "kv_bits is for models that chat. Leave it out for this one."
+                )
             engine, ready = make_embedding_engine(arguments.model, limits, channel.send)
+    except KvBitsImpossible as error:
+        return _fail(channel, str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the API process is told
-        channel.send(LoadFailed(f"{type(error).__name__}: {error}"))
-        channel.drain(LAST_WORDS_S)
-        return 1
+        return _fail(channel, f"{type(error).__name__}: {error}")
     keep_all_so_far()
     channel.send(ready)
     with closing(engine):
         serve(channel, engine)
     return 0
+
+
+def _fail(channel: Channel, reason: str) -> int:
+    """Say why the model is not there, and return the exit status."""
+    channel.send(LoadFailed(reason))
+    channel.drain(LAST_WORDS_S)
+    return 1
 
 
 def limit_pool(most_bytes: int) -> None:
