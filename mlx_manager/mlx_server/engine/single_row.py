@@ -12,7 +12,9 @@ from typing import Any
 
 
 class SingleRow:
-    """What is added to a cache of one row to make it the cache of a batch, too."""
+    """What is added to a cache of one row, of the kind `own_kind`, to make it the cache of a batch, too."""
+
+    own_kind: Any
 
     def merge(self, caches: Sequence[Any]) -> Any:
         """Become the batch of this row. Raises ValueError where there is another."""
@@ -34,7 +36,7 @@ class SingleRow:
         """Return the row's own cache: a copy, as this one is written to in place."""
         assert index == 0
         own = deepcopy(self)
-        own.__class__ = type(self).__mro__[2]
+        own.__class__ = self.own_kind
         return own
 
 
@@ -64,4 +66,4 @@ def _alone(own: Any) -> Any:
 def _single_row(kind: Hashable) -> Any:
     """Return a kind of caches with what batches ask for."""
     own: Any = kind
-    return type(f"SingleRow{own.__name__}", (SingleRow, own), {})
+    return type(f"SingleRow{own.__name__}", (SingleRow, own), {"own_kind": own})

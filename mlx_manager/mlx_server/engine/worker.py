@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import mlx.core as mx
 import msgspec
@@ -102,25 +102,7 @@ def main() -> int:
         kv_budget_bytes=arguments.kv_budget_bytes,
     )
     try:
-        if arguments.kind == "chat":
-            engine, ready = make_chat_engine(
-                arguments.model,
-                limits,
-                arguments.prefix_cache_bytes,
-                channel.wake,
-                arguments.adapter,
-                channel.send,
-                _prefix_disk(arguments),
-                arguments.lookup_tokens,
-                arguments.shared_bytes,
-                arguments.kv_bits,
-            )
-        else:
-            if arguments.kv_bits is not None:
-                raise KvBitsImpossible(
-                    "kv_bits is for models that chat. Leave it out for this one."
-                )
-            engine, ready = make_embedding_engine(arguments.model, limits, channel.send)
+        engine, ready = _make_engine(arguments, limits, channel)
     except KvBitsImpossible as error:
         return _fail(channel, str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the API process is told
@@ -130,6 +112,28 @@ def main() -> int:
     with closing(engine):
         serve(channel, engine)
     return 0
+
+
+def _make_engine(
+    arguments: argparse.Namespace, limits: Limits, channel: Channel
+) -> tuple[Stepping, Ready]:
+    """Load the model that the command line names, as what it is."""
+    if arguments.kind == "chat":
+        return make_chat_engine(
+            arguments.model,
+            limits,
+            arguments.prefix_cache_bytes,
+            channel.wake,
+            arguments.adapter,
+            channel.send,
+            _prefix_disk(arguments),
+            arguments.lookup_tokens,
+            arguments.shared_bytes,
+            arguments.kv_bits,
+        )
+    if arguments.kv_bits is not None:
+        raise KvBitsImpossible("kv_bits is for models that chat. Leave it out for this one.")
+    return make_embedding_engine(arguments.model, limits, channel.send)
 
 
 def _fail(channel: Channel, reason: str) -> int:
@@ -173,15 +177,9 @@ def make_chat_engine(
     if kv_bits is not None:
         quantise_kv(loaded.model, kv_bits)
     weights_bytes = loaded.ready.weights_bytes
-    if not kinds_of(loaded.model).are_batchable:
-        limits = replace(limits, max_batch=1)
     if shared_bytes is None:
         shared_bytes = bytes_beside(weights_bytes)
-    limits = replace(
-        limits,
-        kv_cost=measure_kv_cost(loaded.model),
-        kv_budget_bytes=min(limits.kv_budget_bytes or shared_bytes, shared_bytes),
-    )
+    limits = _limits_of(loaded.model, limits, shared_bytes)
     disk = None
     if prefix_disk is not None and digest is not None:
         folder, disk_limits = prefix_disk
@@ -198,6 +196,16 @@ def make_chat_engine(
     )
     threads = BlasThreads(weights_bytes)
     return Engine(runner, Scheduler(limits), threads, grammars=grammars), ready
+
+
+def _limits_of(model: Any, limits: Limits, shared_bytes: int) -> Limits:
+    """Return the limits with what a model's sequences need, of `shared_bytes`, and how many of them it can batch."""
+    return replace(
+        limits,
+        max_batch=limits.max_batch if kinds_of(model).are_batchable else 1,
+        kv_cost=measure_kv_cost(model),
+        kv_budget_bytes=min(limits.kv_budget_bytes or shared_bytes, shared_bytes),
+    )
 
 
 def make_embedding_engine(
