@@ -50,7 +50,8 @@ from tests.conftest import ENDLESS_TOKENS
 from tests.support.running import eventually
 
 MODEL = "test/tiny"
-TOKENS = 200
+# Pieces are 16 ms apart: so many tokens are more than a dozen of them on a fast machine, too.
+TOKENS = 500
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
